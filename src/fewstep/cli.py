@@ -1,0 +1,140 @@
+"""The command line: a thin skin that turns options into configs, and errors into one line and a hint."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
+
+from fewstep import __version__
+from fewstep.configs import (
+    Config,
+    DistillConfig,
+    DoctorConfig,
+    FinetuneConfig,
+    SampleConfig,
+    build,
+    option_name,
+    usage_error,
+)
+from fewstep.errors import FewstepError, UsageError
+
+NO_NEGATIVES = Parameter(negative=())  # no --no-json, no --empty-lora
+
+Run = Callable[[Any], None]
+
+COMMANDS: dict[str, tuple[type[Config], str]] = {  # name: its config, and the module whose `run` takes it
+    "sample": (SampleConfig, "fewstep.pipeline"),
+    "distill": (DistillConfig, "fewstep.training.distill"),
+    "finetune": (FinetuneConfig, "fewstep.training.finetune"),
+    "doctor": (DoctorConfig, "fewstep.doctor"),
+}
+
+
+def new_app() -> App:
+    """The `fewstep` program: one subcommand per config."""
+    app = App(
+        name="fewstep",
+        help="Turn any Stable Diffusion model into a 4-step generator: distil, sample, merge, compare.",
+        version=__version__,
+        help_format="plaintext",
+        default_parameter=NO_NEGATIVES,
+        suppress_keyboard_interrupt=False,  # `guarded` says it in our words
+    )
+    for name, (kind, module) in COMMANDS.items():
+        app.command(command(kind, runner(module)), name=name)
+    return app
+
+
+def runner(module: str) -> Run:
+    """The module's `run`, imported when it is called: --help imports no torch."""
+
+    def run(config: Config) -> None:
+        import_module(module).run(config)
+
+    return run
+
+
+def command(kind: type[Config], run: Run) -> Callable[..., None]:
+    """A function cyclopts can read: `kind`'s fields as options, its prompts, if any, as arguments."""
+    flat: Any = Annotated[kind | None, Parameter(name="*", name_transform=spelling)]
+
+    def with_prompts(*prompts: str, config: Config | None = None) -> None:
+        given = config.model_dump(exclude_unset=True) if config else {}
+        run(build(kind, **(given | {"prompts": prompts})))
+
+    def without_prompts(*, config: Config | None = None) -> None:
+        run(config or build(kind))
+
+    function = with_prompts if "prompts" in kind.model_fields else without_prompts
+    function.__annotations__ = {
+        "config": flat,
+        "prompts": Annotated[str, Parameter(name="PROMPT", help="What to draw; several prompts give several images.")],
+        "return": None,
+    }
+    function.__doc__ = kind.__doc__
+    return function
+
+
+def spelling(field: str) -> str:
+    """The option's name without its dashes."""
+    return option_name(field).removeprefix("--")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; its exit code."""
+    return guarded(new_app(), sys.argv[1:] if argv is None else argv)
+
+
+def main_of(kind: type[Config], run: Run, argv: Sequence[str] | None = None) -> int:
+    """Run a program of one command, as the recipes are; its exit code."""
+    app = App(
+        help=kind.__doc__,
+        help_format="plaintext",
+        version_flags=(),
+        default_parameter=NO_NEGATIVES,
+        suppress_keyboard_interrupt=False,
+    )
+    app.default(command(kind, run))
+    return guarded(app, sys.argv[1:] if argv is None else argv)
+
+
+def guarded(app: App, argv: Sequence[str]) -> int:
+    """Run `app`, turning every expected error into one line and a hint on stderr, and an exit code."""
+    try:
+        app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
+        return 0
+    except FewstepError as error:
+        return complain(error)
+    except ValidationError as error:
+        return complain(usage_error(error))
+    except CycloptsError as error:
+        return complain(explained(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return complain(FewstepError("stopped", "nothing half-written was left"), 130)
+
+
+def complain(error: FewstepError, exit_code: int | None = None) -> int:
+    """Print the error as one line, a blank line and a hint; its exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code if exit_code is None else exit_code
+
+
+def explained(error: CycloptsError) -> UsageError:
+    """A command-line mistake in our words."""
+    if isinstance(error.__cause__, ValidationError):
+        return usage_error(error.__cause__)
+    text = re.sub(r'^Command "[^"]*" parameter ', "", " ".join(str(error).split()))
+    return UsageError(text[0].lower() + text[1:].rstrip("."), "see --help for what there is")
+
+
+def entry() -> None:
+    """The console command."""
+    sys.exit(main())

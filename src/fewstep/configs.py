@@ -1,0 +1,216 @@
+"""One frozen, typed config per command. The command line and the docs are generated from these classes.
+
+Each field's docstring is its help; ranges are checked here, once, for every way in.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from cyclopts import Parameter
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fewstep.errors import UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Solver = Literal["auto", "lcm", "ddim", "dpm-solver", "dpm-solver++", "dpm-solver++2s"]
+
+
+class Config(BaseModel):
+    """What every command's config shares: it does not change, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def build(kind: type[C], **values: Any) -> C:
+    """The config with these values; a bad one is a UsageError naming the option as typed."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise usage_error(error) from None
+
+
+def usage_error(error: ValidationError) -> UsageError:
+    """pydantic's first complaint as one line and a hint."""
+    first = error.errors()[0]
+    name = option_name(str(first["loc"][0])) if first["loc"] else "value"
+    given = first.get("input")
+    if first["type"] == "extra_forbidden":
+        return UsageError(f"there is no option {name}", "see --help for the options of this command")
+    if first["type"] == "missing":
+        return UsageError(f"{name} is required", "see --help for what it takes")
+    return UsageError(
+        f"{name} {given}: {first['msg'][0].lower()}{first['msg'][1:]}", "see --help for the range of values"
+    )
+
+
+def option_name(field: str) -> str:
+    """The command-line spelling of a field: `train_steps` is typed --steps."""
+    return "--" + SPELLINGS.get(field, field).replace("_", "-")
+
+
+SPELLINGS = {"train_steps": "steps", "as_json": "json"}
+
+
+class SampleConfig(Config):
+    """Draw images from prompts, in 1 to 8 steps with an acceleration LoRA."""
+
+    prompts: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
+    """What to draw; several prompts give several images."""
+    model: str
+    """A Stable Diffusion model folder in diffusers' layout."""
+    lora: tuple[str, ...] = ()
+    """FILE or FILE:WEIGHT; give it several times to add several LoRAs."""
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Network calls of one branch; by default what the LoRA was trained for, else 20."""
+    solver: Solver = "auto"
+    """auto follows the LoRA's recipe."""
+    guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
+    """1 = off; by default what the LoRA was trained for, else 7.5."""
+    negative_prompt: str = ""
+    """What to keep away from; it works only with a guidance scale above 1."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the first image; the next ones count up from it."""
+    count: Annotated[int, Field(ge=1, le=10000)] = 1
+    """Images per prompt."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Images drawn at once; lower it when memory runs out."""
+    width: Annotated[int, Field(ge=8, le=8192)] | None = None
+    """Pixels, a multiple of the autoencoder's factor (8); by default the model's own size."""
+    height: Annotated[int, Field(ge=8, le=8192)] | None = None
+    """Pixels, likewise."""
+    image: Path | None = None
+    """A picture to start from (image-to-image)."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """How far from --image to go: near 0 keeps it, 1 forgets it. The steps stay as many as asked."""
+    dtype: Precision = "fp32"
+    """Precision of the networks."""
+    device: Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    out: Path = Path("images")
+    """The folder for the PNGs; each carries its full recipe in its metadata."""
+    as_json: bool = False
+    """Print one JSON document about what was drawn instead of file names."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _some_prompt(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if not prompts:
+            raise UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox" --model FOLDER')
+        return prompts
+
+
+class TrainingConfig(Config):
+    """What every training run shares."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {
+            "out",
+            "train_steps",
+            "resume",
+            "checkpoint_every",
+            "log_every",
+            "tracker",
+            "device",
+            "learning_rate",
+            "precision",
+        }
+    )
+
+    out: Path
+    """The run's folder: config.json, metrics.jsonl, checkpoints/, and the result at its top."""
+    train_steps: Annotated[int, Field(ge=1)] = 1000
+    """Optimiser steps."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Samples per process and forward pass."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Forward passes per optimiser step."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """The peak rate of AdamW."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """How the rate goes on after the warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """AdamW's second-moment decay."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0 = off."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the average that is exported; 0 = the last weights themselves."""
+    precision: Precision = "fp32"
+    """Of the networks' arithmetic; trained weights are always kept in fp32."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Order, noise, timesteps and guidance of every sample derive from it."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500
+    """Steps between checkpoints; the two newest are kept."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between lines of metrics.jsonl."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out."""
+    tracker: Literal["tensorboard", "wandb"] | None = None
+    """Also report metrics to this tracker (its package must be installed)."""
+    device: Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+
+
+class AdapterConfig(TrainingConfig):
+    """What distilling and fine-tuning a model on images share."""
+
+    model: str
+    """A Stable Diffusion model folder in diffusers' layout."""
+    data: Path
+    """A folder of images with captions: name.png + name.txt, metadata.jsonl or metadata.csv."""
+    size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Pixels of the square training images; by default the model's own size."""
+    rank: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Rank of the LoRA."""
+    full: bool = False
+    """Train all weights of the network instead of a LoRA."""
+    init_lora: Path | None = None
+    """Start from this LoRA's weights; its rank must be --rank."""
+    drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of captions replaced by the empty one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class DistillConfig(AdapterConfig):
+    """Turn a model into a few-step one: latent consistency distillation (LCM-LoRA, arXiv 2311.05556)."""
+
+    method: Literal["lcd"] = "lcd"
+    """lcd: latent consistency distillation."""
+    psi: str = "ddim"
+    """The ODE solver that steps the teacher: ddim, dpm-solver or dpm-solver++ (its single-step 2S)."""
+    k: Annotated[int, Field(ge=1, le=500)] = 20
+    """Skipping step: timesteps between s and t."""
+    guidance_scale: Annotated[float, Field(ge=1, le=50)] = 8.5
+    """The teacher's, 1 = off; 8.5 is the report's w = 7.5, since guidance_scale = 1 + w."""
+    guidance_scale_max: Annotated[float, Field(ge=1, le=50)] | None = None
+    """Draw each sample's guidance uniformly between --guidance-scale and this; by default it is fixed."""
+    target: Literal["student", "ema"] = "ema"
+    """Whose consistency function is aimed at: the student's own (gradient stopped) or its average's."""
+    target_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the target's average."""
+    loss: Literal["huber", "l2"] = "huber"
+    """Distance of the two: pseudo-Huber, or the squared error."""
+    huber_c: Annotated[float, Field(gt=0)] = 0.001
+    """Pseudo-Huber's width, elementwise."""
+
+
+class FinetuneConfig(AdapterConfig):
+    """Teach a model a style or subject from images: a style LoRA, or with --full a fine-tuned model."""
+
+    drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of captions replaced by the empty one, so that guidance keeps working."""
+
+
+class DoctorConfig(Config):
+    """Check whether this machine is ready: packages, devices, memory, cache folder."""
+
+    as_json: bool = False
+    """Print one JSON document."""

@@ -1,0 +1,1 @@
+"""Image sources, and the cache of their latents and text embeddings."""

@@ -1,0 +1,1 @@
+"""Pure maths on tensors: schedules, solvers, guidance, consistency. No models, no files."""

@@ -1,0 +1,79 @@
+"""eps, v and x_0 conversion: the only file that knows prediction types."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from fewstep.diffusion.schedule import NoiseLevel
+from fewstep.errors import FewstepError
+
+
+class Prediction(Protocol):
+    """What a network's output (B, C, H, W) means at a noise level."""
+
+    def to_x_0(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """The clean estimate the output stands for."""
+
+    def from_x_0(self, x_0: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """The output that stands for a clean estimate; sigma > 0."""
+
+    def aim(self, x_0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
+        """What the network is trained to output at alpha * x_0 + sigma * eps."""
+
+
+@dataclass(frozen=True)
+class Eps:
+    """The network predicts the noise: x_0 = (x_t - sigma eps) / alpha."""
+
+    def to_x_0(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        return (x_t - level.sigma * output) / level.alpha
+
+    def from_x_0(self, x_0: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        return eps_from_x_0(x_0, x_t, level)
+
+    def aim(self, x_0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
+        return eps
+
+
+@dataclass(frozen=True)
+class V:
+    """The network predicts v = alpha eps - sigma x_0 (arXiv 2202.00512): x_0 = alpha x_t - sigma v."""
+
+    def to_x_0(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        return level.alpha * x_t - level.sigma * output
+
+    def from_x_0(self, x_0: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        return (level.alpha * x_t - x_0) / level.sigma
+
+    def aim(self, x_0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
+        return level.alpha * eps - level.sigma * x_0
+
+
+@dataclass(frozen=True)
+class X0:
+    """The network predicts the clean latents themselves."""
+
+    def to_x_0(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        return output
+
+    def from_x_0(self, x_0: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        return x_0
+
+    def aim(self, x_0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
+        return x_0
+
+
+PREDICTIONS: dict[str, Prediction] = {"epsilon": Eps(), "v_prediction": V(), "sample": X0()}
+
+
+def prediction_named(name: str) -> Prediction:
+    """The prediction a diffusers config calls `name`: epsilon, v_prediction or sample."""
+    if name not in PREDICTIONS:
+        raise FewstepError(f"unknown prediction_type {name!r}", f"known ones: {', '.join(PREDICTIONS)}")
+    return PREDICTIONS[name]
+
+
+def eps_from_x_0(x_0: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
+    """The noise in x_t if its clean end is x_0: (x_t - alpha x_0) / sigma; sigma > 0."""
+    return (x_t - level.alpha * x_0) / level.sigma

@@ -1,0 +1,79 @@
+"""Whether this machine is ready: packages, devices, memory, disk, cache folder."""
+
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from typing import NamedTuple
+
+from fewstep import __version__
+from fewstep.configs import DoctorConfig
+from fewstep.errors import FewstepError
+from fewstep.io import cache_dir, write_bytes
+
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "peft")
+OPTIONAL = {"peft"}
+
+
+class Finding(NamedTuple):
+    """One thing looked at."""
+
+    what: str
+    value: str
+    ok: bool
+    hint: str = ""
+
+
+def run(config: DoctorConfig) -> None:
+    """Print what was found; FewstepError when something that is needed is missing."""
+    findings = examine()
+    if config.as_json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        width = max(len(finding.what) for finding in findings)
+        for finding in findings:
+            print(f"{'ok ' if finding.ok else 'BAD'}  {finding.what:<{width}}  {finding.value}")
+    bad = [finding for finding in findings if not finding.ok]
+    if bad:
+        raise FewstepError(f"not ready: {', '.join(finding.what for finding in bad)}", bad[0].hint)
+
+
+def examine() -> list[Finding]:
+    """Everything there is to say about this machine."""
+    return [
+        Finding("fewstep", f"{__version__} on Python {platform.python_version()}, {platform.system()}", True),
+        *(_package(name) for name in PACKAGES),
+        *_devices(),
+        _cache(),
+    ]
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, version(name), True)
+    except PackageNotFoundError:
+        optional = name in OPTIONAL
+        return Finding(name, "not installed" + (" (not needed)" if optional else ""), optional, f"pip install {name}")
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    findings = [Finding("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", True)]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        findings.append(Finding(f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB", True))
+    if torch.backends.mps.is_available():
+        findings.append(Finding("mps", "available", True))
+    return findings
+
+
+def _cache() -> Finding:
+    folder = cache_dir()
+    try:
+        write_bytes(folder / ".doctor", b"")
+        (folder / ".doctor").unlink()
+    except FewstepError as error:
+        return Finding("cache", error.message, False, "set FEWSTEP_CACHE to a folder you can write to")
+    return Finding("cache", f"{folder}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free", True)

@@ -1,0 +1,1 @@
+"""How good and how fast images are: distances, distributions, agreement, latency, reports."""

@@ -1,0 +1,45 @@
+"""Peak signal-to-noise ratio, over whole images or over what is drawn on white."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PEAK = 2.0  # pixels run from -1 to 1
+WHITE_LEVELS = 8  # of 255: a reference pixel this close to white in every channel is background
+MARGIN = 2  # pixels of background round the drawing that still count, so that edges are judged
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """10 log10(peak^2 / MSE) in dB, (B,), inf for equal images; x, y: (B, 3, H, W) pixels in [-1, 1]."""
+    return decibel(squared_error(x, y).mean(dim=(1, 2)))
+
+
+def foreground_psnr(x: Tensor, y: Tensor) -> Tensor:
+    """The PSNR in dB, (B,), over the `foreground` of the reference x alone; x, y: (B, 3, H, W) in [-1, 1].
+
+    A white ground is easily right and hides errors in a small drawing. Nan where x is all white;
+    what y paints outside the foreground is not counted.
+    """
+    mask = foreground(x)
+    return decibel((squared_error(x, y) * mask).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)))
+
+
+def foreground(x: Tensor) -> Tensor:
+    """Where x is drawn, (B, H, W) bool: over 8 of 255 grey levels from white in a channel, or within 2 px.
+
+    x: (B, 3, H, W) pixels in [-1, 1]. Within is along either axis: dilation by a 5x5 square.
+    """
+    levels = ((1 - x.float()) * 127.5).abs().round()
+    drawn = (levels > WHITE_LEVELS).any(dim=1, keepdim=True).float()
+    return F.max_pool2d(drawn, 2 * MARGIN + 1, stride=1, padding=MARGIN).squeeze(1).bool()
+
+
+def squared_error(x: Tensor, y: Tensor) -> Tensor:
+    """Mean over the channels of (x - y)^2, (B, H, W), in float32 or better."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x.to(dtype) - y.to(dtype)).square().mean(dim=1)
+
+
+def decibel(mse: Tensor) -> Tensor:
+    """10 log10(peak^2 / mse), (B,)."""
+    return 10 * torch.log10(PEAK**2 / mse)

@@ -1,0 +1,143 @@
+"""Putting LoRAs onto a network: added beside each layer's output, switchable per call, or folded into the weights."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewstep.families import ModuleShape, is_target
+from fewstep.lora.low_rank import LowRank
+
+Switch = tuple[tuple[str, float], ...]  # (adapter name, weight): what is added in a forward pass
+
+
+def shape_of(module: nn.Module) -> ModuleShape | None:
+    """The weight's shape of a Linear or an ungrouped Conv2d with a square kernel; None for other modules."""
+    if isinstance(module, nn.Linear):
+        return ModuleShape(module.out_features, module.in_features, 0)
+    if isinstance(module, nn.Conv2d) and module.groups == 1 and module.kernel_size[0] == module.kernel_size[1]:
+        return ModuleShape(module.out_channels, module.in_channels, module.kernel_size[0])
+    return None
+
+
+def module_shapes(network: nn.Module) -> dict[str, ModuleShape]:
+    """Dotted name -> shape, for every module of `network` that a LoRA can adapt."""
+    found = ((name, shape_of(module)) for name, module in network.named_modules())
+    return {name: shape for name, shape in found if shape is not None}
+
+
+def target_shapes(network: nn.Module) -> dict[str, ModuleShape]:
+    """The modules LCM-LoRA adapts (its 14 suffixes), with their shapes."""
+    return {name: shape for name, shape in module_shapes(network).items() if is_target(name)}
+
+
+def initial(shapes: Mapping[str, ModuleShape], rank: int, seed: int) -> dict[str, LowRank]:
+    """Untrained updates: A uniform as torch's Linear and Conv2d begin, B zero, so that Delta W is zero."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    updates = {}
+    for name, shape in shapes.items():
+        kernel = (shape.kernel, shape.kernel) if shape.kernel else ()
+        bound = 1 / math.sqrt(shape.in_ * max(shape.kernel, 1) ** 2)
+        A = (torch.rand(rank, shape.in_, *kernel, generator=generator) * 2 - 1) * bound
+        updates[name] = LowRank(A, torch.zeros(shape.out, rank, *(1,) * len(kernel)))
+    return updates
+
+
+class LoraLayers(nn.Module):
+    """Named LoRAs beside a network's layers: W0 x + sum_i weight_i B_i A_i x, with W0 untouched.
+
+    The network's modules and parameter names stay as they are; forward hooks add the updates, which are
+    this module's parameters. `switch` says which are added; no name in it is the bare network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.switch: Switch = ()
+        self._layers = {name: m for name, m in network.named_modules() if shape_of(m) is not None}
+        self._factors: dict[str, dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}  # module -> adapter -> A, B
+        self._hooks: list[Any] = []
+
+    def add(self, adapter: str, updates: Mapping[str, LowRank], trainable: bool = False) -> None:
+        """Put an adapter beside the layers, switched off. Every update must fit its layer."""
+        for name, update in updates.items():
+            if name not in self._factors:
+                self._factors[name] = {}
+                self._hooks.append(self._layers[name].register_forward_hook(self._hook(name)))
+            A, B = (nn.Parameter(x, requires_grad=trainable) for x in update)
+            self._factors[name][adapter] = (A, B)
+            self.register_parameter(f"{adapter}/{name}/A".replace(".", "|"), A)
+            self.register_parameter(f"{adapter}/{name}/B".replace(".", "|"), B)
+
+    def _hook(self, name: str) -> Any:
+        factors = self._factors[name]
+
+        def add_updates(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            for adapter, weight in self.switch:
+                if adapter in factors and weight:
+                    output = output + weight * update_output(layer, inputs[0], *factors[adapter])
+            return output
+
+        return add_updates
+
+    def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
+        """The adapter's factors, by `module/A` and `module/B`."""
+        return {
+            f"{name}/{letter}": factor
+            for name, adapters in self._factors.items()
+            if adapter in adapters
+            for letter, factor in zip("AB", adapters[adapter], strict=True)
+        }
+
+    def updates_of(self, adapter: str) -> dict[str, LowRank]:
+        """The adapter as values (sharing the parameters' storage)."""
+        return {
+            name: LowRank(*(x.detach() for x in adapters[adapter]))
+            for name, adapters in self._factors.items()
+            if adapter in adapters
+        }
+
+    @contextmanager
+    def using(self, *switch: tuple[str, float]) -> Iterator[None]:
+        """Within the block, add these adapters at these weights and no others.
+
+        A backward pass with gradient checkpointing runs the forward again: it must be switched the same.
+        """
+        before, self.switch = self.switch, switch
+        try:
+            yield
+        finally:
+            self.switch = before
+
+    def remove(self) -> None:
+        """Take the hooks off the network."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+
+def update_output(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """B A x as the layer would see it: a k x k convolution down to R channels, 1 x 1 up."""
+    if not torch.is_autocast_enabled(x.device.type):
+        A, B = A.to(x.dtype), B.to(x.dtype)
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(F.conv2d(x, A, None, layer.stride, layer.padding, layer.dilation), B)
+    return F.linear(F.linear(x, A), B)
+
+
+@torch.no_grad()
+def fold(network: nn.Module, terms: Sequence[tuple[float, Mapping[str, LowRank]]]) -> None:
+    """W0 <- W0 + sum_i weight_i B_i A_i, in place, computed in float32 and rounded once to the weights' type."""
+    layers = dict(network.named_modules())
+    for name in dict.fromkeys(name for _, updates in terms for name in updates):
+        weight = layers[name].weight
+        assert isinstance(weight, Tensor)
+        total = weight.float()
+        for scale, updates in terms:
+            if name in updates:
+                A, B = (x.to(weight.device, torch.float32) for x in updates[name])
+                total = total + scale * LowRank(A, B).delta()
+        weight.copy_(total)

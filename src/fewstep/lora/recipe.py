@@ -1,0 +1,57 @@
+"""How a LoRA or a distilled model wants to be sampled: read from and written to its metadata."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fewstep import __version__
+from fewstep.errors import FewstepError
+
+KEY = "fewstep.recipe"
+
+
+class Recipe(BaseModel):
+    """What sampling with this file takes, and what it was made from. Unknown fields of newer files are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    method: str  # "lcd": an acceleration; "denoising": a style, a subject, a fine-tuned model
+    family: str = "custom"
+    prediction_type: str = "epsilon"
+    solver: str = "auto"  # the sampler's; auto = as without this file
+    steps: int | None = None  # it was made for; None = as without this file
+    guidance_scale: float | None = None  # to sample with, 1 = off; None = as without this file
+    k: int | None = None  # skipping step of the training grid
+    teacher_guidance_scale: tuple[float, float] | None = None  # distilled into it, lowest and highest; = 1 + w
+    guidance_convention: str = "guidance_scale = 1 + w"
+    base_model: str = ""
+    base_sha256: str = ""
+    training: Mapping[str, Any] = {}
+
+    @property
+    def accelerates(self) -> bool:
+        """Whether it makes its model a few-step one."""
+        return self.method == "lcd"
+
+
+def to_metadata(recipe: Recipe, rank: int | None = None) -> dict[str, str]:
+    """safetensors metadata: the recipe, and the hints other tools read."""
+    metadata = {"format": "pt", "fewstep.version": __version__, KEY: recipe.model_dump_json()}
+    if rank is not None:
+        metadata |= {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+    return metadata
+
+
+def from_metadata(metadata: Mapping[str, str], path: str) -> Recipe | None:
+    """The recipe in a file's metadata, or None for files of other tools."""
+    if KEY not in metadata:
+        return None
+    try:
+        return Recipe(**json.loads(metadata[KEY]))
+    except (ValidationError, ValueError, TypeError) as error:
+        raise FewstepError(
+            f"the sampling recipe inside {path} is damaged ({type(error).__name__})",
+            "get the file again from its source",
+        ) from error

@@ -1,0 +1,1 @@
+"""Loading a model of a family, and running its network."""

@@ -1,0 +1,135 @@
+"""Recipe and wishes in, solver, timesteps and guidance out: the one place every skin and trainer asks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fewstep.diffusion.schedule import NoiseSchedule, lcm_grid, trailing_grid
+from fewstep.diffusion.solvers import SOLVERS, Solver
+from fewstep.errors import UsageError
+from fewstep.lora.recipe import Recipe
+
+DEFAULT_STEPS = 20
+DEFAULT_GUIDANCE_SCALE = 7.5
+FOLLOWS_CONSISTENCY = {"lcm"}  # solvers that step with the consistency function
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How images will be drawn."""
+
+    solver_name: str
+    timesteps: tuple[int, ...]  # descending; the clean end follows
+    guidance_scale: float
+    notes: tuple[str, ...] = ()  # one-line advice for the person
+
+    @property
+    def solver(self) -> Solver:
+        """The solver itself."""
+        return SOLVERS[self.solver_name]
+
+    @property
+    def consistency(self) -> bool:
+        """Whether the solver steps with the consistency function rather than the bare x_0 estimate."""
+        return self.solver_name in FOLLOWS_CONSISTENCY
+
+    @property
+    def steps(self) -> int:
+        """Network evaluations of one branch."""
+        return len(self.timesteps) * self.solver.calls
+
+    @property
+    def nfe(self) -> int:
+        """UNet rows per image."""
+        return self.steps * (1 if self.guidance_scale == 1 else 2)
+
+
+def plan_sampling(
+    schedule: NoiseSchedule,
+    recipes: Sequence[Recipe],
+    solver: str = "auto",
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    strength: float = 1.0,
+    negative_prompt: bool = False,
+) -> Plan:
+    """The plan for sampling with models and LoRAs of these recipes; None and auto follow them.
+
+    strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked.
+    Raises UsageError for what cannot be.
+    """
+    fast = next((recipe for recipe in recipes if recipe.accelerates), None)
+    name = (fast.solver if fast else "dpm-solver++") if solver == "auto" else solver
+    if name not in SOLVERS:
+        raise UsageError(f"unknown solver {name!r}", f"known ones: {', '.join(SOLVERS)}")
+    if steps is None:
+        steps = (fast and fast.steps) or DEFAULT_STEPS
+    if guidance_scale is None:
+        recommended = fast.guidance_scale if fast else None
+        guidance_scale = DEFAULT_GUIDANCE_SCALE if recommended is None else recommended
+    refuse_zero_snr(name, schedule)
+    count, T = _solver_steps(name, steps), len(schedule)
+    if not 0 < strength <= 1:
+        raise UsageError(
+            f"strength {strength:g} is outside 0 to 1", "0.6 keeps the picture's layout; 1 forgets the picture"
+        )
+    reach = max(math.ceil(strength * T), count)
+    grid = lcm_grid(count, (fast and fast.k) or 20, reach) if fast or name == "lcm" else trailing_grid(count, reach)
+    return Plan(name, tuple(grid), guidance_scale, tuple(_notes(name, fast, steps, guidance_scale, negative_prompt)))
+
+
+def _solver_steps(name: str, steps: int) -> int:
+    """Solver steps for `steps` network evaluations."""
+    calls = SOLVERS[name].calls
+    if steps < 1 or steps % calls:
+        raise UsageError(
+            f"{name} makes {calls} network calls a step, so --steps {steps} does not come out even",
+            f"use a multiple of {calls}",
+        )
+    if steps > 1000:
+        raise UsageError(f"--steps {steps} is outside 1 to 1000", "4 is usual with an acceleration LoRA, 20 without")
+    return steps // calls
+
+
+def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, negative_prompt: bool) -> list[str]:
+    notes = []
+    if fast and guidance_scale > 2:
+        notes.append(
+            f"guidance {guidance_scale:g} burns with an acceleration LoRA, which has guidance in it: use 1 to 2"
+        )
+    if fast and steps > 8:
+        notes.append(f"{steps} steps: an acceleration LoRA gains nothing past 8")
+    if fast and fast.solver not in ("auto", name):
+        notes.append(f"this LoRA was made for the {fast.solver} solver, and {name} was asked for")
+    if not fast and name == "lcm":
+        notes.append("the lcm solver needs an acceleration LoRA or a distilled model; without one images are blurry")
+    if negative_prompt and guidance_scale == 1:
+        notes.append("the negative prompt has no effect at guidance 1")
+    return notes
+
+
+def psi_named(name: str, schedule: NoiseSchedule | None = None) -> Solver:
+    """The ODE solver that steps the teacher in distillation: ddim, dpm-solver or dpm-solver++ (2S).
+
+    schedule: refuse what does not work on it. Raises UsageError for multistep and unknown solvers.
+    """
+    known = {
+        "ddim": "ddim",
+        "dpm-solver": "dpm-solver",
+        "dpm-solver++": "dpm-solver++2s",
+        "dpm-solver++2s": "dpm-solver++2s",
+    }
+    if name in ("dpm-solver++2m", "lcm"):
+        reason = "adds noise" if name == "lcm" else "is multistep: without history it is only DDIM"
+        raise UsageError(f"--psi {name} {reason}", "use ddim, dpm-solver or dpm-solver++ (single-step)")
+    if name not in known:
+        raise UsageError(f"unknown --psi {name!r}", "use ddim, dpm-solver or dpm-solver++")
+    if schedule is not None:
+        refuse_zero_snr(name, schedule)
+    return SOLVERS[known[name]]
+
+
+def refuse_zero_snr(name: str, schedule: NoiseSchedule) -> None:
+    """Raise UsageError for dpm-solver on a schedule that begins at pure noise (trap 10)."""
+    if name == "dpm-solver" and schedule.zero_terminal_snr:
+        raise UsageError("dpm-solver divides by alpha, which is 0 where this model starts", "use dpm-solver++ instead")

@@ -1,0 +1,207 @@
+"""What distilling and fine-tuning share: the encoded data, the networks of a run, and its result's files."""
+
+import copy
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.configs import AdapterConfig
+from fewstep.data.cache import Encoded, encode
+from fewstep.data.folder import Item
+from fewstep.diffusion.guidance import Conditioning, Network
+from fewstep.errors import UsageError
+from fewstep.io import atomic_folder, write_json
+from fewstep.lora.files import load_adapter, save_adapter
+from fewstep.lora.layers import LoraLayers, initial, module_shapes, target_shapes
+from fewstep.lora.low_rank import Adapter, LowRank, check_fits
+from fewstep.lora.recipe import Recipe
+from fewstep.models.load import DTYPES, RECIPE_FILE, Model
+from fewstep.models.network import UNetNetwork
+from fewstep.training.checkpoint import Average, Trainable, average_of
+from fewstep.training.draws import SampleId, generator, normal, uniform
+
+STUDENT, TARGET = "student", "target"
+
+
+class Batch(NamedTuple):
+    """Encoded samples with everything random about their visits."""
+
+    x_0: Tensor  # (B, C, H, W)
+    conditioning: Conditioning  # the empty one where the caption was dropped
+    empty: Conditioning
+    eps: Tensor  # (B, C, H, W) standard normal
+    time: Tensor  # (B,) uniform in [0, 1), on the CPU
+    guidance: Tensor  # (B,) uniform in [0, 1), on the CPU
+
+
+class LatentData:
+    """Encoded samples as the loop's Data; a visit draws eps, time, guidance and a dropped caption, in this order."""
+
+    def __init__(self, encoded: Encoded, empty: Conditioning, drop_captions: float) -> None:
+        self.encoded, self.empty, self.drop_captions = encoded, empty, drop_captions
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
+        indices, generators = [visit.index for visit in visits], [generator(visit) for visit in visits]
+        x_0 = self.encoded.latents(indices)
+        eps = normal(generators, x_0.shape[1:])
+        time, guidance, drop = uniform(generators), uniform(generators), uniform(generators) < self.drop_captions
+        empty = self.empty.expand(len(x_0)).text
+        text = torch.where(drop.view(-1, 1, 1), empty, self.encoded.conditioning(indices).text)
+        return Batch(
+            x_0.to(device),
+            Conditioning(text.to(device)),
+            Conditioning(empty.to(device)),
+            eps.to(device),
+            time,
+            guidance,
+        )
+
+
+def latent_data(items: Sequence[Item], model: Model, config: AdapterConfig) -> LatentData:
+    """The images encoded by the model, once, and the empty caption's embedding."""
+    size = config.size or model.size
+    if size % model.factor:
+        raise UsageError(
+            f"--size {size} is not a multiple of {model.factor}", f"use {size // model.factor * model.factor}"
+        )
+    empty = Conditioning(model.embed([""]).text.cpu())
+    return LatentData(encode(items, model, size), empty, config.drop_captions)
+
+
+class SwitchedNetwork:
+    """A network with certain LoRAs switched on for each call; none at all is the bare network."""
+
+    def __init__(self, network: UNetNetwork, layers: LoraLayers, *adapters: str) -> None:
+        self.network, self.layers = network, layers
+        self.switch = tuple((adapter, 1.0) for adapter in adapters)
+
+    def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        with self.layers.using(*self.switch):
+            return self.network(x, t, conditioning)  # type: ignore[no-any-return]
+
+
+class LoraStudent(nn.Module):
+    """The frozen network with the trained LoRA switched on: W0 + B A. One network in memory serves every role."""
+
+    def __init__(self, network: UNetNetwork, layers: LoraLayers) -> None:
+        super().__init__()
+        self.network, self.layers = network, layers
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.network(x, t, conditioning)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The networks of a run. Only the trainable's parameters change, and by averaging the target's."""
+
+    trainable: Trainable  # its module is the student
+    teacher: Network
+    target: Network
+    export: Callable[[Recipe], None]  # write the averaged result under --out
+
+
+def new_roles(model: Model, config: AdapterConfig, target_decay: float | None) -> Roles:
+    """The student, teacher and target of a run on `model`, as a LoRA or, with config.full, whole.
+
+    target_decay: of the average that is the target; None makes the student itself the target.
+    """
+    if config.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    return _full_roles(model, config, target_decay) if config.full else _lora_roles(model, config, target_decay)
+
+
+def _lora_roles(model: Model, config: AdapterConfig, target_decay: float | None) -> Roles:
+    model.unet.to(DTYPES[config.precision])
+    network, layers = UNetNetwork(model.unet), LoraLayers(model.unet)
+    updates = _initial_updates(model, config)
+    layers.add(STUDENT, updates, trainable=True)
+    layers.to(model.device)
+    layers.switch = ((STUDENT, 1.0),)
+    parameters = layers.parameters_of(STUDENT)
+    averages = {"export": average_of(parameters, config.ema)}
+    if target_decay is not None:
+        layers.add(TARGET, {name: LowRank(*(x.clone() for x in u)) for name, u in layers.updates_of(STUDENT).items()})
+        averages[TARGET] = Average(target_decay, dict(layers.parameters_of(TARGET)))
+    module = LoraStudent(network, layers)
+
+    def export(recipe: Recipe) -> None:
+        shadow = averages["export"].shadow
+        modules = {name: LowRank(shadow[f"{name}/A"], shadow[f"{name}/B"]) for name in updates}
+        save_adapter(config.out / "lora.safetensors", Adapter(modules), recipe)
+
+    return Roles(
+        Trainable(module, parameters, averages),
+        teacher=SwitchedNetwork(network, layers),
+        target=SwitchedNetwork(network, layers, STUDENT if target_decay is None else TARGET),
+        export=export,
+    )
+
+
+def _initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
+    shapes = target_shapes(model.unet)
+    if config.init_lora is None:
+        return initial(shapes, config.rank, config.seed)
+    adapter, _ = load_adapter(config.init_lora, module_shapes(model.unet))
+    check_fits(adapter, module_shapes(model.unet), str(config.init_lora), str(model.folder))
+    ranks = sorted({update.rank for update in adapter.modules.values()})
+    if ranks != [config.rank]:
+        raise UsageError(
+            f"--rank {config.rank} differs from {config.init_lora}, which has {ranks}", f"use --rank {ranks[0]}"
+        )
+    return dict(adapter.modules)
+
+
+def _full_roles(model: Model, config: AdapterConfig, target_decay: float | None) -> Roles:
+    student = UNetNetwork(copy.deepcopy(model.unet).float().requires_grad_(True))
+    parameters = dict(student.unet.named_parameters())
+    averages = {"export": average_of(parameters, config.ema)}
+    target: Network = student
+    if target_decay is not None:
+        target = UNetNetwork(copy.deepcopy(student.unet).requires_grad_(False))
+        averages[TARGET] = Average(target_decay, dict(target.unet.named_parameters()))
+
+    def export(recipe: Recipe) -> None:
+        save_model(config.out / "model", model, averages["export"].shadow, recipe)
+
+    return Roles(Trainable(student, parameters, averages), UNetNetwork(model.unet), target, export)
+
+
+def save_model(folder: Path, model: Model, unet: dict[str, Tensor], recipe: Recipe) -> None:
+    """Write the model's folder anew with these UNet weights and this recipe, whole or not at all."""
+    changed = copy.deepcopy(model.unet).float()
+    changed.load_state_dict(unet, strict=False)
+    with atomic_folder(folder) as temporary:
+        shutil.copytree(model.folder, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "unet"))
+        changed.to(torch.float16).save_pretrained(temporary / "unet")
+        write_json(temporary / RECIPE_FILE, recipe.model_dump(mode="json"))
+
+
+def describe(model: Model, config: AdapterConfig, method: str, samples: int, **training: object) -> Recipe:
+    """The recipe of a result as far as distilling and fine-tuning write the same."""
+    summary = {
+        "steps": config.train_steps,
+        "batch_size": config.batch_size * config.accumulate,
+        "learning_rate": config.learning_rate,
+        "ema": config.ema,
+        "seed": config.seed,
+        "samples": samples,
+        "size": config.size or model.size,
+        "rank": None if config.full else config.rank,
+    }
+    return Recipe(
+        method=method,
+        family=model.family,
+        prediction_type=model.prediction_type,
+        base_model=model.folder.resolve().name,
+        base_sha256=model.unet_sha256(),
+        training=summary | training,
+    )

@@ -1,0 +1,57 @@
+"""The training losses, as functions of denoisers and tensors."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.consistency import consistency
+from fewstep.diffusion.guidance import Denoiser
+from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule
+from fewstep.diffusion.solvers.base import Solver
+
+Distance = Callable[[Tensor], Tensor]  # differences (B, C, H, W) -> mean, scalar
+
+
+def pseudo_huber(difference: Tensor, c: float) -> Tensor:
+    """Mean of sqrt(d**2 + c**2) - c over all values: |d| far from 0, d**2 / 2c near it (arXiv 2310.14189, eq. 9).
+
+    Elementwise, as the published LCM training scripts have it, not on the norm of each sample.
+    """
+    return (torch.sqrt(difference**2 + c**2) - c).mean()
+
+
+def squared(difference: Tensor) -> Tensor:
+    """Mean squared difference."""
+    return (difference**2).mean()
+
+
+def lcd_loss(
+    student: Denoiser,
+    target: Denoiser,
+    teacher: Denoiser,
+    psi: Solver,
+    schedule: NoiseSchedule,
+    x_0: Tensor,
+    s: NoiseLevel,
+    t: NoiseLevel,
+    eps: Tensor,
+    distance: Distance,
+) -> Tensor:
+    """Latent consistency distillation loss (LCM-LoRA report, Algorithm 1), scalar.
+
+    x_0, eps: (B, C, H, W). s, t: k timesteps apart, per sample. teacher: already guided, so Psi steps along
+    the guided ODE; for DDIM this is Algorithm 1's (1 + w) Psi(c) - w Psi(empty) exactly (see GuidedDenoiser).
+    The student is called last, so that what it switched on stays on for the backward pass.
+    """
+    x_s = s.alpha * x_0 + s.sigma * eps
+    with torch.no_grad():
+        x_t, _ = psi.step(teacher, x_s, psi.levels(schedule, s, t), None, None)
+        aim = consistency(target, x_t, t)
+    return distance(consistency(student, x_s, s) - aim)
+
+
+def denoising_loss(output: Tensor, prediction: Prediction, x_0: Tensor, level: NoiseLevel, eps: Tensor) -> Tensor:
+    """The ordinary diffusion loss: mean squared error of the network's output (DDPM, arXiv 2006.11239, eq. 14)."""
+    return squared(output - prediction.aim(x_0, eps, level))

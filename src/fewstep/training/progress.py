@@ -1,0 +1,132 @@
+"""What a training run shows and writes beside its weights: progress bar, metrics.jsonl, config.json."""
+
+import importlib.util
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from fewstep.configs import TrainingConfig, option_name
+from fewstep.errors import FewstepError, UsageError
+from fewstep.io import append_line, read_json, write_bytes, write_json
+
+
+def check_folder(config: TrainingConfig) -> None:
+    """Raise UsageError unless config.out is free for a new run, or holds the run that --resume goes on with."""
+    if config.tracker and importlib.util.find_spec(config.tracker) is None:
+        raise FewstepError(f"--tracker {config.tracker}: its package is not installed", f"pip install {config.tracker}")
+    if config.out.exists() and not config.out.is_dir():
+        raise UsageError(f"--out {config.out} is a file", "give --out a folder")
+    path, values = config.out / "config.json", json.loads(config.model_dump_json())
+    if path.exists() and not config.resume:
+        raise UsageError(f"{config.out} already holds a run", "add --resume to go on with it, or choose another --out")
+    if path.exists():
+        before = read_json(path, "the run's config")
+        for name in sorted(values.keys() - config.may_change):
+            if name in before and before[name] != values[name]:
+                raise UsageError(
+                    f"{option_name(name)} {values[name]} differs from the run in {config.out} ({before[name]})",
+                    "resume with the options the run began with, or choose another --out",
+                )
+
+
+def write_config(config: TrainingConfig) -> None:
+    """Save the config beside the run's results."""
+    write_json(config.out / "config.json", json.loads(config.model_dump_json()))
+
+
+@contextmanager
+def stop_requests(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
+    """A function that tells whether Ctrl-C or a termination signal came to any process.
+
+    A second signal interrupts at once.
+    """
+    asked = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    def stopped() -> bool:
+        if accelerator.num_processes == 1:
+            return asked.is_set()
+        flag = torch.tensor(float(asked.is_set()), device=accelerator.device)
+        return bool(accelerator.reduce(flag, "sum") > 0)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """The progress bar, metrics.jsonl and the trackers of one run."""
+
+    def __init__(self, config: TrainingConfig, step: int, accelerator: Accelerator) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.path = config.out / "metrics.jsonl"
+        self.images = config.batch_size * config.accumulate * accelerator.num_processes
+        self.start, self.first = time.perf_counter(), step
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.bar = tqdm(
+            total=config.train_steps,
+            initial=step,
+            unit="step",
+            file=sys.stderr,
+            disable=not accelerator.is_main_process,
+            dynamic_ncols=True,
+            mininterval=1.0,
+        )
+
+    def __enter__(self) -> "Progress":
+        if self.accelerator.is_main_process:
+            keep_lines_until(self.path, self.first)
+        if self.config.tracker:
+            self.accelerator.init_trackers("fewstep", json.loads(self.config.model_dump_json()))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.bar.close()
+        if self.config.tracker:
+            self.accelerator.end_training()
+
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Show a finished step; every log_every steps write the means since the last line."""
+        self.count += 1
+        self.sums = {key: self.sums.get(key, 0.0) + value for key, value in values.items()}
+        self.bar.update()
+        if step % self.config.log_every and step != self.config.train_steps:
+            return
+        rate = (step - self.first) * self.images / (time.perf_counter() - self.start)
+        line = {"step": step, **{key: value / self.count for key, value in self.sums.items()}, "images_per_s": rate}
+        self.sums, self.count = {}, 0
+        self.bar.set_postfix(loss=f"{line['loss']:.4g}", images_per_s=f"{rate:.3g}")
+        if self.accelerator.is_main_process:
+            append_line(self.path, json.dumps(line))
+        if self.config.tracker:
+            self.accelerator.log(line, step=step)
+
+
+def keep_lines_until(path: Path, step: int) -> None:
+    """Drop lines of metrics.jsonl that a resumed run is about to write again."""
+    if path.exists():
+        lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        kept = [json.dumps(line) for line in lines if line["step"] <= step]
+        write_bytes(path, "".join(line + "\n" for line in kept).encode())

@@ -1,0 +1,140 @@
+"""The cache of latents and embeddings: used when nothing changed, and only then."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from fewstep.data import cache
+from fewstep.data.cache import encode
+from fewstep.data.folder import Item, read_folder
+from fewstep.errors import FewstepError
+from fewstep.images import read_image
+from fewstep.models.load import Model, load_model
+
+
+class Counting(Model):
+    """A model that counts the images it encodes."""
+
+    encoded = 0
+
+    def encode(self, pixels):
+        Counting.encoded += len(pixels)
+        return super().encode(pixels)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model_folder):
+    return load_model(str(tiny_model_folder))
+
+
+@pytest.fixture
+def model(loaded):
+    Counting.encoded = 0
+    return Counting(**vars(loaded))
+
+
+@pytest.fixture
+def items(tiny_data_folder, tmp_path, monkeypatch):
+    """Six images of this test's own, and a cache of its own, in chunks of four."""
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "CHUNK", 4)
+    return read_folder(Path(shutil.copytree(tiny_data_folder, tmp_path / "images")))
+
+
+def files(tmp_path):
+    return sorted((tmp_path / "cache" / "encoded").iterdir())
+
+
+def test_what_is_read_is_what_the_model_makes(items, model):
+    encoded = encode(items, model, 16)
+    assert len(encoded) == 6
+    order = [5, 0, 4, 3]  # across chunks
+    pixels = torch.stack([read_image(items[i].path, 16, 16) for i in order])
+    latents = encoded.latents(order)
+    assert latents.shape == (4, 4, 8, 8)
+    torch.testing.assert_close(latents, model.encode(pixels), rtol=1e-5, atol=1e-5)
+    text = encoded.conditioning(order).text
+    assert text.dtype == torch.float32
+    torch.testing.assert_close(text, model.embed([items[i].caption for i in order]).text, rtol=2e-3, atol=2e-3)
+
+
+def test_the_second_time_calls_no_model(items, model, tmp_path):
+    first = encode(items, model, 16).latents(range(6))
+    assert Counting.encoded == 6
+    assert torch.equal(encode(items, model, 16).latents(range(6)), first)
+    assert Counting.encoded == 6
+    assert [path.suffix for path in files(tmp_path)] == [".safetensors"] * 2  # and nothing half-written
+
+
+def change_caption(items, model, size):
+    return [*items[:5], Item(items[5].path, "another caption")], model, size
+
+
+def change_image(items, model, size):
+    Image.new("RGB", (16, 16), "red").save(items[5].path)
+    return items, model, size
+
+
+def change_size(items, model, size):
+    return items, model, 8
+
+
+def change_model(items, model, size):
+    folder = Path(shutil.copytree(model.folder, items[0].path.parents[1] / "other"))
+    config = folder / "vae" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    return items, replace(model, folder=folder), size
+
+
+@pytest.mark.parametrize(
+    ("change", "again"), [(change_caption, 2), (change_image, 2), (change_size, 6), (change_model, 6)]
+)
+def test_a_change_is_encoded_anew_and_only_its_chunks(items, model, change, again):
+    encode(items, model, 16)
+    encode(*change(items, model, 16))
+    assert Counting.encoded == 6 + again
+
+
+def test_the_unet_does_not_matter(items, model, tmp_path):
+    encode(items, model, 16)
+    folder = Path(shutil.copytree(model.folder, tmp_path / "other"))
+    shutil.rmtree(folder / "unet")
+    encode(items, replace(model, folder=folder), 16)
+    assert Counting.encoded == 6
+
+
+def test_an_interrupted_run_keeps_its_whole_chunks(items, model, tmp_path):
+    class Interrupting(Counting):
+        def encode(self, pixels):
+            if Counting.encoded >= 4:
+                raise KeyboardInterrupt
+            return super().encode(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        encode(items, Interrupting(**vars(model)), 16)
+    assert len(files(tmp_path)) == 1
+    encode(items, model, 16)
+    assert Counting.encoded == 6
+
+
+def test_an_unreadable_image_is_named_and_earlier_chunks_stay(items, model, tmp_path):
+    items[5].path.write_bytes(items[5].path.read_bytes()[:100])
+    with pytest.raises(FewstepError, match=rf"^unreadable image: .*{items[5].path.name}"):
+        encode(items, model, 16)
+    assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: b"", lambda data: b"junk" * 100])
+def test_a_damaged_file_is_encoded_anew(items, model, tmp_path, damage):
+    whole = encode(items, model, 16).latents(range(6))
+    path = files(tmp_path)[0]
+    path.write_bytes(damage(path.read_bytes()))
+    assert torch.equal(encode(items, model, 16).latents(range(6)), whole)
+    assert Counting.encoded > 6
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == {"latents", "text"}

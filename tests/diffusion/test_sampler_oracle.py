@@ -1,0 +1,206 @@
+"""The sampler equals diffusers' schedulers: the same network, noise and grid, float32."""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    LCMScheduler,
+)
+from tests.diffusion.gaussian import STABLE_DIFFUSION, stable_diffusion_schedule
+from tests.diffusion.tiny import TinyNetwork, text
+from torch import Tensor
+
+from fewstep.diffusion.consistency import ConsistencyDenoiser, consistency
+from fewstep.diffusion.guidance import Denoiser, GuidedDenoiser
+from fewstep.diffusion.prediction import prediction_named
+from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
+from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, lcm_grid, schedule_from_config, trailing_grid
+from fewstep.diffusion.solvers import DDIM, LCM, DPMSolver2, DPMSolverPP2M, DPMSolverPP2S, Solver
+
+# np.array(tensor) inside diffusers' DPM-Solver schedulers, with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+SCHEDULE = stable_diffusion_schedule()
+NETWORK = TinyNetwork(dtype=torch.float32)
+TEXT = text(2, 0.3)
+SEEDS, SHAPE = (11, 12), (4, 8, 8)
+
+both_predictions = pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    """Their tables are float32, ours float64."""
+    assert bool(theirs.isfinite().all())
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def denoiser(prediction: str) -> Denoiser:
+    return GuidedDenoiser(NETWORK, prediction_named(prediction), TEXT)
+
+
+def diffusers_sample(peer, seeds=SEEDS) -> Tensor:
+    """The loop of every diffusers pipeline, from noise of the same generators."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    x = torch.stack([torch.randn(SHAPE, generator=g) for g in generators])
+    for t in peer.timesteps:
+        output = NETWORK(x, t.expand(len(x)), TEXT)
+        draws = {"generator": generators} if isinstance(peer, LCMScheduler) else {}
+        x = peer.step(output, t, x, **draws).prev_sample
+    return x
+
+
+def our_sample(
+    solver: Solver, denoise: Denoiser, levels: list[NoiseLevel], schedule: NoiseSchedule = SCHEDULE, seeds=SEEDS
+) -> Tensor:
+    noise = ImageNoise(seeds, SHAPE)
+    return sample(denoise, solver, schedule, levels, noise(), noise)
+
+
+def our_sample_through(solver: Solver, denoise: Denoiser, levels: list[NoiseLevel]) -> Tensor:
+    """Steps of a two-stage solver over every second level, the ones between being its inner levels."""
+    x = ImageNoise(SEEDS, SHAPE)()
+    for start in range(0, len(levels) - 1, 2):
+        x, _ = solver.step(denoise, x, tuple(levels[start : start + 3]), None, None)
+    return x
+
+
+@both_predictions
+@pytest.mark.parametrize("steps", [1, 4, 8, 20])
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+def test_ddim_equals_diffusers(prediction, steps, spacing):
+    """Steps divide 1000: diffusers' DDIM goes to t - 1000 // steps, not to the next timestep of its own grid.
+
+    set_alpha_to_one ends at the clean level; Stable Diffusion's own configs do not (trap 2, next test).
+    """
+    peer = DDIMScheduler(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing=spacing,
+        steps_offset=1,
+    )
+    peer.set_timesteps(steps)
+    levels = sampling_levels(SCHEDULE, peer.timesteps.tolist())
+    close(our_sample(DDIM(), denoiser(prediction), levels), diffusers_sample(peer))
+
+
+@both_predictions
+def test_ddim_of_stable_diffusions_own_config_ends_at_table_level_zero(prediction):
+    """Trap 2."""
+    peer = DDIMScheduler(
+        **STABLE_DIFFUSION, prediction_type=prediction, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    peer.set_timesteps(10)
+    levels = [SCHEDULE.at(float(t)) for t in [*peer.timesteps.tolist(), 0]]
+    close(our_sample(DDIM(), denoiser(prediction), levels), diffusers_sample(peer))
+
+
+def test_ddim_at_zero_terminal_snr_equals_diffusers():
+    config = STABLE_DIFFUSION | {"rescale_betas_zero_snr": True}
+    peer = DDIMScheduler(**config, prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing")
+    peer.set_timesteps(8)
+    schedule = schedule_from_config(config)
+    levels = sampling_levels(schedule, trailing_grid(8))
+    close(our_sample(DDIM(), denoiser("v_prediction"), levels, schedule), diffusers_sample(peer))
+
+
+@both_predictions
+@pytest.mark.parametrize("steps", [1, 2, 5, 8, 20])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
+def test_dpm_solver_pp_2m_equals_diffusers(prediction, steps, spacing):
+    """First order on the first step for want of history, and on the last because it ends clean.
+
+    In diffusers the latter is final_sigmas_type="zero", which forces a first-order last step at any number
+    of steps; lower_order_final would do so below 15 steps only, and euler_at_final with sigma_min ends elsewhere.
+    """
+    peer = DPMSolverMultistepScheduler(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction,
+        algorithm_type="dpmsolver++",
+        solver_type="midpoint",
+        solver_order=2,
+        final_sigmas_type="zero",
+        timestep_spacing=spacing,
+        steps_offset=1,
+    )
+    peer.set_timesteps(steps)
+    levels = sampling_levels(SCHEDULE, peer.timesteps.tolist())
+    close(our_sample(DPMSolverPP2M(), denoiser(prediction), levels), diffusers_sample(peer))
+
+
+def test_dpm_solver_pp_2m_between_finite_levels_is_second_order_to_the_last_step_as_in_diffusers():
+    """Ended at table level 0 (sigma_min), with no lowering of the order at the end."""
+    peer = DPMSolverMultistepScheduler(
+        **STABLE_DIFFUSION, final_sigmas_type="sigma_min", lower_order_final=False, euler_at_final=False
+    )
+    peer.set_timesteps(8)
+    levels = [SCHEDULE.at(float(t)) for t in [*peer.timesteps.tolist(), 0]]
+    close(our_sample(DPMSolverPP2M(), denoiser("epsilon"), levels), diffusers_sample(peer))
+
+
+@both_predictions
+@pytest.mark.parametrize("calls", [2, 4, 8, 20])
+def test_dpm_solver_pp_2s_equals_diffusers(prediction, calls):
+    """Their grid lists inner levels too: our step is two of theirs, orders 1 and 2 from the same x.
+
+    The last pair is orders 1 and 1, as ours is when the step ends clean.
+    """
+    peer = DPMSolverSinglestepScheduler(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction,
+        algorithm_type="dpmsolver++",
+        solver_type="midpoint",
+        solver_order=2,
+        lower_order_final=True,
+        final_sigmas_type="zero",
+    )
+    peer.set_timesteps(calls)
+    levels = sampling_levels(SCHEDULE, peer.timesteps.tolist())
+    close(our_sample_through(DPMSolverPP2S(), denoiser(prediction), levels), diffusers_sample(peer))
+
+
+# diffusers 0.42 still has algorithm_type="dpmsolver", and warns that it will go.
+@pytest.mark.filterwarnings("ignore:.*algorithm_type `dpmsolver` is deprecated:FutureWarning")
+@both_predictions
+@pytest.mark.parametrize("calls", [4, 8, 20])
+def test_dpm_solver_2_equals_diffusers(prediction, calls):
+    """In noise prediction diffusers refuses to end clean, so both end at table level 0 (sigma_min).
+
+    Two calls, the whole way in one step of e**6, make values near 150, whose float32 digits end at 1e-4.
+    """
+    peer = DPMSolverSinglestepScheduler(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction,
+        algorithm_type="dpmsolver",
+        solver_type="midpoint",
+        solver_order=2,
+        lower_order_final=False,
+        final_sigmas_type="sigma_min",
+    )
+    peer.set_timesteps(calls)
+    levels = [SCHEDULE.at(float(t)) for t in [*peer.timesteps.tolist(), 0]]
+    close(our_sample_through(DPMSolver2(), denoiser(prediction), levels), diffusers_sample(peer))
+
+
+@both_predictions
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_lcm_equals_diffusers(prediction, steps):
+    """The same noise, drawn from the same generators; c_skip and c_out included."""
+    peer = LCMScheduler(**STABLE_DIFFUSION, prediction_type=prediction)
+    peer.set_timesteps(steps)
+    levels = sampling_levels(SCHEDULE, lcm_grid(steps))
+    ours = our_sample(LCM(), ConsistencyDenoiser(denoiser(prediction)), levels)
+    close(ours, diffusers_sample(peer))
+
+
+@pytest.mark.parametrize("t", [0, 1, 2, 19])
+def test_consistency_function_at_the_lowest_timesteps_equals_diffusers(t):
+    """Where c_skip is not yet 0 nor c_out 1, which the grids of a few steps never visit."""
+    peer = LCMScheduler(**STABLE_DIFFUSION)
+    peer.set_timesteps(timesteps=[999, t], original_inference_steps=1000)
+    x, s = ImageNoise(SEEDS, SHAPE)(), SCHEDULE.at(float(t))
+    theirs = peer.step(NETWORK(x, s.t.expand(2), TEXT), peer.timesteps[1], x).denoised
+    torch.testing.assert_close(consistency(denoiser("epsilon"), x, s), theirs, rtol=0, atol=1e-5)

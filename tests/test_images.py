@@ -1,0 +1,112 @@
+"""Pictures in: on white, scaled to cover, cut at the centre. Pictures out: with their recipe inside."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.errors import FewstepError
+from fewstep.images import read_image, save_png, to_image
+
+
+def save(path, array):
+    Image.fromarray(np.asarray(array, dtype=np.uint8)).save(path)
+    return path
+
+
+def test_pixels_are_exact_when_the_size_is_right(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    pixels = read_image(save(tmp_path / "x.png", array), width=8, height=6)
+    assert pixels.dtype == torch.float32
+    assert pixels.shape == (3, 6, 8)
+    expected = torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
+    assert pixels.min() >= -1
+    assert pixels.max() <= 1
+
+
+@pytest.mark.parametrize("wide", [True, False], ids=["wide", "tall"])
+def test_the_centre_is_cut_out(tmp_path, wide):
+    thirds = np.zeros((4, 12, 3))
+    thirds[:, :4], thirds[:, 4:8], thirds[:, 8:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    pixels = read_image(save(tmp_path / "x.png", thirds if wide else thirds.transpose(1, 0, 2)), 4, 4)
+    green = torch.tensor([-1.0, 1.0, -1.0]).view(3, 1, 1).expand(3, 4, 4)
+    assert torch.equal(pixels, green)
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 16), (5, 9), (9, 5), (3, 3), (16, 8)])
+def test_a_small_picture_covers_what_is_asked(tmp_path, width, height):
+    pixels = read_image(save(tmp_path / "x.png", np.full((5, 7, 3), 255)), width, height)
+    assert pixels.shape == (3, height, width)
+    assert torch.equal(pixels, torch.ones(3, height, width))  # no border of another colour
+
+
+def test_transparency_lies_on_white(tmp_path):
+    array = np.zeros((4, 4, 4))
+    array[:2, :, 3] = 255  # black above, and black that cannot be seen below
+    pixels = read_image(save(tmp_path / "x.png", array), 4, 4)
+    assert torch.equal(pixels[:, :2], -torch.ones(3, 2, 4))
+    assert torch.equal(pixels[:, 2:], torch.ones(3, 2, 4))
+
+
+def test_a_palette_with_transparency_lies_on_white(tmp_path):
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.info["transparency"] = 0
+    image.save(tmp_path / "x.png", transparency=0)
+    assert torch.equal(read_image(tmp_path / "x.png", 4, 4), torch.ones(3, 4, 4))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "CMYK", "I;16"])
+def test_other_modes_are_read(tmp_path, mode):
+    name = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    Image.new(mode, (4, 4)).save(name)
+    assert read_image(name, 4, 4).isfinite().all()
+
+
+def test_a_missing_picture(tmp_path):
+    with pytest.raises(FewstepError, match=r"^image not found: .*x\.png\n\nhint: check the path$"):
+        read_image(tmp_path / "x.png", 4, 4)
+
+
+def test_unreadable_pictures(tmp_path):
+    whole = save(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 256, (32, 32, 3))).read_bytes()
+    contents = {
+        "cut.png": whole[: len(whole) // 2],
+        "text.png": b"no picture",
+        "empty.png": b"",
+        "head.png": whole[:20],
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(FewstepError, match=rf"^unreadable image: .*{name} \(.*\)\n\nhint: replace the file"):
+            read_image(tmp_path / name, 4, 4)
+
+
+def test_a_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(FewstepError, match=r"^unreadable image: .*exceeds limit"):
+        read_image(save(tmp_path / "x.png", np.zeros((8, 8, 3))), 4, 4)
+
+
+def test_the_recipe_is_in_the_png(tmp_path):
+    recipe = {"prompt": "a fox — ein Fuchs 狐", "steps": 4, "lora": []}
+    pixels = torch.linspace(-1, 1, 3 * 4 * 6).view(3, 4, 6)
+    save_png(tmp_path / "new" / "x.png", pixels, recipe)
+    with Image.open(tmp_path / "new" / "x.png") as image:
+        assert json.loads(image.text["fewstep"]) == recipe
+        assert image.size == (6, 4)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.png"]
+
+
+def test_saving_and_reading_agree_within_rounding(tmp_path):
+    pixels = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    save_png(tmp_path / "x.png", pixels, {})
+    assert (read_image(tmp_path / "x.png", 8, 8) - pixels).abs().max() <= 0.5 / 127.5 + 1e-6
+
+
+def test_values_outside_are_clamped():
+    image = to_image(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).expand(3, 1, 5))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 128, 255, 255]

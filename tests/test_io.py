@@ -1,0 +1,213 @@
+"""Files appear whole or not at all, and leave nothing beside them."""
+
+import errno
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fewstep.errors import FewstepError
+from fewstep.io import (
+    append_line,
+    atomic_folder,
+    atomic_path,
+    cache_dir,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def write_half(path: Path, stop: BaseException) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise stop
+
+
+def write_half_folder(path: Path, stop: BaseException) -> None:
+    with atomic_folder(path) as temporary:
+        (temporary / "new").write_text("half")
+        raise stop
+
+
+def test_a_path_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with atomic_path(path) as temporary:
+        assert temporary.parent == path.parent
+        assert temporary.suffix == ".txt"
+        temporary.write_text("all")
+        assert not path.exists()
+    assert path.read_text() == "all"
+    assert names(path.parent) == ["file.txt"]
+    (plain := tmp_path / "plain").write_text("")
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("stop", [ValueError("no"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_a_path_keeps_its_old_content_when_the_block_fails(tmp_path, stop):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(type(stop)):
+        write_half(path, stop)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+    path = tmp_path / "file.txt"
+    with pytest.raises(FewstepError, match=rf"^no space left to write {re.escape(str(path))}\n\nhint: free some space"):
+        write_half(path, FULL)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("atomic", [atomic_path, atomic_folder])
+@pytest.mark.parametrize("text", ["No space left on device (os error 28)", "File too large (os error 27)"])
+def test_a_full_disk_as_safetensors_tells_it(tmp_path, atomic, text):
+    from safetensors import SafetensorError
+
+    with pytest.raises(FewstepError, match="no space left to write"), atomic(tmp_path / "x"):
+        raise SafetensorError(f"Error while serializing: I/O error: {text}")
+    assert names(tmp_path) == []
+
+
+def test_other_errors_pass_unchanged(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^something else$"), atomic_path(tmp_path / "x"):
+        raise RuntimeError("something else")
+
+
+def test_a_parent_that_is_a_file_is_said(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(FewstepError, match=r"^cannot write .*out/x\.txt: .*\n\nhint: choose an --out folder"):
+        write_bytes(tmp_path / "out" / "x.txt", b"")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_takes_the_old_ones_place_whole(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    with atomic_folder(folder) as temporary:
+        (temporary / "new").write_text("new")
+        assert names(folder) == ["old"]
+    assert names(folder) == ["new"]
+    assert names(tmp_path) == ["model"]
+    (plain := tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize("stop", [ValueError("no"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_a_folder_stays_as_it_was_when_the_block_fails(tmp_path, stop):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    with pytest.raises(type(stop)):
+        write_half_folder(folder, stop)
+    assert names(folder) == ["old"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_on_a_full_disk(tmp_path):
+    with pytest.raises(FewstepError, match=r"^no space left to write .*model\n"):
+        write_half_folder(tmp_path / "model", FULL)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_survives_leftovers_of_a_killed_run(tmp_path):
+    folder = tmp_path / "model"
+    for round_ in range(2):
+        with atomic_folder(folder) as temporary:
+            (temporary / "round").write_text(str(round_))
+        leftover = tmp_path / ".model.old"
+        leftover.mkdir(exist_ok=True)
+        (leftover / "junk").write_text("of a run killed between two renames")
+    assert (folder / "round").read_text() == "1"
+
+
+def test_the_disk_really_is_full(tmp_path):
+    """RLIMIT_FSIZE makes the kernel refuse the bytes, in Python's writes and in safetensors' own."""
+    pytest.importorskip("resource", reason="POSIX only")
+    code = """
+import resource, sys, numpy
+from pathlib import Path
+from safetensors.numpy import save_file
+from fewstep.io import atomic_path, write_bytes
+from fewstep.errors import FewstepError
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+for name in ("bytes", "tensors"):
+    try:
+        if name == "bytes":
+            write_bytes(Path(name), b"x" * 20_000)
+        else:
+            with atomic_path(Path(name)) as temporary:
+                save_file({"x": numpy.zeros(20_000)}, temporary)
+    except FewstepError as error:
+        print(error.message)
+"""
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    assert done.stdout.splitlines() == ["no space left to write bytes", "no space left to write tensors"]
+    assert names(tmp_path) == []
+
+
+def test_json_round_trip(tmp_path):
+    value = {"name": "Zoë", "steps": [1, 2], "none": None}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json", "x") == value
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert "Zoë" in text
+    assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""], ids=["cut", "not UTF-8", "empty"])
+def test_json_that_is_none(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(FewstepError, match=r"^the list is not readable JSON: .*x\.json \(.*\)\n\nhint: "):
+        read_json(tmp_path / "x.json", "the list")
+
+
+def test_json_that_is_missing(tmp_path):
+    with pytest.raises(FewstepError, match=r"^the list not found: .*x\.json\n\nhint: check the path$"):
+        read_json(tmp_path / "x.json", "the list")
+
+
+def test_lines_are_appended(tmp_path):
+    append_line(tmp_path / "log", "one")
+    append_line(tmp_path / "log", "two")
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    with pytest.raises(FewstepError, match=r"cannot write .*absent/log"):
+        append_line(tmp_path / "absent" / "log", "one")
+
+
+def test_hashes(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    expected = hashlib.sha256(b"abc").hexdigest()
+    assert sha256_file(tmp_path / "x") == expected
+    assert sha256_bytes(b"a", b"bc") == expected
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+    for unset in ("", None):
+        monkeypatch.setenv("FEWSTEP_CACHE", unset) if unset is not None else monkeypatch.delenv("FEWSTEP_CACHE")
+        assert cache_dir() == Path.home() / ".cache" / "fewstep"
+
+
+def test_errors_are_a_line_and_a_hint():
+    assert str(FewstepError("it broke", "mend it")) == "it broke\n\nhint: mend it"
+    assert json.dumps(FewstepError("it broke", "mend it").args) == '["it broke"]'

@@ -1,0 +1,146 @@
+"""Plans: the recipe is followed, wishes come first, the steps are always as many as asked."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewstep.diffusion.schedule import lcm_grid, schedule_from_config, trailing_grid
+from fewstep.diffusion.solvers import SOLVERS, DPMSolver2, DPMSolverPP2S
+from fewstep.errors import UsageError
+from fewstep.lora.recipe import Recipe
+from fewstep.planning import plan_sampling, psi_named
+
+STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULE = schedule_from_config(STABLE_DIFFUSION)
+ZERO_SNR = schedule_from_config(STABLE_DIFFUSION | {"rescale_betas_zero_snr": True})
+LCM = Recipe(method="lcd", solver="lcm", steps=4, guidance_scale=1.0, k=20)
+STYLE = Recipe(method="denoising")
+
+
+def test_defaults_without_recipes():
+    plan = plan_sampling(SCHEDULE, [])
+    assert (plan.solver_name, plan.steps, plan.guidance_scale, plan.nfe) == ("dpm-solver++", 20, 7.5, 40)
+    assert plan.timesteps == tuple(trailing_grid(20))
+    assert not plan.consistency
+    assert plan.notes == ()
+
+
+def test_auto_follows_the_recipe():
+    plan = plan_sampling(SCHEDULE, [STYLE, LCM])
+    assert (plan.solver_name, plan.steps, plan.guidance_scale, plan.nfe) == ("lcm", 4, 1.0, 4)
+    assert plan.timesteps == (999, 759, 499, 259)
+    assert plan.consistency
+    assert plan.notes == ()
+
+
+def test_a_style_is_sampled_as_its_model_is():
+    assert plan_sampling(SCHEDULE, [STYLE]) == plan_sampling(SCHEDULE, [])
+
+
+def test_a_recipe_may_leave_everything_open():
+    plan = plan_sampling(SCHEDULE, [Recipe(method="lcd", solver="ddim", guidance_scale=0.0)])
+    assert (plan.solver_name, plan.steps, plan.guidance_scale) == ("ddim", 20, 0.0)
+
+
+def test_the_recipes_own_grid():
+    plan = plan_sampling(SCHEDULE, [LCM.model_copy(update={"k": 100})], steps=3)
+    assert plan.timesteps == tuple(lcm_grid(3, 100)) == (999, 699, 399)
+
+
+def test_wishes_come_before_the_recipe():
+    plan = plan_sampling(SCHEDULE, [LCM], "ddim", 2, 1.5)
+    assert (plan.solver_name, plan.steps, plan.guidance_scale, plan.nfe) == ("ddim", 2, 1.5, 4)
+    assert not plan.consistency
+    assert plan.timesteps == (999, 499)  # still on the grid the network was distilled on
+
+
+def test_lcm_takes_its_grid_without_a_recipe():
+    assert plan_sampling(SCHEDULE, [], "lcm", 4).timesteps == (999, 759, 499, 259)
+
+
+def test_second_order_steps_cost_two_calls():
+    plan = plan_sampling(SCHEDULE, [], "dpm-solver", 8, 1.0)
+    assert (len(plan.timesteps), plan.steps, plan.nfe) == (4, 8, 8)
+    for name in ("dpm-solver", "dpm-solver++2s"):
+        with pytest.raises(
+            UsageError, match=rf"^{name.replace('+', '[+]')} makes 2 network calls a step, so --steps 5 "
+        ):
+            plan_sampling(SCHEDULE, [], name, 5)
+
+
+def notes(*arguments, **options):
+    return " | ".join(plan_sampling(SCHEDULE, *arguments, **options).notes)
+
+
+def test_notes():
+    assert "guidance 7.5 burns with an acceleration LoRA" in notes([LCM], guidance_scale=7.5)
+    assert notes([LCM], guidance_scale=2) == ""
+    assert "12 steps: an acceleration LoRA gains nothing past 8" in notes([LCM], steps=12)
+    assert notes([LCM], steps=8) == ""
+    assert "made for the lcm solver, and ddim was asked for" in notes([LCM], "ddim")
+    assert "the lcm solver needs an acceleration LoRA" in notes([], "lcm")
+    assert "negative prompt has no effect at guidance 1" in notes([LCM], negative_prompt=True)
+    assert notes([], negative_prompt=True) == ""
+
+
+def test_what_cannot_be():
+    with pytest.raises(UsageError, match=r"^unknown solver 'euler'\n\nhint: known ones: ddim, dpm-solver, "):
+        plan_sampling(SCHEDULE, [], "euler")
+    for steps in (0, -1, 1001):
+        with pytest.raises(UsageError, match=f"--steps {steps}"):
+            plan_sampling(SCHEDULE, [], "ddim", steps)
+    for strength in (0, -0.5, 1.5, math.nan):
+        with pytest.raises(UsageError, match=f"^strength {strength:g} is outside 0 to 1\n\nhint: "):
+            plan_sampling(SCHEDULE, [], strength=strength)
+
+
+def test_pure_noise_is_no_start_for_dpm_solver():
+    for refused in (lambda: plan_sampling(ZERO_SNR, [], "dpm-solver", 4), lambda: psi_named("dpm-solver", ZERO_SNR)):
+        with pytest.raises(UsageError, match=r"^dpm-solver divides by alpha.*\n\nhint: use dpm-solver\+\+ instead$"):
+            refused()
+    assert plan_sampling(ZERO_SNR, [], "dpm-solver++", 4).steps == 4
+    assert psi_named("dpm-solver++", ZERO_SNR).calls == 2
+    assert plan_sampling(SCHEDULE, [], "dpm-solver", 4).steps == 4
+
+
+def test_psi():
+    assert psi_named("ddim") is SOLVERS["ddim"]
+    assert isinstance(psi_named("dpm-solver"), DPMSolver2)
+    assert isinstance(psi_named("dpm-solver++"), DPMSolverPP2S)  # never the multistep one
+    with pytest.raises(UsageError, match=r"multistep.*\n\nhint: use ddim, dpm-solver or dpm-solver\+\+ \(single"):
+        psi_named("dpm-solver++2m")
+    with pytest.raises(UsageError, match="--psi lcm adds noise"):
+        psi_named("lcm")
+    with pytest.raises(UsageError, match="unknown --psi 'euler'"):
+        psi_named("euler")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(
+    strength=st.floats(0, 1, exclude_min=True),
+    steps=st.integers(1, 50),
+    solver=st.sampled_from([*SOLVERS, "auto"]),
+    recipes=st.sampled_from([(), (LCM,), (LCM.model_copy(update={"k": 7}),), (STYLE,)]),
+)
+def test_the_steps_are_always_as_many_as_asked(strength, steps, solver, recipes):
+    calls = SOLVERS[solver].calls if solver != "auto" else 1
+    asked = steps * calls
+    plan = plan_sampling(SCHEDULE, recipes, solver, asked, 3.0, strength)
+    assert plan.steps == asked
+    assert plan.nfe == 2 * asked
+    assert len(plan.timesteps) == steps
+    assert all(s > t for s, t in pairwise(plan.timesteps))
+    assert plan.timesteps[-1] >= 0
+    reach = max(math.ceil(strength * len(SCHEDULE)), steps)
+    assert plan.timesteps[0] < reach
+    # image-to-image begins as near to its strength as the grid allows
+    assert plan.timesteps[0] >= reach - 20
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.3, 1.0])
+def test_strength_moves_the_start(strength):
+    first = plan_sampling(SCHEDULE, [], "ddim", 10, strength=strength).timesteps[0]
+    assert first == round(1000 * strength) - 1

@@ -1,0 +1,224 @@
+"""The loop: resume is bit-equal, accumulation and processes reproduce one run, a Gaussian is distilled right."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewstep.configs import TrainingConfig, build
+from fewstep.diffusion.consistency import ConsistencyDenoiser
+from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser
+from fewstep.diffusion.prediction import prediction_named
+from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
+from fewstep.diffusion.schedule import lcm_grid, schedule_from_config, skipping_grid
+from fewstep.diffusion.solvers import SOLVERS
+from fewstep.errors import FewstepError
+from fewstep.training.checkpoint import Average, Trainable, average_of, newest_checkpoint
+from fewstep.training.draws import Order, SampleId, generator, normal, uniform
+from fewstep.training.loop import learning_rate, loop
+from fewstep.training.losses import lcd_loss, pseudo_huber
+
+SCHEDULE = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
+
+
+class Points:
+    """Samples whose input and aim are drawn from the visit."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> tuple[Tensor, Tensor]:
+        generators = [generator(visit) for visit in visits]
+        return normal(generators, (6,)).to(device), normal(generators, (2,)).to(device)
+
+
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def train(out: Path, **options: object) -> dict[str, Tensor]:
+    net = small_net()
+    parameters = dict(net.named_parameters())
+    trainable = Trainable(net, parameters, {"export": average_of(parameters, 0.9)})
+    values = {"train_steps": 12, "batch_size": 4, "learning_rate": 0.01, "device": "cpu", "checkpoint_every": 5}
+    config = build(TrainingConfig, out=out, **(values | options))
+    loop(trainable, lambda module, batch: ((module(batch[0]) - batch[1]) ** 2).mean(), Points(), config)
+    averages = {f"average/{k}": v for k, v in trainable.averages["export"].shadow.items()}
+    return {k: p.detach().clone() for k, p in parameters.items()} | averages
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "parts", train_steps=7)
+    assert_equal(train(tmp_path / "parts", resume=True), whole)
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+
+
+def test_accumulating_parts_reproduces_the_large_batch(tmp_path: Path) -> None:
+    whole, parts = train(tmp_path / "a", batch_size=4), train(tmp_path / "b", batch_size=2, accumulate=2)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.long
+def test_two_processes_reproduce_one(tmp_path: Path) -> None:
+    whole = train(tmp_path / "one", batch_size=4)
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys, torch\nfrom pathlib import Path\nfrom tests.training.test_loop import train\n"
+        "weights = train(Path(sys.argv[1]) / 'two', batch_size=2)\n"
+        "torch.save(weights, Path(sys.argv[1]) / 'weights.pt')\n"
+    )
+    root = Path(__file__).parents[2]
+    environment = os.environ | {
+        "PYTHONPATH": f"{root}/src:{root}",
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617", str(script)]
+    subprocess.run([*command, str(tmp_path)], env=environment, check=True, timeout=240, capture_output=True)
+    two = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for name in whole:
+        torch.testing.assert_close(whole[name], two[name], rtol=1e-5, atol=1e-6)
+
+
+def test_every_epoch_visits_every_sample_once_in_an_order_of_its_own() -> None:
+    visits = Order(10, seed=3).visits(0, 30)
+    epochs = [[v.index for v in visits if v.epoch == e] for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert Order(10, seed=3).visits(7, 5) == visits[7:12]
+
+
+def test_draws_depend_on_the_visit_alone() -> None:
+    a, b = SampleId(0, 1, 2), SampleId(0, 1, 3)
+    assert torch.equal(normal([generator(a), generator(b)], (3,))[0], normal([generator(a)], (3,))[0])
+    assert not torch.equal(normal([generator(a)], (3,)), normal([generator(b)], (3,)))
+    assert not torch.equal(normal([generator(a)], (3,)), normal([generator(SampleId(1, 1, 2))], (3,)))
+
+
+def test_the_learning_rate_warms_up_and_decays(tmp_path: Path) -> None:
+    config = build(TrainingConfig, out=tmp_path, train_steps=100, warmup=10, decay="cosine", learning_rate=1.0 - 1e-9)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1)
+    assert all(a >= b for a, b in pairwise(rates[9:]))
+    assert rates[-1] < 1e-3
+
+
+def test_an_average_follows_by_its_decay() -> None:
+    average = Average(0.9, {"a": torch.zeros(1)})
+    average.update({"a": torch.ones(1)}, step=1)
+    torch.testing.assert_close(average.shadow["a"], torch.tensor([0.1]))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path: Path) -> None:
+    net = small_net()
+    trainable = Trainable(net, dict(net.named_parameters()), {})
+    config = build(TrainingConfig, out=tmp_path / "run", train_steps=9, device="cpu", learning_rate=0.01)
+    calls = []
+
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        calls.append(1)
+        return module(batch[0]).mean() * (float("nan") if len(calls) == 4 else 1)
+
+    with pytest.raises(FewstepError, match=r"no longer finite at step 4; the last good state is .*step-00000003"):
+        loop(trainable, loss, Points(), config)
+    assert all(p.isfinite().all() for p in trainable.parameters.values())
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints") is not None
+
+
+# A Gaussian data set has a known teacher; distilled by our loop, a small network must give its data back.
+
+MEAN, STD = 1.0, 0.5
+K = 40
+
+
+def gaussian_teacher(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    """E[x_0 | x_t], as an x_0-network."""
+    level = SCHEDULE.at(t)
+    gain = level.alpha * STD**2 / (level.alpha**2 * STD**2 + level.sigma**2)
+    return MEAN + gain * (x - level.alpha * MEAN)
+
+
+class GaussianStudent(nn.Module):
+    """An x_0-network of timestep and value: affine in x, with coefficients learned as functions of t."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 2))
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        angles = t[:, None] / 1000 * torch.pi * torch.arange(1, 9)
+        scale, shift = self.body(torch.cat([angles.sin(), angles.cos()], 1)).float().chunk(2, 1)
+        return scale.view(-1, 1, 1, 1) * x + shift.view(-1, 1, 1, 1)
+
+
+@dataclass
+class GaussianData:
+    """Visits of Gaussian samples: x_0, noise and the place of the timestep."""
+
+    samples: int = 4096
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        generators = [generator(visit) for visit in visits]
+        x_0 = MEAN + STD * normal([generator(SampleId(0, -1, v.index)) for v in visits], (1, 4, 4))
+        return x_0, normal(generators, (1, 4, 4)), uniform(generators)
+
+
+def distilled(tmp_path: Path) -> nn.Module:
+    """A student distilled from the Gaussian teacher by the loop, its averaged weights in place."""
+    torch.manual_seed(0)
+    student, target = GaussianStudent(), GaussianStudent().requires_grad_(False)
+    target.load_state_dict(student.state_dict())
+    parameters = dict(student.named_parameters())
+    averages = {"target": Average(0.95, dict(target.named_parameters())), "export": average_of(parameters, 0.995)}
+    condition, x_0_network = Conditioning(torch.zeros(1, 1, 1)), prediction_named("sample")
+    denoiser = partial(GuidedDenoiser, prediction=x_0_network, conditioning=condition)
+    grid = torch.tensor(skipping_grid(K))
+
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        x_0, eps, time = batch
+        s = grid[(time * len(grid)).long()]
+        levels = SCHEDULE.at(s), SCHEDULE.at((s - K).clamp(min=0))
+        psi, roles = SOLVERS["dpm-solver++2s"], (denoiser(module), denoiser(target), denoiser(gaussian_teacher))
+        return lcd_loss(*roles, psi, SCHEDULE, x_0, *levels, eps, lambda d: pseudo_huber(d, 0.05))
+
+    options = {"train_steps": 1500, "batch_size": 48, "learning_rate": 5e-3, "decay": "cosine", "device": "cpu"}
+    config = build(TrainingConfig, out=tmp_path / "run", log_every=500, checkpoint_every=1500, **options)
+    loop(Trainable(student, parameters, averages), loss, GaussianData(), config)
+    student.load_state_dict(averages["export"].shadow)
+    return student
+
+
+def test_a_small_network_distilled_by_the_loop_gives_the_data_back(tmp_path: Path) -> None:
+    student = distilled(tmp_path)
+    denoiser = GuidedDenoiser(student, prediction_named("sample"), Conditioning(torch.zeros(1, 1, 1)))
+    noise = ImageNoise(range(4000), (1, 4, 4))
+    for steps in (1, 4):
+        with torch.no_grad():
+            levels = sampling_levels(SCHEDULE, lcm_grid(steps, K))
+            # Stable Diffusion's schedule ends short of pure noise: begin where the forward process does.
+            x = levels[0].alpha * (MEAN + STD * noise()) + levels[0].sigma * noise()
+            x = sample(ConsistencyDenoiser(denoiser), SOLVERS["lcm"], SCHEDULE, levels, x, noise)
+        assert float(x.mean()) == pytest.approx(MEAN, rel=0.02)
+        assert float(x.std()) == pytest.approx(STD, rel=0.05)

@@ -1,0 +1,99 @@
+"""The LCD loss against the published method's formulas, written out independently with diffusers' tables."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from tests.tiny import tiny_unet
+
+from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser
+from fewstep.diffusion.prediction import prediction_named
+from fewstep.diffusion.schedule import schedule_from_config
+from fewstep.diffusion.solvers import SOLVERS
+from fewstep.models.network import UNetNetwork
+from fewstep.training.losses import lcd_loss, pseudo_huber
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_lcd_loss_is_the_published_methods(prediction_type: str) -> None:
+    torch.manual_seed(0)
+    unet = tiny_unet().eval()
+    network = UNetNetwork(unet)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    )
+    schedule, bar = schedule_from_config(scheduler.config), scheduler.alphas_cumprod
+    x_0, eps = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
+    text, empty = torch.randn(3, 5, 16), torch.randn(1, 5, 16).expand(3, -1, -1)
+    s = torch.tensor([19, 499, 999])
+    t = (s - 20).clamp(min=0)
+    w = 7.5
+
+    # The published method: LCM's scalings, guided x_0 and eps extrapolated, one DDIM step, pseudo-Huber.
+    def shape(v: torch.Tensor) -> torch.Tensor:
+        return v.view(-1, 1, 1, 1)
+
+    def x_0_and_eps(x, steps, text):
+        out, a, b = unet(x, steps, text).sample, shape(bar[steps] ** 0.5), shape((1 - bar[steps]) ** 0.5)
+        if prediction_type == "epsilon":
+            return (x - b * out) / a, out
+        return a * x - b * out, a * out + b * x
+
+    def scalings(steps):
+        scaled = shape(steps / 0.1)
+        return 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
+
+    with torch.no_grad():
+        noisy = shape(bar[s] ** 0.5) * x_0 + shape((1 - bar[s]) ** 0.5) * eps
+        skip, out = scalings(s)
+        student = skip * noisy + out * x_0_and_eps(noisy, s, text)[0]
+        (x_c, e_c), (x_u, e_u) = x_0_and_eps(noisy, s, text), x_0_and_eps(noisy, s, empty)
+        x_g, e_g = x_c + w * (x_c - x_u), e_c + w * (e_c - e_u)
+        stepped = shape(bar[t] ** 0.5) * x_g + shape((1 - bar[t]) ** 0.5) * e_g
+        skip, out = scalings(t)
+        aim = skip * stepped + out * x_0_and_eps(stepped, t, text)[0]
+        published = (((student - aim) ** 2 + 0.001**2) ** 0.5 - 0.001).mean()
+
+        def denoiser(**more):
+            return GuidedDenoiser(network, prediction_named(prediction_type), Conditioning(text), **more)
+
+        ours = lcd_loss(
+            denoiser(),
+            denoiser(),
+            denoiser(empty=Conditioning(empty), guidance_scale=1 + w),
+            SOLVERS["ddim"],
+            schedule,
+            x_0,
+            schedule.at(s),
+            schedule.at(t),
+            eps,
+            lambda d: pseudo_huber(d, 0.001),
+        )
+    torch.testing.assert_close(ours, published, rtol=1e-5, atol=1e-6)
+
+
+def test_the_target_and_the_teacher_get_no_gradient() -> None:
+    schedule = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
+    a, b, c = (torch.tensor(1.0, requires_grad=True) for _ in range(3))
+    x = torch.randn(2, 1, 2, 2)
+    loss = lcd_loss(
+        lambda x, level: a * x,
+        lambda x, level: b * x,
+        lambda x, level: c * x,
+        SOLVERS["dpm-solver++2s"],
+        schedule,
+        x,
+        schedule.at([99, 999]),
+        schedule.at([79, 979]),
+        torch.randn_like(x),
+        lambda d: pseudo_huber(d, 0.001),
+    )
+    loss.backward()
+    assert a.grad is not None
+    assert b.grad is None
+    assert c.grad is None
+
+
+def test_pseudo_huber_is_quadratic_near_zero_and_absolute_far_away() -> None:
+    d = torch.tensor([1e-6], dtype=torch.float64)
+    torch.testing.assert_close(pseudo_huber(d, 0.001), (d**2 / 0.002).mean(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(pseudo_huber(d * 1e9, 0.001), torch.tensor(1000.0 - 0.001, dtype=torch.float64))
