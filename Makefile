@@ -22,6 +22,9 @@ test: .venv/ready
 test-all: .venv/ready
 	$(BIN)/pytest
 
+demo: .venv/ready
+	$(BIN)/python recipes/shapes.py
+
 format: .venv/ready
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -23,7 +23,8 @@ from fewstep.configs import (
 )
 from fewstep.errors import FewstepError, UsageError
 
-NO_NEGATIVES = Parameter(negative=())  # no --no-json, no --empty-lora
+
+OPTIONS = Parameter(negative=())  # no --no-json, no --empty-lora
 
 Run = Callable[[Any], None]
 
@@ -42,7 +43,7 @@ def new_app() -> App:
         help="Turn any Stable Diffusion model into a 4-step generator: distil, sample, merge, compare.",
         version=__version__,
         help_format="plaintext",
-        default_parameter=NO_NEGATIVES,
+        default_parameter=OPTIONS,
         suppress_keyboard_interrupt=False,  # `guarded` says it in our words
     )
     for name, (kind, module) in COMMANDS.items():
@@ -61,7 +62,8 @@ def runner(module: str) -> Run:
 
 def command(kind: type[Config], run: Run) -> Callable[..., None]:
     """A function cyclopts can read: `kind`'s fields as options, its prompts, if any, as arguments."""
-    flat: Any = Annotated[kind | None, Parameter(name="*", name_transform=spelling)]
+    required = any(field.is_required() for field in kind.model_fields.values())
+    flat: Any = Annotated[kind if required else kind | None, Parameter(name="*", name_transform=spelling)]
 
     def with_prompts(*prompts: str, config: Config | None = None) -> None:
         given = config.model_dump(exclude_unset=True) if config else {}
@@ -77,6 +79,8 @@ def command(kind: type[Config], run: Run) -> Callable[..., None]:
         "return": None,
     }
     function.__doc__ = kind.__doc__
+    if required:
+        function.__kwdefaults__ = {}
     return function
 
 
@@ -96,7 +100,7 @@ def main_of(kind: type[Config], run: Run, argv: Sequence[str] | None = None) -> 
         help=kind.__doc__,
         help_format="plaintext",
         version_flags=(),
-        default_parameter=NO_NEGATIVES,
+        default_parameter=OPTIONS,
         suppress_keyboard_interrupt=False,
     )
     app.default(command(kind, run))
@@ -132,6 +136,7 @@ def explained(error: CycloptsError) -> UsageError:
     if isinstance(error.__cause__, ValidationError):
         return usage_error(error.__cause__)
     text = re.sub(r'^Command "[^"]*" parameter ', "", " ".join(str(error).split()))
+    text = re.sub(r"^(--\S+) requires an argument\.?$", r"\1 is required", text)
     return UsageError(text[0].lower() + text[1:].rstrip("."), "see --help for what there is")
 
 

@@ -62,7 +62,7 @@ class SampleConfig(Config):
     """What to draw; several prompts give several images."""
     model: str
     """A Stable Diffusion model folder in diffusers' layout."""
-    lora: tuple[str, ...] = ()
+    lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """FILE or FILE:WEIGHT; give it several times to add several LoRAs."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Network calls of one branch; by default what the LoRA was trained for, else 20."""
@@ -70,7 +70,7 @@ class SampleConfig(Config):
     """auto follows the LoRA's recipe."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
     """1 = off; by default what the LoRA was trained for, else 7.5."""
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, Parameter(show_default=False)] = ""
     """What to keep away from; it works only with a guidance scale above 1."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the first image; the next ones count up from it."""
@@ -101,6 +101,17 @@ class SampleConfig(Config):
         if not prompts:
             raise UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox" --model FOLDER')
         return prompts
+
+
+class Source(Config):
+    """The model and the images a run starts from (listed first in help)."""
+
+    model: str
+    """A Stable Diffusion model folder in diffusers' layout."""
+    data: Path
+    """A folder of images with captions: name.png + name.txt, metadata.jsonl or metadata.csv."""
+    size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Pixels of the square training images; by default the model's own size."""
 
 
 class TrainingConfig(Config):
@@ -158,15 +169,9 @@ class TrainingConfig(Config):
     """Where to compute; auto takes cuda, then mps, then cpu."""
 
 
-class AdapterConfig(TrainingConfig):
+class AdapterConfig(TrainingConfig, Source):
     """What distilling and fine-tuning a model on images share."""
 
-    model: str
-    """A Stable Diffusion model folder in diffusers' layout."""
-    data: Path
-    """A folder of images with captions: name.png + name.txt, metadata.jsonl or metadata.csv."""
-    size: Annotated[int, Field(ge=8, le=4096)] | None = None
-    """Pixels of the square training images; by default the model's own size."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
     """Rank of the LoRA."""
     full: bool = False

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -79,11 +80,11 @@ class Model:
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Conditioning:
-        """Text embeddings (B, L, D) of the prompts, cut at the tokenizer's length."""
+        """Text embeddings (B, L, D) of the prompts, cut at the text encoder's length."""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=self.tokenizer.model_max_length,
+            max_length=min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings),
             truncation=True,
             return_tensors="pt",
         )
@@ -136,15 +137,15 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, device: torch.devi
             raise FewstepError(f"model folder {folder} has no {part} folder", "copy the whole model folder again")
     if "text_encoder_2" in index:
         raise FewstepError(f"{folder} is an SDXL-like model (two text encoders)", "use an SD 1.x or 2.x-like folder")
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "scheduler config")
+    schedule, prediction_type = _schedule(folder / "scheduler" / "scheduler_config.json")
     return Model(
         folder=folder,
         unet=_part(UNet2DConditionModel, folder / "unet", dtype, device),
         vae=_part(AutoencoderKL, folder / "vae", dtype, device),
         text_encoder=_part(CLIPTextModel, folder / "text_encoder", dtype, device),
         tokenizer=_tokenizer(folder / "tokenizer"),
-        schedule=schedule_from_config(scheduler),
-        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        schedule=schedule,
+        prediction_type=prediction_type,
         recipe=_recipe(folder / RECIPE_FILE),
     )
 
@@ -163,6 +164,16 @@ def _index(folder: Path, name: str) -> dict[str, Any]:
     return index
 
 
+def _schedule(path: Path) -> tuple[NoiseSchedule, str]:
+    config = read_json(path, "scheduler config")
+    try:
+        name = config.get("prediction_type", "epsilon")
+        prediction_named(name)
+        return schedule_from_config(config), name
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FewstepError(f"{path} is no scheduler config ({error})", "copy the whole model folder again") from error
+
+
 def _recipe(path: Path) -> Recipe | None:
     if not path.exists():
         return None
@@ -174,17 +185,25 @@ def _recipe(path: Path) -> Recipe | None:
 
 def _part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
     try:
-        part = kind.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        part, info = kind.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FewstepError(
             f"cannot load {folder} ({reason})",
             "fewstep loads diffusers folders with .safetensors weights; copy it again",
         ) from error
+    if info["missing_keys"]:  # which the libraries would leave random
+        raise FewstepError(
+            f"cannot load {folder} (its weights lack {min(info['missing_keys'])})", "copy the whole model folder again"
+        )
     return part.to(device).eval().requires_grad_(False)
 
 
 def _tokenizer(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise FewstepError(f"cannot load {folder} (it has no vocabulary)", "copy the tokenizer folder again")
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, json.JSONDecodeError, TypeError) as error:

@@ -1,0 +1,48 @@
+"""The documents say what is so: the command reference is current, and the README's commands run."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fewstep.cli import main
+from tests.tiny import tiny_images, tiny_model
+
+ROOT = Path(__file__).parents[1]
+QUICK = {"distill": ["--steps", "2", "--rank", "2"], "finetune": ["--steps", "2", "--rank", "2"], "sample": []}
+
+
+def readme_commands() -> list[list[str]]:
+    """Every `fewstep ...` line of the README's code blocks, as words."""
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("fewstep ")]
+
+
+def test_the_command_reference_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("build", ROOT / "docs" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == build.commands(), "run python docs/build.py"
+
+
+def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model(tmp_path / "my-model")
+    for name in ("my-images", "paper-cuts"):
+        tiny_images(tmp_path / name, count=4)
+    monkeypatch.chdir(tmp_path)
+    commands = readme_commands()
+    assert {words[0] for words in commands} == {"distill", "sample", "finetune"}
+    for words in commands:
+        assert main([*words, *QUICK[words[0]], "--device", "cpu"]) == 0, words
+    assert list((tmp_path / "images").glob("*.png"))
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
