@@ -1,8 +1,6 @@
-"""Write docs/commands.md from the command line itself.
+"""Write docs/commands.md from the command line itself: `python docs/build.py [FILE]`."""
 
-python docs/build.py
-"""
-
+import sys
 from pathlib import Path
 
 from fewstep.cli import new_app
@@ -14,4 +12,5 @@ def commands() -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("commands.md").write_text(commands(), encoding="utf-8")
+    target = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_name("commands.md")
+    target.write_text(commands(), encoding="utf-8")
