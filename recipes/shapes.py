@@ -35,7 +35,7 @@ from fewstep.configs import (
 )
 from fewstep.data.folder import read_folder
 from fewstep.errors import UsageError
-from fewstep.images import read_image, to_image
+from fewstep.images import read_image
 from fewstep.pipeline import load_pipeline
 from fewstep.training import distill, finetune
 from fewstep.training.checkpoint import Trainable, average_of
@@ -219,7 +219,7 @@ def draw_row(row: Row, model: Path, lora: Path) -> tuple[list[Image.Image], floa
     list(pipeline.pictures(config, plan))  # warm up, so that the times are of drawing alone
     begun = time.perf_counter()
     pictures = list(pipeline.pictures(config, plan))
-    return [to_image(p.pixels) for p in pictures], (time.perf_counter() - begun) / len(pictures), pictures[0].nfe
+    return [p.image for p in pictures], (time.perf_counter() - begun) / len(pictures), pictures[0].recipe["nfe"]
 
 
 def save_sheet(rows: Sequence[tuple[str, list[Image.Image]]], path: Path, cell: int = 96) -> None:

@@ -104,7 +104,7 @@ def test_the_lora_gives_the_same_image_in_diffusers(model: Path, data: Path, tmp
         output_type="np",
     ).images[0]
     expected = torch.from_numpy(np.asarray(image)).permute(2, 0, 1) * 2 - 1
-    assert ours.nfe == steps
+    assert ours.recipe["nfe"] == steps
     torch.testing.assert_close(ours.pixels, expected, rtol=0, atol=1e-3)
     assert not torch.allclose(ours.pixels, drawn_without(model, config), atol=1e-2)  # the LoRA does something
 

@@ -1,3 +1,29 @@
-"""fewstep: turn any Stable Diffusion model into a 4-step generator."""
+"""fewstep: turn any Stable Diffusion model into a 4-step generator.
+
+The public door: `sample`, `distill` and `finetune` each take their config, the same object the command line builds.
+Names are imported when they are first used, so `import fewstep` is quick and imports no torch.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "sample": ("fewstep.pipeline", "sample"),
+    "distill": ("fewstep.training.distill", "run"),
+    "finetune": ("fewstep.training.finetune", "run"),
+    "SampleConfig": ("fewstep.configs", "SampleConfig"),
+    "DistillConfig": ("fewstep.configs", "DistillConfig"),
+    "FinetuneConfig": ("fewstep.configs", "FinetuneConfig"),
+    "FewstepError": ("fewstep.errors", "FewstepError"),
+}
+
+__all__ = ["DistillConfig", "FewstepError", "FinetuneConfig", "SampleConfig", "distill", "finetune", "sample"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

@@ -23,7 +23,6 @@ from fewstep.configs import (
 )
 from fewstep.errors import FewstepError, UsageError
 
-
 OPTIONS = Parameter(negative=())  # no --no-json, no --empty-lora
 
 Run = Callable[[Any], None]

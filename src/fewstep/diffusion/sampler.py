@@ -10,7 +10,7 @@ from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, clean_level
 from fewstep.diffusion.solvers.base import Noise, Solver
 
-OnStep = Callable[[int, NoiseLevel, Tensor], None]
+OnStep = Callable[[int, NoiseLevel, Tensor], object]
 
 
 def ignore(index: int, level: NoiseLevel, x: Tensor) -> None:

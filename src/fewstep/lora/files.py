@@ -59,7 +59,7 @@ def save_adapter(path: Path, adapter: Adapter, recipe: Recipe, dtype: torch.dtyp
 
 
 def sort_header(path: Path) -> None:
-    """Order a safetensors file's header, so that equal content is equal bytes (its writer leaves metadata unordered)."""
+    """Order a safetensors header, so that equal content is equal bytes: its writer leaves the metadata unordered."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.dumps(json.loads(file.read(size)), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
