@@ -40,6 +40,7 @@ FLOORS = {
     "cli": 8,
     "server": 8,
     "ui": 8,
+    "__main__": 8,
 }
 
 

@@ -183,6 +183,8 @@ def sample(config: SampleConfig) -> Iterator[Picture]:
 
 def run(config: SampleConfig) -> None:
     """Draw the images of `config` and save them; file names, or one JSON document, go to stdout."""
+    if config.out.exists() and not config.out.is_dir():
+        raise UsageError(f"--out {config.out} is a file", "give --out a folder")
     written = []
     for picture in sample(config):
         path = save_picture(picture, config.out)

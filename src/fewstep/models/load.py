@@ -169,9 +169,15 @@ def _schedule(path: Path) -> tuple[NoiseSchedule, str]:
     try:
         name = config.get("prediction_type", "epsilon")
         prediction_named(name)
-        return schedule_from_config(config), name
+        schedule = schedule_from_config(config)
     except (AttributeError, TypeError, ValueError) as error:
         raise FewstepError(f"{path} is no scheduler config ({error})", "copy the whole model folder again") from error
+    if schedule.zero_terminal_snr and name == "epsilon":
+        raise FewstepError(
+            f"{path} has epsilon prediction on a zero-terminal-SNR schedule, where the noise says nothing of the image",
+            "such models predict v: set prediction_type to v_prediction, or rescale_betas_zero_snr to false",
+        )
+    return schedule, name
 
 
 def _recipe(path: Path) -> Recipe | None:

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from fewstep.configs import TrainingConfig
-from fewstep.errors import FewstepError, Interrupted
+from fewstep.errors import FewstepError, Interrupted, UsageError
 from fewstep.training.checkpoint import (
     Trainable,
     checkpoint_path,
@@ -85,7 +85,7 @@ def loop(
     """Train `trainable` in place until config.train_steps steps are finished.
 
     Writes config.json, metrics.jsonl and checkpoints/ under config.out.
-    on_checkpoint: called with the finished steps whenever a checkpoint was written.
+    on_checkpoint: called, in the main process, with the finished steps whenever a checkpoint was written.
 
     Raises Interrupted after saving a checkpoint on Ctrl-C or a termination signal, and FewstepError when
     the loss is no longer finite: the last good state is then saved, and named.
@@ -112,7 +112,8 @@ def loop(
             stop = stopped()
             if stop or run.step % config.checkpoint_every == 0 or run.step == config.train_steps:
                 run.save()
-                on_checkpoint(run.step)
+                if accelerator.is_main_process:
+                    on_checkpoint(run.step)
             if stop and run.step < config.train_steps:
                 raise Interrupted(
                     f"stopped after {run.step} of {config.train_steps} steps, with a checkpoint in {run.folder}",
@@ -122,6 +123,9 @@ def loop(
 
 def new_accelerator(config: TrainingConfig) -> Accelerator:
     """Accelerate's view of this machine: device, precision, processes, trackers."""
+    on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if config.precision == "fp16" and on_cpu:
+        raise UsageError("--precision fp16 needs a GPU to train", "use --precision bf16, or fp32")
     AcceleratorState._reset_state()  # a second run in one process may want another precision
     return Accelerator(
         cpu=config.device == "cpu",

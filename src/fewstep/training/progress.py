@@ -99,7 +99,9 @@ class Progress:
         if self.accelerator.is_main_process:
             keep_lines_until(self.path, self.first)
         if self.config.tracker:
-            self.accelerator.init_trackers("fewstep", json.loads(self.config.model_dump_json()))
+            values = json.loads(self.config.model_dump_json())
+            plain = {name: x if isinstance(x, str | int | float) else str(x) for name, x in values.items()}
+            self.accelerator.init_trackers("fewstep", plain)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
