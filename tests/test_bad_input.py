@@ -423,7 +423,8 @@ def test_options_of_distilling(fewstep, tiny_model_folder, tiny_data_folder, out
 
 def test_psi_that_cannot_step_from_pure_noise(fewstep, model, tiny_data_folder, out):
     path = model / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_betas_zero_snr": True}))
+    zero_snr = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | zero_snr))
     done = fewstep("distill", *TINY, model=model, data=tiny_data_folder, out=out, psi="dpm-solver")
     assert done.code == 2
     assert done.error.startswith("dpm-solver divides by alpha")

@@ -27,58 +27,54 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises FewstepError when the disk is full or the folder cannot be written.
     """
-    temporary = None
-    try:
+    with _explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise _explained(error, path) from error
-    except Exception as error:
-        if _says_full(error):
-            raise _explained(OSError(errno.ENOSPC, "No space left on device"), path) from error
-        raise
-    finally:
-        if temporary is not None:
+        try:
+            temporary.chmod(0o666 & ~_umask())
+            yield temporary
+            temporary.replace(path)
+        finally:
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends well, and is removed otherwise."""
-    temporary = None
-    try:
+    with _explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        temporary.chmod(0o777 & ~_umask())
-        yield temporary
         old = temporary.with_name(f"{temporary.name}.old")
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a log file."""
+    with _explaining(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn the system's write errors into FewstepErrors that name `path`."""
+    try:
+        yield
     except OSError as error:
         raise _explained(error, path) from error
     except Exception as error:
         if _says_full(error):
             raise _explained(OSError(errno.ENOSPC, "No space left on device"), path) from error
         raise
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a log file."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise _explained(error, path) from error
 
 
 def _umask() -> int:
