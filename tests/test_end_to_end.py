@@ -12,11 +12,12 @@ import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
-from tests.tiny import tiny_images, tiny_model
 
+import fewstep
 from fewstep.cli import main
 from fewstep.configs import SampleConfig, build
 from fewstep.pipeline import load_pipeline
+from tests.tiny import tiny_images, tiny_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,6 +114,14 @@ def drawn_without(model: Path, config: SampleConfig) -> torch.Tensor:
     pipeline = load_pipeline(str(model), [], device="cpu")
     (picture,) = pipeline.pictures(config, load_pipeline(str(model), config.lora, device="cpu").plan(config))
     return picture.pixels
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_draws_nearly_the_same_image(model: Path, dtype: str) -> None:
+    config = build(SampleConfig, prompts=("a cat",), model=str(model), steps=4, guidance_scale=3, device="cpu")
+    pictures = [next(fewstep.sample(config.model_copy(update={"dtype": name}))) for name in ("fp32", dtype)]
+    error = (pictures[0].pixels - pictures[1].pixels).square().mean()
+    assert 10 * torch.log10(4 / error) > 30  # dB, of a signal in [-1, 1]
 
 
 def test_finetuning_makes_a_style_lora_that_adds_to_the_acceleration(model: Path, data: Path, tmp_path: Path) -> None:
