@@ -1,0 +1,197 @@
+"""Train the embedded model's autoencoder (AutoencoderKL, 128 px -> 4x16x16) on the base drawings.
+
+    python recipes/emoji/autoencoder.py --out ~/.cache/fewstep/emoji/autoencoder [--resume]
+
+Loss: mean absolute error + LPIPS (AlexNet) + a little KL, on random crops; the export carries the
+scaling factor measured on the drawings' latents. Same loop, checkpoints and resume as everything else.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewstep.cli import main_of
+from fewstep.configs import TrainingConfig
+from fewstep.evaluate.lpips import LPIPS, load_lpips
+from fewstep.evaluate.psnr import foreground_psnr, psnr
+from fewstep.io import cache_dir, write_json
+from fewstep.training.checkpoint import Trainable, average_of
+from fewstep.training.draws import SampleId, generator, integers, normal
+from fewstep.training.loop import loop
+
+
+class AutoencoderConfig(TrainingConfig):
+    """Train the embedded model's autoencoder on the emoji image folder."""
+
+    out: Path = cache_dir() / "emoji" / "autoencoder"
+    """The run's folder; the diffusers AutoencoderKL lands in its `vae` folder."""
+    images: Path = cache_dir() / "emoji" / "images"
+    """The folder dataset.py built."""
+    train_steps: int = 8000
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Crops a step."""
+    learning_rate: float = 1e-3
+    """The peak rate of AdamW."""
+    decay: str = "cosine"
+    """How the rate goes on after the warm-up."""
+    warmup: int = 200
+    """Steps of linear warm-up."""
+    ema: float = 0.998
+    """Decay of the average that is exported."""
+    crop: Annotated[int, Field(ge=32, le=128, multiple_of=8)] = 64
+    """Side of the random crops, in pixels."""
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    """Channels at 128, 64, 32 and 16 px."""
+    lpips_weight: float = 0.5
+    """Weight of LPIPS beside the mean absolute error."""
+    kl_weight: float = 3e-4
+    """Weight of the mean KL divergence per latent value."""
+
+
+class Crops(NamedTuple):
+    """A batch of crops and the noise of their posterior draws."""
+
+    pixels: Tensor  # (B, 3, crop, crop) in [-1, 1]
+    eps: Tensor  # (B, 4, crop / 8, crop / 8)
+
+
+class Drawings:
+    """All drawings of some splits in memory, cropped at random per visit."""
+
+    def __init__(self, folder: Path, splits: Sequence[str], crop: int = 128) -> None:
+        rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+        self.rows = [row for row in rows if row["split"] in splits]
+        self.pixels = torch.stack([read_pixels(folder / row["file_name"]) for row in self.rows])
+        self.crop = crop
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Crops:
+        generators = [generator(visit) for visit in visits]
+        room = self.pixels.shape[-1] - self.crop + 1
+        tops, lefts = integers(generators, room), integers(generators, room)
+        crops = [
+            self.pixels[v.index, :, y : y + self.crop, x : x + self.crop]
+            for v, y, x in zip(visits, tops, lefts, strict=True)
+        ]
+        eps = normal(generators, (4, self.crop // 8, self.crop // 8))
+        return Crops(to_signed(torch.stack(crops)).to(device), eps.to(device))
+
+
+def read_pixels(path: Path) -> Tensor:
+    """The drawing as (3, H, W) uint8."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def to_signed(pixels: Tensor) -> Tensor:
+    """uint8 pixels as floats in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def new_autoencoder(channels: Sequence[int]) -> AutoencoderKL:
+    """An untrained AutoencoderKL with Stable Diffusion's shape: factor 8, 4 latent channels, no attention."""
+    levels = len(channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(channels),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=128,
+        mid_block_add_attention=False,
+    )
+
+
+class Autoencoding(nn.Module):
+    """pixels, eps -> reconstruction, posterior mean and log variance."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = self.vae.encode(pixels).latent_dist
+        return self.vae.decode(posterior.mean + posterior.std * eps).sample, posterior.mean, posterior.logvar
+
+
+def autoencoder_loss(module: nn.Module, crops: Crops, lpips: LPIPS, config: AutoencoderConfig) -> Tensor:
+    """Mean absolute error + LPIPS + mean KL to a standard normal, weighted."""
+    pixels, mean, logvar = module(crops.pixels, crops.eps)
+    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+    return (
+        (pixels - crops.pixels).abs().mean()
+        + config.lpips_weight * lpips(crops.pixels, pixels).mean()
+        + config.kl_weight * kl
+    )
+
+
+@torch.no_grad()
+def export(vae: AutoencoderKL, average: dict[str, Tensor], drawings: Drawings, lpips: LPIPS, out: Path) -> None:
+    """Save the averaged weights in diffusers' layout, with the measured scaling factor and quality figures."""
+    trained = {name: value.clone() for name, value in vae.named_parameters()}
+    vae.load_state_dict(average, strict=False)
+    device = vae.device
+    index = torch.linspace(0, len(drawings) - 1, 256).long()
+    pixels = to_signed(drawings.pixels[index]).to(device)
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(32)])
+    decoded = torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in latents.split(32)])
+    vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
+    figures = {
+        "foreground_psnr_db": float(foreground_psnr(pixels, decoded).nanmean()),
+        "psnr_db": float(psnr(pixels, decoded).clamp(max=60).mean()),
+        "lpips": float(
+            torch.cat([lpips(a, b) for a, b in zip(pixels.split(32), decoded.split(32), strict=True)]).mean()
+        ),
+        "latent_std": float(latents.std()),
+        "drawings": len(index),
+    }
+    vae.save_pretrained(out / "vae")
+    write_json(out / "figures.json", figures)
+    sheet(pixels, decoded, out / "reconstructions.png")
+    vae.load_state_dict(trained, strict=False)
+    print(json.dumps(figures), file=sys.stderr)
+
+
+def sheet(pixels: Tensor, decoded: Tensor, path: Path, columns: int = 16) -> None:
+    """Drawings (odd rows) over their reconstructions (even rows), as one PNG."""
+    rows = []
+    for start in range(0, 4 * columns, columns):
+        for images in (pixels, decoded):
+            rows.append(torch.cat(list(images[start * 4 :: 4][:columns]), dim=2))
+    grid = ((torch.cat(rows, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu()
+    Image.fromarray(grid.numpy()).save(path)
+
+
+def run(config: AutoencoderConfig) -> None:
+    """Train, exporting at every checkpoint."""
+    torch.manual_seed(config.seed)
+    vae = new_autoencoder(config.channels)
+    parameters = dict(vae.named_parameters())
+    trainable = Trainable(Autoencoding(vae), parameters, {"export": average_of(parameters, config.ema)})
+    drawings = Drawings(config.images, ["base"], config.crop)
+    held_out = Drawings(config.images, ["held-out"])
+    lpips = load_lpips("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
+    loop(
+        trainable,
+        lambda module, crops: autoencoder_loss(module, crops, lpips, config),
+        drawings,
+        config,
+        lambda step: export(vae, trainable.averages["export"].shadow, held_out, lpips, config.out),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(AutoencoderConfig, run))

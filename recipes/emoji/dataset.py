@@ -1,0 +1,200 @@
+"""Builds the emoji image folder: one list of concepts drawn in twelve styles, with captions.
+
+    python recipes/emoji/dataset.py [--out DIR] [--downloads DIR] [--size 128] [--sheet FILE.png]
+
+OUT/<style>/<code-points>.png (RGB on white), OUT/metadata.jsonl (one line an image), OUT/dataset.json (what
+it is made from), OUT/contact-sheet.png. The drawings come by `npm pack`; captions.STYLES has their licences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from captions import STYLES, main_caption
+from drawing import CONCEPTS_PACKAGE, Job, make, read_drawings
+from names import is_held_out, read_concepts
+from packages import PACKAGES, RecipeError, fetch, report
+from PIL import Image, ImageDraw, ImageFont
+
+BUILDER = 2  # raise when the drawings or the metadata change: the folder is then built anew
+PROCESSES = 2
+
+PAIRS_EXPECTED = {  # shared/DATA.md
+    "fluent-3d": 1599, "fluent-color": 1558, "fluent-flat": 1558, "noto": 1644, "noto-blob": 1214,
+    "noto-2018": 1251, "twemoji": 1643, "emojione": 1087, "emojione-bw": 1084, "high-contrast": 1586,
+    "noto-mono": 1386, "fxemoji": 866,
+}  # fmt: skip
+SHEET_CONCEPTS = "1f600 1f916 1f420 1f431 1f3f0 1f355 1f680 2764 1f3b8 1f333 2614 1f46e 1f44d 1f697 26bd 1f551"
+
+
+# --- the folder ---------------------------------------------------------------------------------------------
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """One line of metadata.jsonl."""
+    style, concept = STYLES[job.style], job.concept
+    held_out = style.split == "base" and is_held_out(concept.code, job.style)
+    return {
+        "file_name": f"{job.style}/{job.file.name}", "text": main_caption(job.style, concept.label),
+        "style": job.style, "concept": concept.code, "label": concept.label, "tags": list(concept.tags),
+        "group": concept.group, "split": "held-out" if held_out else style.split, "license": style.licence,
+    }  # fmt: skip
+
+
+def recipe(size: int, styles: Iterable[str]) -> dict[str, Any]:
+    """What decides the folder's content; equal recipes give equal folders."""
+    packages = {CONCEPTS_PACKAGE, *(STYLES[style].package for style in styles)}
+    return {"builder": BUILDER, "size": size,
+            "styles": {style: main_caption(style, "") for style in styles},
+            "packages": {name: PACKAGES[name] for name in sorted(packages)}}  # fmt: skip
+
+
+def build(out: Path, downloads: Path, size: int = 128, styles: Iterable[str] = tuple(STYLES),
+          processes: int = PROCESSES) -> list[dict[str, Any]]:  # fmt: skip
+    """The lines of OUT/metadata.jsonl, after making OUT if it is not already there.
+
+    Everything is written to a folder beside `out` that is renamed at the end; a second run takes up what a
+    broken one left there.
+    """
+    styles = tuple(styles)
+    wanted = json.loads(json.dumps(recipe(size, styles)))
+    stamp = out / "dataset.json"
+    if stamp.exists() and json.loads(stamp.read_text())["recipe"] == wanted:
+        report(f"{out} is complete and up to date: nothing to do")
+        return read_metadata(out)
+    if out.exists() and any(out.iterdir()) and not stamp.exists():
+        raise RecipeError(f"{out} holds files this recipe did not write", "name another folder with --out")
+    key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]
+    partial = out.with_name(f".{out.name}.{key}.partial")
+    lines, skipped = fill(partial, downloads, size, styles, processes)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (partial / "metadata.jsonl").write_text(text, encoding="utf-8")
+    (partial / stamp.name).write_text(json.dumps({"recipe": wanted, "skipped": skipped}, indent=1))
+    contact_sheet(partial, lines).save(partial / "contact-sheet.png")
+    replace_folder(partial, out)
+    return lines
+
+
+def fill(folder: Path, downloads: Path, size: int, styles: Iterable[str],
+         processes: int) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
+    """Draws every image into `folder`; gives their metadata, and file -> reason for what was skipped."""
+    concepts = read_concepts(fetch(CONCEPTS_PACKAGE, downloads))
+    lines, skipped = [], {}
+    for style in styles:
+        began = time.monotonic()
+        (folder / style).mkdir(parents=True, exist_ok=True)
+        drawings = read_drawings(style, downloads, concepts)
+        jobs = [Job(style, concepts[code], drawing, folder / style / f"{code}.png", size)
+                for code, drawing in drawings.items()]  # fmt: skip
+        for number, (job, problem) in enumerate(zip(jobs, run(jobs, processes), strict=True), 1):
+            if problem:
+                skipped[f"{style}/{job.file.name}"] = problem
+            else:
+                lines.append(describe(job))
+            if number % 50 == 0 or number == len(jobs):
+                rate = number / (time.monotonic() - began)
+                report(f"{style}: {number}/{len(jobs)} at {rate:.0f} images/s", done=number == len(jobs))
+    return lines, skipped
+
+
+def run(jobs: list[Job], processes: int) -> Iterator[str]:
+    """The results of `make` in the order of `jobs`."""
+    if processes < 2:
+        yield from map(make, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(make, jobs, chunksize=16)
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Puts `new` where `old` is; `old`, if there is one, is deleted last."""
+    aside = old.with_name(f".{old.name}.old-{os.getpid()}")
+    if old.exists():
+        old.rename(aside)
+    new.rename(old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_metadata(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metadata.jsonl."""
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text("utf-8").split("\n") if line]
+
+
+# --- what a person looks at ---------------------------------------------------------------------------------
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Pairs of every style beside the counts of shared/DATA.md, licences, and the totals of the splits."""
+    rows = [f"{'style':15}{'pairs':>7}{'DATA.md':>9}  licence"]
+    present = [style for style in STYLES if any(line["style"] == style for line in lines)]
+    for style in present:
+        count = sum(line["style"] == style for line in lines)
+        rows.append(f"{style:15}{count:7}{PAIRS_EXPECTED[style]:9}  {STYLES[style].licence}")
+    rows.append(f"{'all':15}{len(lines):7}{sum(PAIRS_EXPECTED[style] for style in present):9}")
+    splits = {split: sum(line["split"] == split for line in lines) for split in ("base", "held-out", "style")}
+    concepts = len({line["concept"] for line in lines})
+    return "\n".join([*rows, f"{concepts} concepts; " + ", ".join(f"{k} {v}" for k, v in splits.items())])
+
+
+def contact_sheet(folder: Path, lines: list[dict[str, Any]], cell: int = 96) -> Image.Image:
+    """Rows are styles, columns sixteen concepts; a grey cell has no drawing."""
+    codes = SHEET_CONCEPTS.split()
+    files = {(line["style"], line["concept"]): folder / line["file_name"] for line in lines}
+    labels = {line["concept"]: line["label"] for line in lines}
+    styles = list(dict.fromkeys(line["style"] for line in lines))
+    margin, head, font = 130, 30, ImageFont.load_default(13)
+    sheet = Image.new("RGB", (margin + cell * len(codes), head + cell * len(styles)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, code in enumerate(codes):
+        pen.text((margin + cell * column + 4, 8), labels.get(code, code)[:13], "black", font)
+    for row, style in enumerate(styles):
+        pen.text((6, head + cell * row + cell // 2 - 8), style, "black", font)
+        for column, code in enumerate(codes):
+            at = (margin + cell * column + 2, head + cell * row + 2)
+            if (style, code) in files:
+                with Image.open(files[style, code]) as image:
+                    sheet.paste(image.resize((cell - 4, cell - 4), Image.Resampling.LANCZOS), at)
+            else:
+                pen.rectangle((*at, at[0] + cell - 5, at[1] + cell - 5), "lightgrey")
+    return sheet
+
+
+def cache_folder() -> Path:
+    """$FEWSTEP_CACHE, or ~/.cache/fewstep."""
+    return Path(os.environ.get("FEWSTEP_CACHE") or Path.home() / ".cache" / "fewstep")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0, or 1 after an error in one line with a hint."""
+    parser = argparse.ArgumentParser(description="Build the emoji image folder.")
+    parser.add_argument("--out", type=Path, default=cache_folder() / "emoji" / "images")
+    downloads = cache_folder() / "downloads"
+    parser.add_argument("--downloads", type=Path, default=downloads, help="folder of npm tarballs")
+    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
+    parser.add_argument("--sheet", type=Path, default=None, help="also write the contact sheet to this file")
+    options = parser.parse_args(arguments)
+    try:
+        lines = build(options.out, options.downloads, options.size)
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.sheet:
+        contact_sheet(options.out, lines).save(options.sheet)
+    skipped = json.loads((options.out / "dataset.json").read_text())["skipped"]
+    print(table(lines))
+    print(f"{len(skipped)} skipped as empty or broken; images and contact-sheet.png in {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""Train the embedded model itself: a UNet and a text encoder, together and from scratch, on the base drawings.
+
+    python recipes/emoji/teacher.py [--out ~/.cache/fewstep/emoji/teacher] [--resume]
+
+Needs the image folder (dataset.py) and the autoencoder (autoencoder.py); makes the tokenizer when there is none.
+At every checkpoint OUT/model is a complete Stable Diffusion folder and OUT/samples-STEP.png shows what it draws.
+On another machine three small things are enough: --latents FILE, --vae DIR, --tokenizer DIR (or --init DIR to
+start from a model exported before).
+"""
+
+import copy
+import random
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from captions import caption
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from latents import Packed, packed_latents
+from pydantic import Field
+from sheet import save_samples
+from tokenizer import LENGTH, make_tokenizer
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fewstep.cli import main_of
+from fewstep.configs import TrainingConfig
+from fewstep.diffusion.prediction import Prediction, prediction_named
+from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, schedule_from_config
+from fewstep.errors import FewstepError
+from fewstep.io import atomic_folder, cache_dir, read_json, write_json
+from fewstep.models.load import Model, load_model, pick_device
+from fewstep.training.checkpoint import Trainable, average_of
+from fewstep.training.draws import SampleId, generator, integers, normal, uniform
+from fewstep.training.loop import loop
+from fewstep.training.losses import denoising_loss
+from fewstep.training.progress import check_folder
+
+HEAD = 32  # channels of an attention head; all widths are multiples of it
+SCHEDULER = {  # Stable Diffusion 1.5's
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+class TeacherConfig(TrainingConfig):
+    """Train the embedded model's UNet and text encoder on the emoji image folder."""
+
+    may_change: ClassVar[frozenset[str]] = TrainingConfig.may_change | {"images", "latents", "vae", "tokenizer", "init"}
+
+    out: Path = cache_dir() / "emoji" / "teacher"
+    """The run's folder; the Stable Diffusion folder lands in its `model` folder."""
+    images: Path = cache_dir() / "emoji" / "images"
+    """The folder dataset.py built; not needed with --latents."""
+    vae: Path = cache_dir() / "emoji" / "autoencoder" / "vae"
+    """The autoencoder that autoencoder.py exported."""
+    tokenizer: Path = cache_dir() / "emoji" / "tokenizer"
+    """The tokenizer's folder; made when it is not there."""
+    latents: Path | None = None
+    """A packed file of latents made before; by default it is made once and kept in the cache."""
+    init: Path | None = None
+    """Start from the weights of this Stable Diffusion folder, an export of an earlier run."""
+    train_steps: int = 60000
+    """Optimiser steps."""
+    batch_size: int = 64
+    """Drawings a step."""
+    learning_rate: float = 5e-4
+    """The peak rate of AdamW."""
+    decay: Literal["constant", "cosine"] = "cosine"
+    """How the rate goes on after the warm-up."""
+    warmup: int = 500
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    beta2: float = 0.99
+    """AdamW's second-moment decay."""
+    ema: float = 0.9995
+    """Decay of the average that is exported."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints, exports and sample sheets."""
+    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
+    """What the network predicts."""
+    weighting: Literal["plain", "min-snr"] = "plain"
+    """Of noise levels; plain v weighs all alike, min-snr takes from the noisy ones, where text decides."""
+    drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of captions replaced by the empty one."""
+    channels: tuple[int, ...] = (96, 192, 192)
+    """Of the UNet at 16, 8 and 4 latent pixels, multiples of 32; all but the last have cross-attention."""
+    text_width: int = 128
+    """Width of the text encoder, a multiple of 32."""
+    text_layers: int = 4
+    """Layers of the text encoder."""
+
+
+class Batch(NamedTuple):
+    """Latents, the tokens of a caption drawn for this visit, and the visit's noise."""
+
+    x_0: Tensor  # (B, 4, H, W)
+    tokens: Tensor  # (B, LENGTH) int64
+    eps: Tensor  # (B, 4, H, W) standard normal
+    t: Tensor  # (B,) int64 in [0, T), on the CPU
+
+
+class Captioned:
+    """The packed drawings as the loop's Data; a visit draws eps, t, whether it has a caption, and which."""
+
+    def __init__(self, packed: Packed, tokenizer: CLIPTokenizer, drop_captions: float, T: int) -> None:
+        self.packed, self.tokenizer, self.drop_captions, self.T = packed, tokenizer, drop_captions, T
+
+    def __len__(self) -> int:
+        return len(self.packed.rows)
+
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
+        indices, generators = [visit.index for visit in visits], [generator(visit) for visit in visits]
+        x_0 = self.packed.latents[indices].float()
+        eps, t = normal(generators, x_0.shape[1:]), integers(generators, self.T)
+        drop, seeds = uniform(generators) < self.drop_captions, integers(generators, 2**31)
+        texts = [
+            "" if dropped else self.caption(index, seed)
+            for index, seed, dropped in zip(indices, seeds.tolist(), drop.tolist(), strict=True)
+        ]
+        return Batch(x_0.to(device), tokens_of(self.tokenizer, texts).to(device), eps.to(device), t)
+
+    def caption(self, index: int, seed: int) -> str:
+        """One of the many captions of this drawing."""
+        row = self.packed.rows[index]
+        return caption(row["style"], row["label"], row["tags"], random.Random(seed))
+
+
+def tokens_of(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
+    """Token ids (B, LENGTH), padded and cut."""
+    tokens = tokenizer(list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
+    return tokens.input_ids
+
+
+class Teacher(nn.Module):
+    """x_t (B, 4, H, W), t (B,), tokens (B, LENGTH) -> the network's output, float32."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        text = self.text_encoder(tokens).last_hidden_state
+        return self.unet(x_t, t, encoder_hidden_states=text, return_dict=False)[0].float()
+
+
+def new_unet(channels: Sequence[int], text_width: int, size: int) -> UNet2DConditionModel:
+    """An untrained UNet with Stable Diffusion's blocks, one layer each; 12.7 M parameters at (96, 192, 192)."""
+    attention = len(channels) - 1
+    unet = UNet2DConditionModel(
+        sample_size=size,
+        block_out_channels=tuple(channels),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * attention + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attention,
+        cross_attention_dim=text_width,
+        attention_head_dim=tuple(width // HEAD for width in channels),  # diffusers takes it as the number of heads
+        time_embedding_dim=256,
+    )
+    nn.init.zeros_(unet.conv_out.weight)
+    return unet
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
+    """An untrained CLIP text encoder for this tokenizer; 1.05 M parameters at width 128 and 4 layers."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // HEAD,
+            max_position_embeddings=LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_teacher(config: TeacherConfig, tokenizer: CLIPTokenizer, size: int) -> Teacher:
+    """The networks to train: untrained ones drawn from config.seed, or those of config.init."""
+    if config.init is None:
+        torch.manual_seed(config.seed)
+        unet = new_unet(config.channels, config.text_width, size)
+        return Teacher(unet, new_text_encoder(tokenizer, config.text_width, config.text_layers)).train()
+    model = load_model(str(config.init))
+    if model.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise FewstepError(
+            f"{config.init} was trained with another tokenizer than {config.tokenizer}",
+            f"use its own: --tokenizer {config.init / 'tokenizer'}",
+        )
+    return Teacher(model.unet, model.text_encoder).requires_grad_().train()
+
+
+def teacher_loss(module: nn.Module, batch: Batch, schedule: NoiseSchedule, config: TeacherConfig) -> Tensor:
+    """The denoising loss of a batch, every noise level weighted as config.weighting says."""
+    prediction = prediction_named(config.prediction)
+    level = schedule.at(batch.t).to(batch.x_0.device)
+    output = module(level.alpha * batch.x_0 + level.sigma * batch.eps, level.t, batch.tokens)
+    if config.weighting == "plain":
+        return denoising_loss(output, prediction, batch.x_0, level, batch.eps)
+    difference = output - prediction.aim(batch.x_0, batch.eps, level)
+    return (min_snr_weight(prediction, level) * difference**2).mean()
+
+
+def min_snr_weight(prediction: Prediction, level: NoiseLevel, gamma: float = 5.0) -> Tensor:
+    """min(SNR, gamma) in terms of x_0, as a weight (B, 1, 1, 1) of the output's squared error (arXiv 2303.09556)."""
+    snr = (level.alpha / level.sigma) ** 2
+    per_output = snr + 1 if prediction == prediction_named("v_prediction") else snr
+    return snr.clamp(max=gamma) / per_output
+
+
+class Exporter:
+    """Writes the averaged weights as a Stable Diffusion folder, and the sheet of what they draw."""
+
+    def __init__(
+        self, trainable: Trainable, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TeacherConfig
+    ) -> None:
+        self.average = trainable.averages["export"]
+        self.teacher: Teacher = copy.deepcopy(trainable.module).eval().requires_grad_(False)
+        self.vae, self.tokenizer, self.config = vae, tokenizer, config
+        self.scheduler = DDIMScheduler(**SCHEDULER, prediction_type=config.prediction)
+
+    def __call__(self, step: int) -> None:
+        self.teacher.load_state_dict(self.average.shadow, strict=False)
+        self.save(self.config.out / "model")
+        device = next(iter(self.average.shadow.values())).device
+        save_samples(self.model(device), self.config.out / f"samples-{step:06d}.png")
+
+    def save(self, folder: Path) -> None:
+        """Write the folder in half precision, whole or not at all."""
+        half = [copy.deepcopy(part).half() for part in (self.vae, self.teacher.text_encoder, self.teacher.unet)]
+        pipeline = StableDiffusionPipeline(
+            vae=half[0],
+            text_encoder=half[1],
+            tokenizer=self.tokenizer,
+            unet=half[2],
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        with atomic_folder(folder) as temporary:
+            pipeline.save_pretrained(temporary)
+            shutil.copytree(self.config.tokenizer, temporary / "tokenizer", dirs_exist_ok=True)
+            # transformers 5 would load the text encoder as stored, diffusers the UNet in float32: not a pair.
+            text_config = temporary / "text_encoder" / "config.json"
+            write_json(text_config, read_json(text_config, "text encoder config") | {"dtype": "float32"})
+
+    def model(self, device: torch.device) -> Model:
+        """The averaged networks, ready to sample with, in float32 on `device`."""
+        return Model(
+            folder=self.config.out / "model",
+            unet=self.teacher.unet.to(device),
+            vae=self.vae.to(device),
+            text_encoder=self.teacher.text_encoder.to(device),
+            tokenizer=self.tokenizer,
+            schedule=schedule_from_config(SCHEDULER),
+            prediction_type=self.config.prediction,
+            recipe=None,
+        )
+
+
+def load_tokenizer(folder: Path, rows: Sequence[dict[str, Any]]) -> CLIPTokenizer:
+    """The tokenizer in `folder`, made from these rows when it is not there."""
+    if not folder.exists():
+        make_tokenizer(rows, folder)
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def run(config: TeacherConfig) -> None:
+    """Train, exporting and drawing samples at every checkpoint."""
+    check_folder(config)
+    device = pick_device(config.device)
+    packed = packed_latents(config.images, config.vae, config.latents, cache_dir() / "emoji", device)
+    tokenizer = load_tokenizer(config.tokenizer, packed.rows)
+    vae = AutoencoderKL.from_pretrained(config.vae, local_files_only=True).eval().requires_grad_(False)
+    teacher = new_teacher(config, tokenizer, packed.latents.shape[-1])
+    parameters = dict(teacher.named_parameters())
+    print(f"{sum(p.numel() for p in parameters.values()):,} parameters, {len(packed.rows):,} drawings", file=sys.stderr)
+    trainable = Trainable(teacher, parameters, {"export": average_of(parameters, config.ema)})
+    schedule = schedule_from_config(SCHEDULER)
+    loop(
+        trainable,
+        lambda module, batch: teacher_loss(module, batch, schedule, config),
+        Captioned(packed, tokenizer, config.drop_captions, len(schedule)),
+        config,
+        Exporter(trainable, vae, tokenizer, config),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(TeacherConfig, run))
