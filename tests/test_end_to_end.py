@@ -82,6 +82,15 @@ def test_a_killed_and_resumed_distillation_is_bit_equal(model: Path, data: Path,
     ).read_bytes()
 
 
+def test_a_run_killed_before_its_export_is_finished_by_resuming(model: Path, data: Path, tmp_path: Path) -> None:
+    assert main(distill_options(model, data, tmp_path / "run")) == 0
+    lora = tmp_path / "run" / "lora.safetensors"
+    before = lora.read_bytes()
+    lora.unlink()
+    assert main(distill_options(model, data, tmp_path / "run", "--resume")) == 0
+    assert lora.read_bytes() == before
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_lora_gives_the_same_image_in_diffusers(model: Path, data: Path, tmp_path: Path, steps: int) -> None:
     assert main(distill_options(model, data, tmp_path / "run", "--size", "16")) == 0

@@ -5,12 +5,12 @@ import torch
 from diffusers import LCMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.diffusion.gaussian import draws, several_gaussians, slope, stable_diffusion_schedule
 from torch import Tensor
 
 from fewstep.diffusion.consistency import ConsistencyDenoiser, boundary_scalings, consistency
 from fewstep.diffusion.schedule import NoiseLevel, clean_level
 from fewstep.diffusion.solvers import DDIM, DPMSolver2, DPMSolverPP2S
+from tests.diffusion.gaussian import draws, several_gaussians, slope, stable_diffusion_schedule
 
 law = settings(max_examples=40, deadline=None)
 SCHEDULE = stable_diffusion_schedule()

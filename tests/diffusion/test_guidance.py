@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.diffusion.gaussian import draws, slope, stable_diffusion_schedule
-from tests.diffusion.tiny import TinyNetwork, text
 
 from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser, concatenate
 from fewstep.diffusion.prediction import PREDICTIONS
 from fewstep.diffusion.solvers import DDIM, DPMSolver2, DPMSolverPP2S
+from tests.diffusion.gaussian import draws, slope, stable_diffusion_schedule
+from tests.diffusion.tiny import TinyNetwork, text
 
 SCHEDULE = stable_diffusion_schedule()
 LEVEL = SCHEDULE.at([900, 500, 20], torch.float64)

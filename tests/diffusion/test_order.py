@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.diffusion.gaussian import draws, several_gaussians, slope, stable_diffusion_schedule
 from torch import Tensor
 
 from fewstep.diffusion.sampler import sample
 from fewstep.diffusion.schedule import NoiseLevel
 from fewstep.diffusion.solvers import DDIM, SOLVERS, DPMSolver2, DPMSolverPP2M, DPMSolverPP2S, Solver
+from tests.diffusion.gaussian import draws, several_gaussians, slope, stable_diffusion_schedule
 
 SCHEDULE = stable_diffusion_schedule()
 DATA = several_gaussians()

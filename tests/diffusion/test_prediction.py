@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.diffusion.gaussian import draws, stable_diffusion_schedule
 
 from fewstep.diffusion.prediction import PREDICTIONS, eps_from_x_0, prediction_named
 from fewstep.errors import FewstepError
+from tests.diffusion.gaussian import draws, stable_diffusion_schedule
 
 law = settings(max_examples=40, deadline=None)
 every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS.values(), ids=PREDICTIONS)

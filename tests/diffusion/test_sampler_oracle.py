@@ -8,8 +8,6 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     LCMScheduler,
 )
-from tests.diffusion.gaussian import STABLE_DIFFUSION, stable_diffusion_schedule
-from tests.diffusion.tiny import TinyNetwork, text
 from torch import Tensor
 
 from fewstep.diffusion.consistency import ConsistencyDenoiser, consistency
@@ -18,6 +16,8 @@ from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, lcm_grid, schedule_from_config, trailing_grid
 from fewstep.diffusion.solvers import DDIM, LCM, DPMSolver2, DPMSolverPP2M, DPMSolverPP2S, Solver
+from tests.diffusion.gaussian import STABLE_DIFFUSION, stable_diffusion_schedule
+from tests.diffusion.tiny import TinyNetwork, text
 
 # np.array(tensor) inside diffusers' DPM-Solver schedulers, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -7,7 +7,6 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.diffusion.gaussian import STABLE_DIFFUSION, stable_diffusion_schedule
 
 from fewstep.diffusion.sampler import sampling_levels
 from fewstep.diffusion.schedule import (
@@ -22,6 +21,7 @@ from fewstep.diffusion.schedule import (
     trailing_grid,
 )
 from fewstep.errors import FewstepError, UsageError
+from tests.diffusion.gaussian import STABLE_DIFFUSION, stable_diffusion_schedule
 
 law = settings(max_examples=60, deadline=None)
 GRIDS = {"trailing": trailing_grid, "leading": leading_grid, "linspace": linspace_grid}

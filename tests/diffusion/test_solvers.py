@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from tests.diffusion.gaussian import STABLE_DIFFUSION, draws, several_gaussians, stable_diffusion_schedule
-from tests.diffusion.tiny import TinyNetwork, text
 
 from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser
 from fewstep.diffusion.prediction import PREDICTIONS, Eps
 from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
 from fewstep.diffusion.schedule import NoiseLevel, clean_level, lcm_grid, schedule_from_config, trailing_grid
 from fewstep.diffusion.solvers import DDIM, LCM, SOLVERS, DPMSolver2, DPMSolverPP2M, DPMSolverPP2S
+from tests.diffusion.gaussian import STABLE_DIFFUSION, draws, several_gaussians, stable_diffusion_schedule
+from tests.diffusion.tiny import TinyNetwork, text
 
 SCHEDULE = stable_diffusion_schedule()
 DATA = several_gaussians()

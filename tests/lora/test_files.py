@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tests.tiny import tiny_unet
 
 from fewstep.errors import FewstepError
 from fewstep.lora.files import load_adapter, parse_reference, save_adapter
 from fewstep.lora.layers import initial, module_shapes, target_shapes
 from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, linear_combination
 from fewstep.lora.recipe import Recipe
+from tests.tiny import tiny_unet
 
 RECIPE = Recipe(method="lcd", solver="lcm", steps=4, guidance_scale=1.0, k=20, teacher_guidance_scale=(8.5, 8.5))
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
-from tests.tiny import tiny_unet
 from torch import nn
 
 from fewstep.families import FAMILIES, TARGET_SUFFIXES, ModuleShape, family_of
 from fewstep.lora.layers import LoraLayers, fold, initial, module_shapes, target_shapes
 from fewstep.lora.low_rank import LowRank
+from tests.tiny import tiny_unet
 
 REPORT = {"sd15": 67_252_224, "ssd-1b": 104_902_656, "sdxl": 196_751_360}  # Table 1: 67.5 M, 105 M, 197 M
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tests.tiny import tiny_unet
 
 from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser
 from fewstep.diffusion.prediction import prediction_named
@@ -11,6 +10,7 @@ from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.models.network import UNetNetwork
 from fewstep.training.losses import lcd_loss, pseudo_huber
+from tests.tiny import tiny_unet
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

@@ -77,24 +77,28 @@ class NoiseSchedule:
 
     def at(self, t: Tensor | Sequence[float] | float, dtype: torch.dtype = torch.float32) -> NoiseLevel:
         """The level at timesteps t (B,) in [0, T - 1]; between whole ones half_log_snr is linear in t."""
-        t = torch.as_tensor(t, dtype=torch.float64).reshape(-1)
-        table = self.half_log_snr().to(t.device)
+        given = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        t, table = _on_cpu(given), self.half_log_snr()
         low = t.floor().long().clamp(0, len(self) - 1)
         high = (low + 1).clamp(max=len(self) - 1)
         part = t - low
         between = table[low] + part * (table[high] - table[low])
-        return level_from_half_log_snr(t, torch.where(part == 0, table[low], between), dtype)
+        return level_from_half_log_snr(t, torch.where(part == 0, table[low], between), dtype).to(given.device)
 
     def at_half_log_snr(self, half_log_snr: Tensor, dtype: torch.dtype = torch.float32) -> NoiseLevel:
         """The level with the given half_log_snr (B, 1, 1, 1) or (B,), its timestep found by inverting `at`.
 
         Outside the table the timestep is clamped to its ends.
         """
-        wanted = half_log_snr.double().reshape(-1)
-        table = self.half_log_snr().to(wanted.device).flip(0)  # ascending
+        wanted, table = _on_cpu(half_log_snr), self.half_log_snr().flip(0)  # ascending
         right = torch.searchsorted(table, wanted).clamp(1, len(self) - 1)
         part = ((wanted - table[right - 1]) / (table[right] - table[right - 1])).clamp(0, 1)
-        return level_from_half_log_snr((len(self) - 1) - (right - 1 + part), wanted, dtype)
+        return level_from_half_log_snr((len(self) - 1) - (right - 1 + part), wanted, dtype).to(half_log_snr.device)
+
+
+def _on_cpu(values: Tensor) -> Tensor:
+    """Flat float64 values on the CPU: where the table is, and Apple's GPUs have no float64."""
+    return values.to("cpu").double().reshape(-1)
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:

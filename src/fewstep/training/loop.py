@@ -102,6 +102,8 @@ def loop(
             shadow.data = shadow.data.to(accelerator.device)
     if config.resume:
         run.resume()
+        if run.step >= config.train_steps and accelerator.is_main_process:
+            on_checkpoint(run.step)  # a run stopped between its last checkpoint and its export
     with stop_requests(accelerator) as stopped, Progress(config, run.step, accelerator) as progress:
         while run.step < config.train_steps:
             values = train_step(run, module, optimizer, loss, data)
