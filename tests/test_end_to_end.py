@@ -159,6 +159,14 @@ def test_full_training_leaves_a_model_folder_that_samples(
     assert plan.solver_name == ("lcm" if command == "distill" else "dpm-solver++")
 
 
+def test_gradient_checkpointing_changes_memory_not_the_result(model: Path, data: Path, tmp_path: Path) -> None:
+    for name, more in (("plain", []), ("checkpointed", ["--gradient-checkpointing"])):
+        assert main(distill_options(model, data, tmp_path / name, *more)) == 0
+    plain, checkpointed = (load_file(tmp_path / name / "lora.safetensors") for name in ("plain", "checkpointed"))
+    for key in plain:
+        torch.testing.assert_close(plain[key], checkpointed[key], rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("options", [["--psi", "dpm-solver"], ["--psi", "dpm-solver++", "--target", "student"]])
 def test_every_psi_and_target_distils(model: Path, data: Path, tmp_path: Path, options: list[str]) -> None:
     more = ["--loss", "l2", "--guidance-scale", "3", "--guidance-scale-max", "9", "--precision", "bf16", *options]

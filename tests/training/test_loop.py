@@ -91,7 +91,7 @@ def test_two_processes_reproduce_one(tmp_path: Path) -> None:
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29617", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     subprocess.run([*command, str(tmp_path)], env=environment, check=True, timeout=240, capture_output=True)
     two = torch.load(tmp_path / "weights.pt", weights_only=True)
     for name in whole:

@@ -1,0 +1,176 @@
+"""One distillation step at a family's full size, random weights: fewstep's arrangement beside the published script's.
+
+    python benchmarks/distill_step.py [--family sd15] [--size 256] [--rank 64] [--dtype fp32] [--rounds 3]
+
+The published arrangement: a student UNet with PEFT layers, a second UNet as teacher, and three separate passes
+without gradient (teacher with text, teacher without, target). Ours: one UNet, LoRA off as teacher, both guidance
+branches in one batch. The two take turns in one process, so that the ratio holds when the machine's speed drifts.
+The floor is the step's floating-point operations over this machine's measured matrix-product rate.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context
+from statistics import median
+from typing import Literal
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fewstep.cli import main_of
+from fewstep.configs import Config
+from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser, Network
+from fewstep.diffusion.prediction import prediction_named
+from fewstep.diffusion.schedule import schedule_from_config
+from fewstep.diffusion.solvers import SOLVERS
+from fewstep.families import FAMILIES
+from fewstep.lora.layers import LoraLayers, initial, target_shapes
+from fewstep.models.network import UNetNetwork
+from fewstep.training.losses import lcd_loss, pseudo_huber
+
+SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
+SCHEDULE = schedule_from_config(SCHEDULER)
+Step = Callable[[], Tensor]
+
+
+class BenchmarkConfig(Config):
+    """Time one distillation step, ours beside the published script's arrangement."""
+
+    family: Literal["sd15", "sd21"] = "sd15"
+    """Which family's UNet."""
+    size: int = 256
+    """Pixels; latents are an eighth of it."""
+    rank: int = 64
+    """Rank of the LoRA."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the arithmetic (autocast, and ours keeps the frozen weights in it)."""
+    rounds: int = 3
+    """Measured steps of each, after one that does not count."""
+
+
+def inputs(config: BenchmarkConfig) -> tuple[Tensor, Tensor, Conditioning, Conditioning]:
+    """x_0, eps, a caption's embedding and the empty one, random."""
+    width = FAMILIES[config.family].unet["cross_attention_dim"]
+    torch.manual_seed(0)
+    x_0, eps = torch.randn(2, 1, 4, config.size // 8, config.size // 8)
+    return x_0, eps, Conditioning(torch.randn(1, 77, width)), Conditioning(torch.randn(1, 77, width))
+
+
+def loss_of(
+    student: Network, target: Network, teacher: Callable[[Tensor, object], Tensor], config: BenchmarkConfig
+) -> Tensor:
+    """The LCD loss at s = 499 with DDIM, k = 20."""
+    x_0, eps, text, _ = inputs(config)
+    denoiser = partial(GuidedDenoiser, prediction=prediction_named("epsilon"), conditioning=text)
+    s, t = SCHEDULE.at(499.0), SCHEDULE.at(479.0)
+    huber = partial(pseudo_huber, c=0.001)
+    return lcd_loss(denoiser(student), denoiser(target), teacher, SOLVERS["ddim"], SCHEDULE, x_0, s, t, eps, huber)
+
+
+def new_unet(config: BenchmarkConfig) -> UNet2DConditionModel:
+    """The family's UNet with random weights, frozen."""
+    torch.manual_seed(1)
+    return UNet2DConditionModel(**FAMILIES[config.family].unet).requires_grad_(False)
+
+
+def our_step(config: BenchmarkConfig) -> Step:
+    """A step as fewstep makes it."""
+    unet = new_unet(config).to(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
+    network, layers = UNetNetwork(unet), LoraLayers(unet)
+    layers.add("student", initial(target_shapes(unet), config.rank, 0), trainable=True)
+    layers.switch = (("student", 1.0),)
+    _, _, text, empty = inputs(config)
+
+    def bare(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        with layers.using():
+            return network(x, t, conditioning)
+
+    teacher = GuidedDenoiser(bare, prediction_named("epsilon"), text, empty, 8.5)
+
+    def step() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.dtype == "bf16"):
+            loss = loss_of(network, network, teacher, config)
+        loss.backward()
+        layers.zero_grad()
+        return loss
+
+    return step
+
+
+def published_step(config: BenchmarkConfig) -> Step:
+    """A step arranged as the published training script has it."""
+    student, teacher_unet = new_unet(config), new_unet(config)
+    targets = list(target_shapes(student))
+    inject_adapter_in_model(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=targets), student)
+    _, _, text, empty = inputs(config)
+    one = prediction_named("epsilon")
+    with_text = GuidedDenoiser(UNetNetwork(teacher_unet), one, text)
+    without = GuidedDenoiser(UNetNetwork(teacher_unet), one, empty)
+
+    def teacher(x: Tensor, level: object) -> Tensor:
+        guided, unguided = with_text(x, level), without(x, level)
+        return unguided + 8.5 * (guided - unguided)
+
+    def step() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.dtype == "bf16"):
+            loss = loss_of(UNetNetwork(student), UNetNetwork(student), teacher, config)
+        loss.backward()
+        student.zero_grad()
+        return loss
+
+    return step
+
+
+def seconds(step: Step) -> float:
+    """How long one step takes."""
+    begun = time.perf_counter()
+    step()
+    return time.perf_counter() - begun
+
+
+def matmul_rate(dtype: torch.dtype, side: int = 2048) -> float:
+    """Floating-point operations a second of a square matrix product, the best of five."""
+    a, b = torch.randn(2, side, side).to(dtype)
+    return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(5))
+
+
+def peak_gib(arrangement: Callable[[BenchmarkConfig], Step], config: BenchmarkConfig) -> float:
+    """The largest resident memory of a process that does nothing but one step of the arrangement."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_gib, (arrangement, config))
+
+
+def _peak_gib(arrangement: Callable[[BenchmarkConfig], Step], config: BenchmarkConfig) -> float:
+    arrangement(config)()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def run(config: BenchmarkConfig) -> None:
+    """Print the table: seconds, ratio, floor and memory."""
+    peaks = [peak_gib(arrangement, config) for arrangement in (our_step, published_step)]
+    ours, published = our_step(config), published_step(config)
+    with FlopCounterMode(display=False) as counter:
+        ours()
+    published()
+    pairs = [(seconds(ours), seconds(published)) for _ in range(config.rounds)]
+    rate = matmul_rate(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
+    floor = counter.get_total_flops() / rate
+    mine, theirs = median(a for a, _ in pairs), median(b for _, b in pairs)
+    threads = torch.get_num_threads()
+    print(f"{config.family}, {config.size} px, batch 1, rank {config.rank}, {config.dtype}, {threads} threads")
+    print("| arrangement | s a step | peak GiB |\n|---|---|---|")
+    print(f"| fewstep | {mine:.2f} | {peaks[0]:.1f} |")
+    print(f"| published script's | {theirs:.2f} | {peaks[1]:.1f} |")
+    print(f"| floor, {counter.get_total_flops() / 1e12:.2f} TFLOP at {rate / 1e12:.2f} TFLOP/s | {floor:.2f} | |")
+    ratio = median(a / b for a, b in pairs)
+    print(f"\nfewstep / published: {ratio:.2f}; fewstep / floor: {mine / floor:.2f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(BenchmarkConfig, run))
