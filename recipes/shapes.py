@@ -33,7 +33,7 @@ from fewstep.configs import (
     TrainingConfig,
     build,
 )
-from fewstep.data.folder import read_folder
+from fewstep.data.folder import read_items
 from fewstep.errors import UsageError
 from fewstep.images import read_image
 from fewstep.pipeline import load_pipeline
@@ -112,7 +112,7 @@ class Pixels:
     """The images as the loop's Data: pixels and the noise of their posterior draws."""
 
     def __init__(self, folder: Path) -> None:
-        self.pixels = torch.stack([read_image(item.path, SIZE, SIZE) for item in read_folder(folder)])
+        self.pixels = torch.stack([read_image(item.path, SIZE, SIZE) for item in read_items(folder)])
 
     def __len__(self) -> int:
         return len(self.pixels)

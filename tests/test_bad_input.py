@@ -258,7 +258,7 @@ def missing_file(data):
 DATA = pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (remove_data, r"data folder not found: .*/data$"),
+        (remove_data, r"data not found: .*/data$"),
         (empty_data, r"no images in .*/data$"),
         (remove_caption, r"no caption for .*/03\.png$"),
         (cut_image, r"unreadable image: .*/03\.png \("),

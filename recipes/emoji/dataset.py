@@ -3,12 +3,10 @@
     python recipes/emoji/dataset.py [--out DIR] [--downloads DIR] [--size 128] [--sheet FILE.png]
 
 OUT/<style>/<code-points>.png (RGB on white), OUT/metadata.jsonl (one line an image), OUT/dataset.json (what
-it is made from), OUT/contact-sheet.png. The drawings come by `npm pack`; captions.STYLES has their licences.
+it is made from), OUT/contact-sheet.png; OUT/base.jsonl, OUT/high-contrast.jsonl and so on are tables of one split
+for `--data`. The drawings come by `npm pack`; captions.STYLES has their licences.
 """
 
-from __future__ import annotations
-
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -18,22 +16,23 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from captions import STYLES, main_caption
 from drawing import CONCEPTS_PACKAGE, Job, make, read_drawings
 from names import is_held_out, read_concepts
-from packages import PACKAGES, RecipeError, fetch, report
+from packages import PACKAGES, fetch, report
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import Field
+
+from fewstep.cli import main_of
+from fewstep.configs import Config
+from fewstep.errors import FewstepError
+from fewstep.io import cache_dir, write_bytes
 
 BUILDER = 2  # raise when the drawings or the metadata change: the folder is then built anew
 PROCESSES = 2
 
-PAIRS_EXPECTED = {  # shared/DATA.md
-    "fluent-3d": 1599, "fluent-color": 1558, "fluent-flat": 1558, "noto": 1644, "noto-blob": 1214,
-    "noto-2018": 1251, "twemoji": 1643, "emojione": 1087, "emojione-bw": 1084, "high-contrast": 1586,
-    "noto-mono": 1386, "fxemoji": 866,
-}  # fmt: skip
 SHEET_CONCEPTS = "1f600 1f916 1f420 1f431 1f3f0 1f355 1f680 2764 1f3b8 1f333 2614 1f46e 1f44d 1f697 26bd 1f551"
 
 
@@ -71,9 +70,11 @@ def build(out: Path, downloads: Path, size: int = 128, styles: Iterable[str] = t
     stamp = out / "dataset.json"
     if stamp.exists() and json.loads(stamp.read_text())["recipe"] == wanted:
         report(f"{out} is complete and up to date: nothing to do")
-        return read_metadata(out)
+        lines = read_metadata(out)
+        write_tables(out, lines)
+        return lines
     if out.exists() and any(out.iterdir()) and not stamp.exists():
-        raise RecipeError(f"{out} holds files this recipe did not write", "name another folder with --out")
+        raise FewstepError(f"{out} holds files this recipe did not write", "name another folder with --out")
     key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]
     partial = out.with_name(f".{out.name}.{key}.partial")
     lines, skipped = fill(partial, downloads, size, styles, processes)
@@ -81,8 +82,20 @@ def build(out: Path, downloads: Path, size: int = 128, styles: Iterable[str] = t
     (partial / "metadata.jsonl").write_text(text, encoding="utf-8")
     (partial / stamp.name).write_text(json.dumps({"recipe": wanted, "skipped": skipped}, indent=1))
     contact_sheet(partial, lines).save(partial / "contact-sheet.png")
+    write_tables(partial, lines)
     replace_folder(partial, out)
     return lines
+
+
+def write_tables(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """Write OUT/base.jsonl and one OUT/<style>.jsonl per style kept out of the base: what --data takes."""
+    tables: dict[str, list[str]] = {}
+    for line in lines:
+        if line["split"] != "held-out":
+            name = line["style"] if line["split"] == "style" else "base"
+            tables.setdefault(name, []).append(json.dumps(line, ensure_ascii=False) + "\n")
+    for name, rows in tables.items():
+        write_bytes(folder / f"{name}.jsonl", "".join(rows).encode())
 
 
 def fill(folder: Path, downloads: Path, size: int, styles: Iterable[str],
@@ -96,7 +109,7 @@ def fill(folder: Path, downloads: Path, size: int, styles: Iterable[str],
         drawings = read_drawings(style, downloads, concepts)
         jobs = [Job(style, concepts[code], drawing, folder / style / f"{code}.png", size)
                 for code, drawing in drawings.items()]  # fmt: skip
-        for number, (job, problem) in enumerate(zip(jobs, run(jobs, processes), strict=True), 1):
+        for number, (job, problem) in enumerate(zip(jobs, drawn(jobs, processes), strict=True), 1):
             if problem:
                 skipped[f"{style}/{job.file.name}"] = problem
             else:
@@ -107,7 +120,7 @@ def fill(folder: Path, downloads: Path, size: int, styles: Iterable[str],
     return lines, skipped
 
 
-def run(jobs: list[Job], processes: int) -> Iterator[str]:
+def drawn(jobs: list[Job], processes: int) -> Iterator[str]:
     """The results of `make` in the order of `jobs`."""
     if processes < 2:
         yield from map(make, jobs)
@@ -134,16 +147,14 @@ def read_metadata(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Pairs of every style beside the counts of shared/DATA.md, licences, and the totals of the splits."""
-    rows = [f"{'style':15}{'pairs':>7}{'DATA.md':>9}  licence"]
-    present = [style for style in STYLES if any(line["style"] == style for line in lines)]
-    for style in present:
-        count = sum(line["style"] == style for line in lines)
-        rows.append(f"{style:15}{count:7}{PAIRS_EXPECTED[style]:9}  {STYLES[style].licence}")
-    rows.append(f"{'all':15}{len(lines):7}{sum(PAIRS_EXPECTED[style] for style in present):9}")
+    """Pairs and licence of every style, and the totals of the splits."""
+    rows = [f"{'style':15}{'pairs':>7}  licence"]
+    for style in dict.fromkeys(line["style"] for line in lines):
+        rows.append(f"{style:15}{sum(line['style'] == style for line in lines):7}  {STYLES[style].licence}")
     splits = {split: sum(line["split"] == split for line in lines) for split in ("base", "held-out", "style")}
     concepts = len({line["concept"] for line in lines})
-    return "\n".join([*rows, f"{concepts} concepts; " + ", ".join(f"{k} {v}" for k, v in splits.items())])
+    totals = ", ".join(f"{name} {count}" for name, count in splits.items())
+    return "\n".join([*rows, f"{'all':15}{len(lines):7}", f"{concepts} concepts; {totals}"])
 
 
 def contact_sheet(folder: Path, lines: list[dict[str, Any]], cell: int = 96) -> Image.Image:
@@ -169,32 +180,28 @@ def contact_sheet(folder: Path, lines: list[dict[str, Any]], cell: int = 96) -> 
     return sheet
 
 
-def cache_folder() -> Path:
-    """$FEWSTEP_CACHE, or ~/.cache/fewstep."""
-    return Path(os.environ.get("FEWSTEP_CACHE") or Path.home() / ".cache" / "fewstep")
+class DatasetConfig(Config):
+    """Build the emoji image folder: one list of concepts drawn in twelve styles, with captions."""
+
+    out: Path = cache_dir() / "emoji" / "images"
+    """The image folder."""
+    downloads: Path = cache_dir() / "downloads"
+    """Where the npm tarballs are kept."""
+    size: Annotated[int, Field(ge=16, le=1024)] = 128
+    """Side of the images, in pixels."""
+    sheet: Path | None = None
+    """Also write the contact sheet to this PNG."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, or 1 after an error in one line with a hint."""
-    parser = argparse.ArgumentParser(description="Build the emoji image folder.")
-    parser.add_argument("--out", type=Path, default=cache_folder() / "emoji" / "images")
-    downloads = cache_folder() / "downloads"
-    parser.add_argument("--downloads", type=Path, default=downloads, help="folder of npm tarballs")
-    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels")
-    parser.add_argument("--sheet", type=Path, default=None, help="also write the contact sheet to this file")
-    options = parser.parse_args(arguments)
-    try:
-        lines = build(options.out, options.downloads, options.size)
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if options.sheet:
-        contact_sheet(options.out, lines).save(options.sheet)
-    skipped = json.loads((options.out / "dataset.json").read_text())["skipped"]
+def run(config: DatasetConfig) -> None:
+    """Build the folder and say what is in it."""
+    lines = build(config.out, config.downloads, config.size)
+    if config.sheet:
+        contact_sheet(config.out, lines).save(config.sheet)
+    skipped = json.loads((config.out / "dataset.json").read_text())["skipped"]
     print(table(lines))
-    print(f"{len(skipped)} skipped as empty or broken; images and contact-sheet.png in {options.out}")
-    return 0
+    print(f"{len(skipped)} skipped as empty or broken; images and contact-sheet.png in {config.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_of(DatasetConfig, run))

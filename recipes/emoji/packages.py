@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fewstep.errors import FewstepError
+
 # package -> (version, sha256 of the tarball)
 PACKAGES = {
     "emojibase-data": ("17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"),
@@ -42,13 +44,6 @@ PACKAGES = {
 }
 
 
-class RecipeError(Exception):
-    """What went wrong in one line, and a hint how to mend it."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(f"{message}\n\nhint: {hint}")
-
-
 def tarball_name(package: str, version: str) -> str:
     """The file name `npm pack` gives: '@iconify-json/noto' 1.2.9 -> 'iconify-json-noto-1.2.9.tgz'."""
     return f"{package.lstrip('@').replace('/', '-')}-{version}.tgz"
@@ -63,7 +58,7 @@ def fetch(package: str, downloads: Path) -> Path:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != sha256:
-        raise RecipeError(
+        raise FewstepError(
             f"{file} is not the {package}@{version} of this recipe: sha256 {found}, expected {sha256}",
             "delete the file and run again; if it comes back the same, the registry serves something else",
         )
@@ -80,11 +75,11 @@ def npm_pack(what: str, downloads: Path) -> None:
         command = ["npm", "pack", what, "--silent", "--pack-destination", str(partial)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RecipeError(f"npm could not fetch {what}: {done.stderr.strip()[-300:]}", hint)
+            raise FewstepError(f"npm could not fetch {what}: {done.stderr.strip()[-300:]}", hint)
         for file in partial.glob("*.tgz"):
             file.replace(downloads / file.name)
     except FileNotFoundError:
-        raise RecipeError(f"npm is needed to fetch {what} and is not installed", hint) from None
+        raise FewstepError(f"npm is needed to fetch {what} and is not installed", hint) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -109,7 +109,7 @@ class Source(Config):
     model: str
     """A Stable Diffusion model folder in diffusers' layout."""
     data: Path
-    """A folder of images with captions: name.png + name.txt, metadata.jsonl or metadata.csv."""
+    """Images with captions: a folder of name.png + name.txt, or a .jsonl or .csv table with file_name and text."""
     size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Pixels of the square training images; by default the model's own size."""
 

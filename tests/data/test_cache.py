@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from fewstep.data import cache
 from fewstep.data.cache import encode
-from fewstep.data.folder import Item, read_folder
+from fewstep.data.folder import Item, read_items
 from fewstep.errors import FewstepError
 from fewstep.images import read_image
 from fewstep.models.load import Model, load_model
@@ -43,7 +43,7 @@ def items(tiny_data_folder, tmp_path, monkeypatch):
     """Six images of this test's own, and a cache of its own, in chunks of four."""
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "CHUNK", 4)
-    return read_folder(Path(shutil.copytree(tiny_data_folder, tmp_path / "images")))
+    return read_items(Path(shutil.copytree(tiny_data_folder, tmp_path / "images")))
 
 
 def files(tmp_path):

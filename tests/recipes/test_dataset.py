@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.errors import FewstepError
+
 pytest.importorskip("resvg_py")
 Image = pytest.importorskip("PIL.Image")
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "emoji"))
@@ -156,20 +158,20 @@ def test_changed_recipe_builds_the_same_bytes_anew(tmp_path, downloads, monkeypa
 def test_foreign_folder_is_left_alone(tmp_path, downloads):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(packages.RecipeError, match="did not write\n\nhint: name another folder"):
+    with pytest.raises(FewstepError, match="did not write\n\nhint: name another folder"):
         build(tmp_path, downloads)
 
 
 def test_altered_tarball_is_refused(downloads):
     (downloads / packages.tarball_name("@iconify-json/noto", "1.2.9")).write_bytes(b"other")
-    with pytest.raises(packages.RecipeError, match=r"sha256 .*\n\nhint: delete the file"):
+    with pytest.raises(FewstepError, match=r"sha256 .*\n\nhint: delete the file"):
         packages.fetch("@iconify-json/noto", downloads)
 
 
 def test_missing_npm_is_one_line_with_a_hint(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        packages.RecipeError,
+        FewstepError,
         match="npm is needed to fetch twemoji@1 and is not installed\n\nhint: install npm",
     ):
         packages.npm_pack("twemoji@1", tmp_path)

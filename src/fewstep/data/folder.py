@@ -1,4 +1,4 @@
-"""Folders of captioned images: name.png + name.txt, metadata.jsonl or metadata.csv."""
+"""Captioned images: folders of name.png + name.txt, and tables, .jsonl or .csv."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from fewstep.errors import FewstepError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 CAPTION_KEYS = ("text", "caption", "prompt")
-LAYOUTS = "name.png with name.txt beside it, or a metadata.jsonl or metadata.csv with file_name and text"
+LAYOUTS = "a folder of name.png and name.txt, or a .jsonl or .csv table with file_name and text"
 
 
 class Item(NamedTuple):
@@ -21,21 +21,29 @@ class Item(NamedTuple):
     caption: str
 
 
-def read_folder(folder: Path) -> list[Item]:
-    """The captioned images of a folder, sorted by path. Raises FewstepError naming what is missing."""
-    if not folder.is_dir():
-        raise FewstepError(
-            f"data folder not found: {folder}", f"--data takes a folder of images with captions: {LAYOUTS}"
-        )
-    for name, rows in (("metadata.jsonl", _json_rows), ("metadata.csv", _csv_rows)):
-        if (folder / name).is_file():
-            items = [_from_row(row, folder, f"{folder / name} line {line}") for line, row in rows(folder / name)]
-            break
+def read_items(source: Path) -> list[Item]:
+    """The captioned images of a folder or table, sorted by path. Raises FewstepError naming what is missing.
+
+    source: a folder, or a .jsonl or .csv table whose file names are relative to the table's own folder.
+    """
+    if not source.exists():
+        raise FewstepError(f"data not found: {source}", f"--data takes images with captions: {LAYOUTS}")
+    tables = [source] if source.is_file() else [source / f"metadata{suffix}" for suffix in TABLES]
+    table = next((path for path in tables if path.is_file()), None)
+    if table is not None:
+        items = _from_table(table)
     else:
-        items = [Item(path, _sidecar(path)) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+        items = [Item(path, _sidecar(path)) for path in source.rglob("*") if path.suffix.lower() in SUFFIXES]
     if not items:
-        raise FewstepError(f"no images in {folder}", f"put images with captions there: {LAYOUTS}")
+        raise FewstepError(f"no images in {source}", f"--data takes images with captions: {LAYOUTS}")
     return sorted(items)
+
+
+def _from_table(path: Path) -> list[Item]:
+    if path.suffix.lower() not in TABLES:
+        raise FewstepError(f"{path} is no table of images", f"--data takes images with captions: {LAYOUTS}")
+    rows = TABLES[path.suffix.lower()](path)
+    return [_from_row(row, path.parent, f"{path} line {line}") for line, row in rows]
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -61,6 +69,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
         raise FewstepError(
             f"{path} line {reader.reader.line_num} is not CSV ({error})", "save the table as CSV again"
         ) from None
+
+
+TABLES = {".jsonl": _json_rows, ".csv": _csv_rows}
 
 
 def _text(path: Path) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.configs import DistillConfig
-from fewstep.data.folder import read_folder
+from fewstep.data.folder import read_items
 from fewstep.diffusion.guidance import GuidedDenoiser
 from fewstep.diffusion.schedule import skipping_grid
 from fewstep.diffusion.solvers import Solver
@@ -27,7 +27,7 @@ def run(config: DistillConfig) -> None:
     if highest < config.guidance_scale:
         raise UsageError(f"--guidance-scale-max {highest:g} is below --guidance-scale", "give the larger one last")
     check_folder(config)
-    items = read_folder(config.data)
+    items = read_items(config.data)
     model = load_model(config.model, device=pick_device(config.device))
     psi_named(config.psi, model.schedule)
     data = latent_data(items, model, config)

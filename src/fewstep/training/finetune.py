@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from fewstep.configs import FinetuneConfig
-from fewstep.data.folder import read_folder
+from fewstep.data.folder import read_items
 from fewstep.models.load import Model, load_model, pick_device
 from fewstep.training.adapt import Batch, describe, latent_data, new_roles
 from fewstep.training.loop import loop
@@ -14,7 +14,7 @@ from fewstep.training.progress import check_folder
 def run(config: FinetuneConfig) -> None:
     """Fine-tune config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out."""
     check_folder(config)
-    items = read_folder(config.data)
+    items = read_items(config.data)
     model = load_model(config.model, device=pick_device(config.device))
     data = latent_data(items, model, config)
     roles = new_roles(model, config, target_decay=None)
