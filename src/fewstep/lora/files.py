@@ -44,7 +44,7 @@ def flattened(name: str) -> str:
 def save_adapter(path: Path, adapter: Adapter, recipe: Recipe, dtype: torch.dtype = torch.float16) -> None:
     """Write the adapter whole or not at all: per module lora_down (A), lora_up (B) and alpha = rank.
 
-    This is the layout of the original LCM-LoRA files, which diffusers, kohya's tools and ComfyUI read.
+    This is the layout of the original LCM-LoRA files, which diffusers loads as it is.
     """
     tensors: dict[str, Tensor] = {}
     for name, update in adapter.modules.items():
