@@ -144,3 +144,17 @@ def test_the_steps_are_always_as_many_as_asked(strength, steps, solver, recipes)
 def test_strength_moves_the_start(strength):
     first = plan_sampling(SCHEDULE, [], "ddim", 10, strength=strength).timesteps[0]
     assert first == round(1000 * strength) - 1
+
+
+@pytest.mark.parametrize(
+    ("grid", "timesteps"),
+    [
+        ("auto", (999, 749, 499, 249)),
+        ("trailing", (999, 749, 499, 249)),
+        ("leading", (751, 501, 251, 1)),
+        ("linspace", (999, 666, 333, 0)),
+        ("lcm", (999, 759, 499, 259)),
+    ],
+)
+def test_the_grid_can_be_asked_for(grid, timesteps):
+    assert plan_sampling(SCHEDULE, [], "ddim", 4, grid=grid).timesteps == timesteps

@@ -68,6 +68,8 @@ class SampleConfig(Config):
     """Network calls of one branch; by default what the LoRA was trained for, else 20."""
     solver: Solver = "auto"
     """auto follows the LoRA's recipe."""
+    grid: Literal["auto", "lcm", "trailing", "leading", "linspace"] = "auto"
+    """Spacing of the timesteps; auto: the LoRA's training grid (lcm), else trailing."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
     """1 = off; by default what the LoRA was trained for, else 7.5."""
     negative_prompt: Annotated[str, Parameter(show_default=False)] = ""

@@ -61,6 +61,7 @@ class Pipeline:
             config.guidance_scale,
             config.strength if config.image else 1.0,
             bool(config.negative_prompt),
+            config.grid,
         )
 
     def pictures(self, config: SampleConfig, plan: Plan) -> Iterator[Picture]:

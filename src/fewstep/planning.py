@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fewstep.diffusion.schedule import NoiseSchedule, lcm_grid, trailing_grid
+from fewstep.diffusion.schedule import NoiseSchedule, lcm_grid, leading_grid, linspace_grid, trailing_grid
 from fewstep.diffusion.solvers import SOLVERS, Solver
 from fewstep.errors import UsageError
 from fewstep.lora.recipe import Recipe
 
 DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE_SCALE = 7.5
+GRIDS = {"trailing": trailing_grid, "leading": leading_grid, "linspace": linspace_grid}
 FOLLOWS_CONSISTENCY = {"lcm"}  # solvers that step with the consistency function
 
 
@@ -52,9 +53,11 @@ def plan_sampling(
     guidance_scale: float | None = None,
     strength: float = 1.0,
     negative_prompt: bool = False,
+    grid: str = "auto",
 ) -> Plan:
     """The plan for sampling with models and LoRAs of these recipes; None and auto follow them.
 
+    grid: auto is lcm (the training grid) with an acceleration, else trailing; or leading or linspace.
     strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked.
     Raises UsageError for what cannot be.
     """
@@ -74,8 +77,12 @@ def plan_sampling(
             f"strength {strength:g} is outside 0 to 1", "0.6 keeps the picture's layout; 1 forgets the picture"
         )
     reach = max(math.ceil(strength * T), count)
-    grid = lcm_grid(count, (fast and fast.k) or 20, reach) if fast or name == "lcm" else trailing_grid(count, reach)
-    return Plan(name, tuple(grid), guidance_scale, tuple(_notes(name, fast, steps, guidance_scale, negative_prompt)))
+    if grid == "auto":
+        grid = "lcm" if fast or name == "lcm" else "trailing"
+    timesteps = lcm_grid(count, (fast and fast.k) or 20, reach) if grid == "lcm" else GRIDS[grid](count, reach)
+    return Plan(
+        name, tuple(timesteps), guidance_scale, tuple(_notes(name, fast, steps, guidance_scale, negative_prompt))
+    )
 
 
 def _solver_steps(name: str, steps: int) -> int:
