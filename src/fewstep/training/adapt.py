@@ -104,19 +104,22 @@ class Roles:
     """The networks of a run. Only the trainable's parameters change, and by averaging the target's."""
 
     trainable: Trainable  # its module is the student
-    teacher: Network
+    teacher: Network  # without one in a full run, the student
     target: Network
     export: Callable[[Recipe], None]  # write the averaged result under --out
 
 
-def new_roles(model: Model, config: AdapterConfig, target_decay: float | None) -> Roles:
+def new_roles(model: Model, config: AdapterConfig, target_decay: float | None, with_teacher: bool = True) -> Roles:
     """The student, teacher and target of a run on `model`, as a LoRA or, with config.full, whole.
 
     target_decay: of the average that is the target; None makes the student itself the target.
+    with_teacher: False lets a whole network be trained in place, so that only one is in memory.
     """
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-    return _full_roles(model, config, target_decay) if config.full else _lora_roles(model, config, target_decay)
+    if config.full:
+        return _full_roles(model, config, target_decay, with_teacher)
+    return _lora_roles(model, config, target_decay)
 
 
 def _lora_roles(model: Model, config: AdapterConfig, target_decay: float | None) -> Roles:
@@ -160,8 +163,9 @@ def _initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
     return dict(adapter.modules)
 
 
-def _full_roles(model: Model, config: AdapterConfig, target_decay: float | None) -> Roles:
-    student = UNetNetwork(copy.deepcopy(model.unet).float().requires_grad_(True))
+def _full_roles(model: Model, config: AdapterConfig, target_decay: float | None, with_teacher: bool) -> Roles:
+    unet = copy.deepcopy(model.unet) if with_teacher else model.unet
+    student = UNetNetwork(unet.float().requires_grad_(True))
     parameters = dict(student.unet.named_parameters())
     averages = {"export": average_of(parameters, config.ema)}
     target: Network = student

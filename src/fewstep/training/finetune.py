@@ -17,7 +17,7 @@ def run(config: FinetuneConfig) -> None:
     items = read_items(config.data)
     model = load_model(config.model, device=pick_device(config.device))
     data = latent_data(items, model, config)
-    roles = new_roles(model, config, target_decay=None)
+    roles = new_roles(model, config, target_decay=None, with_teacher=False)
     recipe = describe(model, config, "denoising", len(items))
     loop(
         roles.trainable,
