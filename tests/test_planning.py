@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config, trailing_grid
-from fewstep.diffusion.solvers import SOLVERS, DPMSolver2, DPMSolverPP2S
+from fewstep.diffusion.solvers import SOLVERS, DPMSolver2, DPMSolver3, DPMSolverPP2S, Heun
 from fewstep.errors import UsageError
 from fewstep.lora.recipe import Recipe
 from fewstep.planning import plan_sampling, psi_named
@@ -57,18 +57,29 @@ def test_wishes_come_before_the_recipe():
     assert plan.timesteps == (999, 499)  # still on the grid the network was distilled on
 
 
-def test_lcm_takes_its_grid_without_a_recipe():
-    assert plan_sampling(SCHEDULE, [], "lcm", 4).timesteps == (999, 759, 499, 259)
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_solvers_of_distilled_networks_take_their_grid_without_a_recipe(name):
+    plan = plan_sampling(SCHEDULE, [], name, 4)
+    assert plan.timesteps == (999, 759, 499, 259)
+    assert plan.consistency == (name == "lcm")
 
 
 def test_second_order_steps_cost_two_calls():
     plan = plan_sampling(SCHEDULE, [], "dpm-solver", 8, 1.0)
     assert (len(plan.timesteps), plan.steps, plan.nfe) == (4, 8, 8)
-    for name in ("dpm-solver", "dpm-solver++2s"):
+    for name in ("dpm-solver", "dpm-solver++2s", "heun"):
         with pytest.raises(
             UsageError, match=rf"^{name.replace('+', '[+]')} makes 2 network calls a step, so --steps 5 "
         ):
             plan_sampling(SCHEDULE, [], name, 5)
+
+
+def test_third_order_steps_cost_three_calls():
+    plan = plan_sampling(SCHEDULE, [], "dpm-solver-3", 9, 1.0)
+    assert (len(plan.timesteps), plan.steps, plan.nfe) == (3, 9, 9)
+    with pytest.raises(UsageError, match=r"^dpm-solver-3 makes 3 network calls a step.*\n\nhint: use a multiple of 3$"):
+        plan_sampling(SCHEDULE, [], "dpm-solver-3", 8)
+    assert plan_sampling(SCHEDULE, [], "dpm-solver++3m", 8, 1.0).nfe == 8
 
 
 def notes(*arguments, **options):
@@ -81,7 +92,8 @@ def test_notes():
     assert "12 steps: an acceleration LoRA gains nothing past 8" in notes([LCM], steps=12)
     assert notes([LCM], steps=8) == ""
     assert "made for the lcm solver, and ddim was asked for" in notes([LCM], "ddim")
-    assert "the lcm solver needs an acceleration LoRA" in notes([], "lcm")
+    for name in ("lcm", "tcd"):
+        assert f"the {name} solver needs an acceleration LoRA" in notes([], name)
     assert "negative prompt has no effect at guidance 1" in notes([LCM], negative_prompt=True)
     assert notes([], negative_prompt=True) == ""
 
@@ -98,9 +110,13 @@ def test_what_cannot_be():
 
 
 def test_pure_noise_is_no_start_for_dpm_solver():
-    for refused in (lambda: plan_sampling(ZERO_SNR, [], "dpm-solver", 4), lambda: psi_named("dpm-solver", ZERO_SNR)):
-        with pytest.raises(UsageError, match=r"^dpm-solver divides by alpha.*\n\nhint: use dpm-solver\+\+ instead$"):
-            refused()
+    for name, steps in (("dpm-solver", 4), ("dpm-solver-3", 6)):
+        message = rf"^{name} divides by alpha.*\n\nhint: use dpm-solver\+\+ instead$"
+        with pytest.raises(UsageError, match=message):
+            plan_sampling(ZERO_SNR, [], name, steps)
+        with pytest.raises(UsageError, match=message):
+            psi_named(name, ZERO_SNR)
+    assert plan_sampling(ZERO_SNR, [], "heun", 4).steps == 4
     assert plan_sampling(ZERO_SNR, [], "dpm-solver++", 4).steps == 4
     assert psi_named("dpm-solver++", ZERO_SNR).calls == 2
     assert plan_sampling(SCHEDULE, [], "dpm-solver", 4).steps == 4
@@ -109,11 +125,16 @@ def test_pure_noise_is_no_start_for_dpm_solver():
 def test_psi():
     assert psi_named("ddim") is SOLVERS["ddim"]
     assert isinstance(psi_named("dpm-solver"), DPMSolver2)
+    assert isinstance(psi_named("dpm-solver-3"), DPMSolver3)
+    assert isinstance(psi_named("heun"), Heun)
     assert isinstance(psi_named("dpm-solver++"), DPMSolverPP2S)  # never the multistep one
     with pytest.raises(UsageError, match=r"multistep.*\n\nhint: use ddim, dpm-solver or dpm-solver\+\+ \(single"):
         psi_named("dpm-solver++2m")
-    with pytest.raises(UsageError, match="--psi lcm adds noise"):
-        psi_named("lcm")
+    with pytest.raises(UsageError, match=r"--psi dpm-solver\+\+3m is multistep"):
+        psi_named("dpm-solver++3m")
+    for name in ("lcm", "tcd", "euler-a"):
+        with pytest.raises(UsageError, match=f"--psi {name} adds noise"):
+            psi_named(name)
     with pytest.raises(UsageError, match="unknown --psi 'euler'"):
         psi_named("euler")
 

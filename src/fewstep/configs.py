@@ -13,7 +13,19 @@ from fewstep.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Solver = Literal["auto", "lcm", "ddim", "dpm-solver", "dpm-solver++", "dpm-solver++2s"]
+Solver = Literal[
+    "auto",
+    "lcm",
+    "ddim",
+    "tcd",
+    "euler-a",
+    "heun",
+    "dpm-solver",
+    "dpm-solver-3",
+    "dpm-solver++",
+    "dpm-solver++2s",
+    "dpm-solver++3m",
+]
 
 
 class Config(BaseModel):
@@ -192,7 +204,7 @@ class DistillConfig(AdapterConfig):
     method: Literal["lcd"] = "lcd"
     """lcd: latent consistency distillation."""
     psi: str = "ddim"
-    """The ODE solver that steps the teacher: ddim, dpm-solver or dpm-solver++ (its single-step 2S)."""
+    """The ODE solver that steps the teacher: ddim, dpm-solver, dpm-solver-3, dpm-solver++ (its 2S) or heun."""
     k: Annotated[int, Field(ge=1, le=500)] = 20
     """Skipping step: timesteps between s and t."""
     guidance_scale: Annotated[float, Field(ge=1, le=50)] = 8.5

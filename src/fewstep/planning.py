@@ -13,6 +13,8 @@ DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE_SCALE = 7.5
 GRIDS = {"trailing": trailing_grid, "leading": leading_grid, "linspace": linspace_grid}
 FOLLOWS_CONSISTENCY = {"lcm"}  # solvers that step with the consistency function
+DISTILLED_ONLY = {"lcm", "tcd"}  # solvers for distilled networks, sampled on the training grid
+DIVIDES_BY_ALPHA = {"dpm-solver", "dpm-solver-3"}  # refused on zero-terminal-SNR schedules (trap 10)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def plan_sampling(
         )
     reach = max(math.ceil(strength * T), count)
     if grid == "auto":
-        grid = "lcm" if fast or name == "lcm" else "trailing"
+        grid = "lcm" if fast or name in DISTILLED_ONLY else "trailing"
     timesteps = lcm_grid(count, (fast and fast.k) or 20, reach) if grid == "lcm" else GRIDS[grid](count, reach)
     return Plan(
         name, tuple(timesteps), guidance_scale, tuple(_notes(name, fast, steps, guidance_scale, negative_prompt))
@@ -108,35 +110,32 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
         notes.append(f"{steps} steps: an acceleration LoRA gains nothing past 8")
     if fast and fast.solver not in ("auto", name):
         notes.append(f"this LoRA was made for the {fast.solver} solver, and {name} was asked for")
-    if not fast and name == "lcm":
-        notes.append("the lcm solver needs an acceleration LoRA or a distilled model; without one images are blurry")
+    if not fast and name in DISTILLED_ONLY:
+        notes.append(
+            f"the {name} solver needs an acceleration LoRA or a distilled model; without one images are blurry"
+        )
     if negative_prompt and guidance_scale == 1:
         notes.append("the negative prompt has no effect at guidance 1")
     return notes
 
 
 def psi_named(name: str, schedule: NoiseSchedule | None = None) -> Solver:
-    """The ODE solver that steps the teacher in distillation: ddim, dpm-solver or dpm-solver++ (2S).
+    """The ODE solver that steps the teacher in distillation, by a name of SOLVERS; dpm-solver++ means 2S.
 
     schedule: refuse what does not work on it. Raises UsageError for multistep and unknown solvers.
     """
-    known = {
-        "ddim": "ddim",
-        "dpm-solver": "dpm-solver",
-        "dpm-solver++": "dpm-solver++2s",
-        "dpm-solver++2s": "dpm-solver++2s",
-    }
-    if name in ("dpm-solver++2m", "lcm"):
-        reason = "adds noise" if name == "lcm" else "is multistep: without history it is only DDIM"
+    solver = SOLVERS.get("dpm-solver++2s" if name == "dpm-solver++" else name)
+    if name == "dpm-solver++2m" or (solver and (solver.multistep or solver.order == 0)):
+        reason = "adds noise" if solver and solver.order == 0 else "is multistep: without history it is only DDIM"
         raise UsageError(f"--psi {name} {reason}", "use ddim, dpm-solver or dpm-solver++ (single-step)")
-    if name not in known:
+    if solver is None:
         raise UsageError(f"unknown --psi {name!r}", "use ddim, dpm-solver or dpm-solver++")
     if schedule is not None:
         refuse_zero_snr(name, schedule)
-    return SOLVERS[known[name]]
+    return solver
 
 
 def refuse_zero_snr(name: str, schedule: NoiseSchedule) -> None:
-    """Raise UsageError for dpm-solver on a schedule that begins at pure noise (trap 10)."""
-    if name == "dpm-solver" and schedule.zero_terminal_snr:
-        raise UsageError("dpm-solver divides by alpha, which is 0 where this model starts", "use dpm-solver++ instead")
+    """Raise UsageError for the solvers that divide by alpha on a schedule that begins at pure noise (trap 10)."""
+    if name in DIVIDES_BY_ALPHA and schedule.zero_terminal_snr:
+        raise UsageError(f"{name} divides by alpha, which is 0 where this model starts", "use dpm-solver++ instead")

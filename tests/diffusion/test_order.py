@@ -1,12 +1,23 @@
 """The measured order of convergence of every deterministic solver, on Gaussians with a known answer."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.sampler import sample
 from fewstep.diffusion.schedule import NoiseLevel
-from fewstep.diffusion.solvers import DDIM, SOLVERS, DPMSolver2, DPMSolverPP2M, DPMSolverPP2S, Solver
+from fewstep.diffusion.solvers import (
+    DDIM,
+    SOLVERS,
+    DPMSolver2,
+    DPMSolver3,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    Heun,
+    Solver,
+)
 from tests.diffusion.gaussian import draws, several_gaussians, slope, stable_diffusion_schedule
 
 SCHEDULE = stable_diffusion_schedule()
@@ -14,8 +25,9 @@ DATA = several_gaussians()
 Z = draws(2, 5, 2, 2)
 STEPS = [64, 128, 256]  # trap 6: orders are asymptotic, DPM-Solver++(2M)'s from 64 steps up
 
-every_solver = pytest.mark.parametrize("solver", [DDIM(), DPMSolver2(), DPMSolverPP2M(), DPMSolverPP2S()])
-every_psi = pytest.mark.parametrize("solver", [DDIM(), DPMSolver2(), DPMSolverPP2S()])
+PSI = [DDIM(), DPMSolver2(), DPMSolver3(), DPMSolverPP2S(), Heun()]
+every_solver = pytest.mark.parametrize("solver", [*PSI, DPMSolverPP2M()])
+every_psi = pytest.mark.parametrize("solver", PSI)
 
 
 def no_noise() -> Tensor:
@@ -26,11 +38,17 @@ def level(half_log_snr: float) -> NoiseLevel:
     return SCHEDULE.at_half_log_snr(torch.tensor([half_log_snr], dtype=torch.float64), torch.float64)
 
 
-def sampling_error(solver: Solver, steps: int, noisiest: float = -2.0, cleanest: float = 2.5) -> float:
-    """RMS distance to the exact solution between two finite levels, on a grid uniform in half_log_snr."""
-    grid = torch.linspace(noisiest, cleanest, steps + 1, dtype=torch.float64)
+def sampling_error(solver: Solver, steps: int, exact_starts: int = 1) -> float:
+    """RMS distance to the exact solution between two finite levels, on a grid uniform in half_log_snr.
+
+    exact_starts: the steps that begin on the exact solution, so leave nothing but their history.
+    """
+    grid = torch.linspace(-2.0, 2.5, steps + 1, dtype=torch.float64)
     levels = [level(float(x)) for x in grid]
-    x = sample(DATA.denoise, solver, SCHEDULE, levels, DATA.x(Z, levels[0]), no_noise)
+    x, state = DATA.x(Z, levels[0]), None
+    for i, (s, t) in enumerate(pairwise(levels)):
+        x = DATA.x(Z, s) if i < exact_starts else x
+        x, state = solver.step(DATA.denoise, x, solver.levels(SCHEDULE, s, t), state, no_noise)
     return float((x - DATA.x(Z, levels[-1])).square().mean().sqrt())
 
 
@@ -45,6 +63,17 @@ def local_error(solver: Solver, h: float, start: float) -> float:
 def test_sampler_converges_at_the_order_of_its_solver(solver):
     errors = [sampling_error(solver, steps) for steps in STEPS]
     assert -slope(STEPS, errors) == pytest.approx(solver.order, abs=0.15)
+
+
+def test_dpm_solver_pp_3m_is_third_order_from_exact_starting_values():
+    """Up to 512 steps, for its constant is still settling at 64.
+
+    Cold, its one first-order step errs by h**2, whatever follows: second order when steps are many.
+    """
+    steps = [128, 256, 512]
+    warm, cold = ([sampling_error(DPMSolverPP3M(), n, starts) for n in steps] for starts in (3, 1))
+    assert -slope(steps, warm) == pytest.approx(DPMSolverPP3M().order, abs=0.15)
+    assert -slope(steps, cold) == pytest.approx(2, abs=0.3)
 
 
 @every_solver
@@ -62,12 +91,14 @@ def test_one_step_of_psi_errs_at_one_order_more_than_its_solver(solver, start):
 
 
 def test_multistep_solver_without_history_is_ddim_and_says_it_is_no_psi():
-    """Trap 7: DPM-Solver++(2M) cannot be Psi, for as one step it is first order."""
-    assert [name for name, solver in SOLVERS.items() if solver.multistep] == ["dpm-solver++"]
+    """Trap 7: DPM-Solver++(2M) and (3M) cannot be Psi, for as one step they are first order."""
+    assert [name for name, solver in SOLVERS.items() if solver.multistep] == ["dpm-solver++", "dpm-solver++3m"]
     s, t = level(-1.0), level(0.0)
     x_s = DATA.x(Z, s)
-    first, _ = DPMSolverPP2M().step(DATA.denoise, x_s, (s, t), None, None)
-    torch.testing.assert_close(first, DDIM().step(DATA.denoise, x_s, (s, t), None, None)[0], rtol=1e-12, atol=1e-12)
+    for solver in (DPMSolverPP2M(), DPMSolverPP3M()):
+        first, _ = solver.step(DATA.denoise, x_s, (s, t), None, None)
+        expected, _ = DDIM().step(DATA.denoise, x_s, (s, t), None, None)
+        torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_ddim_is_exact_for_a_point_of_data():
@@ -77,3 +108,20 @@ def test_ddim_is_exact_for_a_point_of_data():
     for solver in (DDIM(), DPMSolverPP2S()):
         x_t, _ = solver.step(point.denoise, point.x(Z, s), solver.levels(SCHEDULE, s, t), None, None)
         torch.testing.assert_close(x_t, point.x(Z, t), rtol=1e-12, atol=1e-12)
+
+
+def test_ddim_is_eulers_step_of_x_over_alpha_in_sigma_over_alpha():
+    s, t = level(-1.0), level(0.0)
+    x_s = DATA.x(Z, s)
+    scaled, slope_s = x_s / s.alpha, (x_s - s.alpha * DATA.denoise(x_s, s)) / s.sigma
+    expected = t.alpha * (scaled + (t.sigma / t.alpha - s.sigma / s.alpha) * slope_s)
+    x_t, _ = DDIM().step(DATA.denoise, x_s, (s, t), None, None)
+    torch.testing.assert_close(x_t, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_heun_is_dpm_solver_2_with_its_inner_level_at_the_end():
+    s, t = level(-1.0), level(0.0)
+    x_s = DATA.x(Z, s)
+    x_t, _ = Heun().step(DATA.denoise, x_s, Heun().levels(SCHEDULE, s, t), None, None)
+    expected, _ = DPMSolver2().step(DATA.denoise, x_s, (s, t, t), None, None)
+    torch.testing.assert_close(x_t, expected, rtol=1e-12, atol=1e-12)

@@ -1,12 +1,17 @@
 """The sampler equals diffusers' schedulers: the same network, noise and grid, float32."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
+    TCDScheduler,
 )
 from torch import Tensor
 
@@ -15,7 +20,19 @@ from fewstep.diffusion.guidance import Denoiser, GuidedDenoiser
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, lcm_grid, schedule_from_config, trailing_grid
-from fewstep.diffusion.solvers import DDIM, LCM, DPMSolver2, DPMSolverPP2M, DPMSolverPP2S, Solver
+from fewstep.diffusion.solvers import (
+    DDIM,
+    LCM,
+    SOLVERS,
+    TCD,
+    DPMSolver2,
+    DPMSolver3,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    Heun,
+    Solver,
+)
 from tests.diffusion.gaussian import STABLE_DIFFUSION, stable_diffusion_schedule
 from tests.diffusion.tiny import TinyNetwork, text
 
@@ -46,7 +63,7 @@ def diffusers_sample(peer, seeds=SEEDS) -> Tensor:
     x = torch.stack([torch.randn(SHAPE, generator=g) for g in generators])
     for t in peer.timesteps:
         output = NETWORK(x, t.expand(len(x)), TEXT)
-        draws = {"generator": generators} if isinstance(peer, LCMScheduler) else {}
+        draws = {"generator": generators} if isinstance(peer, LCMScheduler | TCDScheduler) else {}
         x = peer.step(output, t, x, **draws).prev_sample
     return x
 
@@ -59,10 +76,26 @@ def our_sample(
 
 
 def our_sample_through(solver: Solver, denoise: Denoiser, levels: list[NoiseLevel]) -> Tensor:
-    """Steps of a two-stage solver over every second level, the ones between being its inner levels."""
+    """Steps of a solver of several stages over that many levels, the ones between being its inner levels."""
     x = ImageNoise(SEEDS, SHAPE)()
-    for start in range(0, len(levels) - 1, 2):
-        x, _ = solver.step(denoise, x, tuple(levels[start : start + 3]), None, None)
+    for start in range(0, len(levels) - 1, solver.calls):
+        x, _ = solver.step(denoise, x, tuple(levels[start : start + solver.calls + 1]), None, None)
+    return x
+
+
+def diffusers_sample_of_scaled_x(peer, calls: int) -> Tensor:
+    """Their loop for the schedulers that step x / alpha, so many network calls of it; its last x, still scaled.
+
+    It begins at our x: for some spacings their init_noise_sigma leaves out the signal's share (sigma / alpha
+    instead of 1 / alpha).
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    x = torch.stack([torch.randn(SHAPE, generator=g) for g in generators])
+    x = x * (peer.sigmas[0] ** 2 + 1).sqrt()
+    for t in peer.timesteps[:calls]:
+        output = NETWORK(peer.scale_model_input(x, t), t.expand(len(x)), TEXT)
+        draws = {"generator": generators} if isinstance(peer, EulerAncestralDiscreteScheduler) else {}
+        x = peer.step(output, t, x, **draws).prev_sample
     return x
 
 
@@ -204,3 +237,134 @@ def test_consistency_function_at_the_lowest_timesteps_equals_diffusers(t):
     x, s = ImageNoise(SEEDS, SHAPE)(), SCHEDULE.at(float(t))
     theirs = peer.step(NETWORK(x, s.t.expand(2), TEXT), peer.timesteps[1], x).denoised
     torch.testing.assert_close(consistency(denoiser("epsilon"), x, s), theirs, rtol=0, atol=1e-5)
+
+
+@both_predictions
+@pytest.mark.parametrize("steps", [4, 8, 20])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
+def test_heun_equals_diffusers(prediction, steps, spacing):
+    """Up to the last timestep: from there diffusers goes to the clean end in one Euler step of one call.
+
+    Two steps of linspace, the whole way in one, make values near 15, whose float32 digits end at 1e-4.
+    """
+    peer = HeunDiscreteScheduler(
+        **STABLE_DIFFUSION, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
+    )
+    peer.set_timesteps(steps)
+    levels = [SCHEDULE.at(float(t)) for t in peer.timesteps[::2].tolist()]
+    theirs = diffusers_sample_of_scaled_x(peer, 2 * (steps - 1)) * levels[-1].alpha
+    close(our_sample(Heun(), denoiser(prediction), levels), theirs)
+
+
+@both_predictions
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
+def test_euler_ancestral_equals_diffusers(prediction, steps, spacing):
+    peer = EulerAncestralDiscreteScheduler(
+        **STABLE_DIFFUSION, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
+    )
+    peer.set_timesteps(steps)
+    levels = sampling_levels(SCHEDULE, peer.timesteps.tolist())
+    close(our_sample(SOLVERS["euler-a"], denoiser(prediction), levels), diffusers_sample_of_scaled_x(peer, steps))
+
+
+@both_predictions
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ddim_with_eta_equals_diffusers(prediction, eta):
+    peer = DDIMScheduler(**STABLE_DIFFUSION, prediction_type=prediction, clip_sample=False, steps_offset=1)
+    peer.set_timesteps(10)
+    noise = ImageNoise(SEEDS, SHAPE)
+    x = noise()
+    for t in peer.timesteps:
+        output = NETWORK(x, t.expand(len(x)), TEXT)
+        x = peer.step(output, t, x, eta=eta, variance_noise=noise()).prev_sample
+    levels = sampling_levels(SCHEDULE, peer.timesteps.tolist())
+    close(our_sample(DDIM(eta), denoiser(prediction), levels), x)
+
+
+@both_predictions
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_tcd_equals_diffusers(prediction, steps):
+    """Their last step ends at table level 0, ours here too; the sampler's own end is the clean level (trap 2)."""
+    peer = TCDScheduler(**STABLE_DIFFUSION, prediction_type=prediction, clip_sample=False)
+    peer.set_timesteps(steps)
+    assert peer.timesteps.tolist() == lcm_grid(steps)
+    levels = [SCHEDULE.at(float(t)) for t in [*lcm_grid(steps), 0]]
+    close(our_sample(TCD(), denoiser(prediction), levels), diffusers_sample(peer))
+
+
+@both_predictions
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
+def test_dpm_solver_pp_3m_starts_and_ends_as_diffusers(prediction, steps, spacing):
+    """From four steps on ours differs: their third-order update takes half the second difference of x_0.
+
+    By the measured law theirs is second order, ours third (test_order); the next test adds the missing half.
+    lower_order_final is off: below 15 steps it would make the last but one step second order.
+    """
+    peer = DPMSolverMultistepScheduler(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction,
+        solver_order=3,
+        lower_order_final=False,
+        final_sigmas_type="zero",
+        timestep_spacing=spacing,
+        steps_offset=1,
+    )
+    peer.set_timesteps(steps)
+    levels = sampling_levels(SCHEDULE, peer.timesteps.tolist())
+    close(our_sample(DPMSolverPP3M(), denoiser(prediction), levels), diffusers_sample(peer))
+
+
+class WholeSecondDifference(DPMSolverMultistepScheduler):
+    """diffusers' 3M with the second difference of x_0 whole: D2 taken twice."""
+
+    def multistep_dpm_solver_third_order_update(self, model_output_list, *args, sample, noise=None, **kwargs):
+        x_t = super().multistep_dpm_solver_third_order_update(model_output_list, sample=sample, noise=noise)
+        levels = [self._sigma_to_alpha_sigma_t(self.sigmas[self.step_index + i]) for i in (1, 0, -1, -2)]
+        half_log_snr = [(alpha / sigma).log() for alpha, sigma in levels]
+        h, h_0, h_1 = (a - b for a, b in pairwise(half_log_snr))
+        m_2, m_1, m_0 = model_output_list
+        d_2 = ((m_0 - m_1) * h / h_0 - (m_1 - m_2) * h / h_1) * h / (h_0 + h_1)
+        return x_t - levels[0][0] * ((torch.exp(-h) - 1 + h) / h**2 - 0.5) * d_2
+
+
+@both_predictions
+@pytest.mark.parametrize("steps", [4, 8, 20])
+def test_dpm_solver_pp_3m_equals_diffusers_with_the_second_difference_whole(prediction, steps):
+    peer = WholeSecondDifference(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction,
+        solver_order=3,
+        lower_order_final=False,
+        final_sigmas_type="zero",
+    )
+    peer.set_timesteps(steps)
+    levels = sampling_levels(SCHEDULE, peer.timesteps.tolist())
+    close(our_sample(DPMSolverPP3M(), denoiser(prediction), levels), diffusers_sample(peer))
+
+
+@pytest.mark.filterwarnings("ignore:.*algorithm_type `dpmsolver` is deprecated:FutureWarning")
+@both_predictions
+@pytest.mark.parametrize("calls", [6, 9, 21])
+def test_dpm_solver_3_equals_diffusers(prediction, calls):
+    """Algorithm 5 takes its second inner level by diffusers' "heun" formula and its end by their "midpoint".
+
+    diffusers has one solver_type for both, so it is switched between the calls. The inner levels are their
+    grid's, as for DPM-Solver-2, and the end is table level 0.
+    """
+    peer = DPMSolverSinglestepScheduler(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction,
+        algorithm_type="dpmsolver",
+        solver_order=3,
+        lower_order_final=False,
+        final_sigmas_type="sigma_min",
+    )
+    peer.set_timesteps(calls)
+    x = ImageNoise(SEEDS, SHAPE)()
+    for i, t in enumerate(peer.timesteps):
+        peer.register_to_config(solver_type="heun" if i % 3 == 1 else "midpoint")
+        x = peer.step(NETWORK(x, t.expand(len(x)), TEXT), t, x).prev_sample
+    levels = [SCHEDULE.at(float(t)) for t in [*peer.timesteps.tolist(), 0]]
+    close(our_sample_through(DPMSolver3(), denoiser(prediction), levels), x)

@@ -7,14 +7,30 @@ from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser
 from fewstep.diffusion.prediction import PREDICTIONS, Eps
 from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
 from fewstep.diffusion.schedule import NoiseLevel, clean_level, lcm_grid, schedule_from_config, trailing_grid
-from fewstep.diffusion.solvers import DDIM, LCM, SOLVERS, DPMSolver2, DPMSolverPP2M, DPMSolverPP2S
+from fewstep.diffusion.solvers import (
+    DDIM,
+    LCM,
+    SOLVERS,
+    TCD,
+    DPMSolver2,
+    DPMSolver3,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    Heun,
+)
 from tests.diffusion.gaussian import STABLE_DIFFUSION, draws, several_gaussians, stable_diffusion_schedule
 from tests.diffusion.tiny import TinyNetwork, text
 
 SCHEDULE = stable_diffusion_schedule()
 DATA = several_gaussians()
 every_solver = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
-two_stage = pytest.mark.parametrize("solver", [DPMSolver2(), DPMSolverPP2S()])
+midpoint = pytest.mark.parametrize("solver", [DPMSolver2(), DPMSolverPP2S()])
+several_stages = pytest.mark.parametrize(
+    ("solver", "inner"),
+    [(solver, [249.5]) for solver in (DPMSolver2(), DPMSolverPP2S(), Heun())]
+    + [(DPMSolver3(), [499 * 2 / 3, 499 / 3])],
+)
 
 
 def close(actual, expected):
@@ -74,25 +90,24 @@ def test_a_step_to_the_clean_end_is_finite(solver, last):
     assert bool(x.isfinite().all())
 
 
-@pytest.mark.parametrize("solver", [DDIM(), DPMSolverPP2M(), LCM()])
+@pytest.mark.parametrize("solver", [DDIM(), DDIM(eta=1.0), DPMSolverPP2M(), DPMSolverPP3M(), LCM(), TCD()])
 def test_a_one_call_step_to_the_clean_end_is_the_estimate_of_x_0(solver):
     s, x = at(499), draws(3, 4, 3, 3)
-    x_0, _ = solver.step(denoiser(), x, (s, clean_level(1, torch.float64)), None, None)
-    close(x_0, denoiser()(x, s))
+    levels = solver.levels(SCHEDULE, s, clean_level(1, torch.float64))
+    close(solver.step(denoiser(), x, levels, None, None)[0], denoiser()(x, s))
 
 
-@two_stage
+@several_stages
 @pytest.mark.parametrize("name", PREDICTIONS)
-def test_a_two_stage_step_to_the_clean_end_is_two_first_order_steps(solver, name):
+def test_a_step_of_several_stages_to_the_clean_end_is_first_order_steps(solver, inner, name):
     denoise, x = denoiser(prediction=PREDICTIONS[name]), draws(3, 4, 3, 3)
-    s, u, clean = solver.levels(SCHEDULE, at(499), clean_level(1, torch.float64))
-    assert float(u.t) == 249.5
-    x_u, _ = DDIM().step(denoise, x, (s, u), None, None)
-    x_0, _ = DDIM().step(denoise, x_u, (u, clean), None, None)
-    close(solver.step(denoise, x, (s, u, clean), None, None)[0], x_0)
+    levels = solver.levels(SCHEDULE, at(499), clean_level(1, torch.float64))
+    assert [float(u.t) for u in levels[1:-1]] == pytest.approx(inner, abs=1e-9)
+    expected = sample(denoise, DDIM(), SCHEDULE, levels, x, draws)
+    close(solver.step(denoise, x, levels, None, None)[0], expected)
 
 
-@two_stage
+@midpoint
 def test_inner_level_is_halfway_in_half_log_snr(solver):
     s, t = at(900, 500), at(700, 37)
     _, u, _ = solver.levels(SCHEDULE, s, t)
@@ -101,7 +116,7 @@ def test_inner_level_is_halfway_in_half_log_snr(solver):
     close(SCHEDULE.at(u.t, torch.float64).half_log_snr, u.half_log_snr)
 
 
-@two_stage
+@midpoint
 def test_two_stage_step_is_second_order_at_any_inner_level(solver):
     """A third of the way serves as well as the midpoint: half the step, an eighth of the error."""
     x, errors = DATA.x(draws(2, 5, 2, 2), at(500)), []
@@ -113,7 +128,9 @@ def test_two_stage_step_is_second_order_at_any_inner_level(solver):
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.15)
 
 
-@pytest.mark.parametrize("solver", [DDIM(), DPMSolverPP2M(), DPMSolverPP2S()])
+@pytest.mark.parametrize(
+    "solver", [DDIM(), DDIM(eta=1.0), DPMSolverPP2M(), DPMSolverPP2S(), DPMSolverPP3M(), Heun(), TCD()]
+)
 def test_zero_terminal_snr_is_sampled_from_pure_noise(solver):
     schedule = schedule_from_config(STABLE_DIFFUSION | {"rescale_betas_zero_snr": True})
     levels = sampling_levels(schedule, trailing_grid(4), torch.float64)
@@ -121,9 +138,10 @@ def test_zero_terminal_snr_is_sampled_from_pure_noise(solver):
     assert bool(x.isfinite().all())
 
 
-def test_2s_from_pure_noise_is_two_first_order_steps_and_beside_it_others_stay_second_order():
+@pytest.mark.parametrize("solver", [DPMSolverPP2S(), Heun()])
+def test_from_pure_noise_two_stages_are_two_first_order_steps_and_beside_it_others_stay_second_order(solver):
     schedule = schedule_from_config(STABLE_DIFFUSION | {"rescale_betas_zero_snr": True})
-    solver, denoise, x = DPMSolverPP2S(), denoiser(), draws(3, 4, 3, 3)
+    denoise, x = denoiser(), draws(3, 4, 3, 3)
     s, t = schedule.at([999, 999, 499], torch.float64), schedule.at([749, 499, 249], torch.float64)
     _, u, _ = levels = solver.levels(schedule, s, t)
     assert u.t[:2].tolist() == [874, 749]
@@ -147,7 +165,8 @@ def test_nfe_per_image_is_steps_times_calls_times_branches(solver, guidance_scal
     assert set(network.rows) == {3 * branches}
 
 
-def test_lcm_draws_noise_once_a_step_and_not_for_the_last():
+@pytest.mark.parametrize(("solver", "name"), [(LCM(), "LCM"), (DDIM(eta=0.5), "DDIM"), (TCD(), "TCD")])
+def test_noise_is_drawn_once_a_step_and_not_for_the_last(solver, name):
     drawn = []
 
     def noise():
@@ -155,10 +174,26 @@ def test_lcm_draws_noise_once_a_step_and_not_for_the_last():
         return torch.zeros(3, 4, 2, 2, dtype=torch.float64)
 
     levels = sampling_levels(SCHEDULE, lcm_grid(4), torch.float64)
-    sample(denoiser(), LCM(), SCHEDULE, levels, draws(3, 4, 2, 2), noise)
+    sample(denoiser(), solver, SCHEDULE, levels, draws(3, 4, 2, 2), noise)
     assert len(drawn) == 3
-    with pytest.raises(ValueError, match="LCM's step adds noise and needs a source of it"):
-        LCM().step(denoiser(), draws(3, 4, 2, 2), (at(999), at(499)), None, None)
+    with pytest.raises(ValueError, match=f"{name}'s step adds noise and needs a source of it"):
+        solver.step(denoiser(), draws(3, 4, 2, 2), solver.levels(SCHEDULE, at(999), at(499)), None, None)
+
+
+@pytest.mark.parametrize("solver", [DDIM(eta=0.5), DDIM(eta=1.0), TCD(), TCD(gamma=1.0)])
+def test_fresh_noise_replaces_as_much_as_it_adds(solver):
+    """At a known x_0 of 0, x_t has the level's variance, sigma_t**2, whatever part of its noise is fresh."""
+    s, t = at(800), at(300)
+    x_s, z = s.sigma * draws(1, 4, 200, 200), draws(1, 4, 200, 200, seed=5)
+    x_t, _ = solver.step(lambda x, level: 0 * x, x_s, solver.levels(SCHEDULE, s, t), None, lambda: z)
+    assert float(x_t.std() / t.sigma) == pytest.approx(1, abs=0.01)
+
+
+def test_without_fresh_noise_tcd_is_ddim_and_how_much_noise_is_said_by_the_order():
+    s, t, x = at(800), at(300), draws(3, 4, 3, 3)
+    x_t, _ = TCD(gamma=0.0).step(denoiser(), x, TCD(gamma=0.0).levels(SCHEDULE, s, t), None, lambda: x)
+    close(x_t, DDIM().step(denoiser(), x, (s, t), None, None)[0])
+    assert (DDIM().order, DDIM(eta=0.5).order) == (1, 0)
 
 
 def test_on_step_hears_of_every_step_and_the_last_is_the_result():

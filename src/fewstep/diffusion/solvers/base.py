@@ -18,8 +18,11 @@ class Solver(Protocol):
     """One step s -> t, from the noisier to the cleaner level; every sample may have levels of its own."""
 
     calls: ClassVar[int]  # network evaluations a step
-    order: ClassVar[int]  # of convergence, measured by a test; 0 for solvers that add noise
     multistep: ClassVar[bool]  # needs history, so cannot be Psi (trap 7)
+
+    @property
+    def order(self) -> int:
+        """Of convergence, measured by a test; 0 for solvers that add noise."""
 
     def levels(self, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Levels:
         """(s, *inner, t), once, before the step."""
@@ -42,22 +45,38 @@ def at_an_end(s: NoiseLevel, t: NoiseLevel) -> Tensor:
     return (s.alpha == 0) | (t.sigma == 0)
 
 
-class Midpoint:
-    """`levels` of the two-stage solvers: one inner level halfway in half_log_snr.
+def either(condition: Tensor, a: NoiseLevel, b: NoiseLevel) -> NoiseLevel:
+    """Level a for the images where the condition (B, 1, 1, 1) holds, b for the others."""
+    return NoiseLevel(
+        torch.where(condition.view(-1), a.t, b.t),
+        torch.where(condition, a.alpha, b.alpha),
+        torch.where(condition, a.sigma, b.sigma),
+    )
 
-    From pure noise and to the clean end, where half_log_snr is infinite, the inner level is halfway in time.
-    """
+
+def inner_level(schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel, r: float) -> NoiseLevel:
+    """The level r of the way from s to t, in half_log_snr; where a step at an end makes that infinite, in time."""
+    inner = schedule.at_half_log_snr((1 - r) * s.half_log_snr + r * t.half_log_snr, s.alpha.dtype)
+    in_time = schedule.at((1 - r) * s.t + r * t.t, s.alpha.dtype)
+    return either(at_an_end(s, t), in_time, inner)
+
+
+class Midpoint:
+    """`levels` of the two-stage solvers: one inner level halfway."""
 
     def levels(self, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Levels:
-        inner = schedule.at_half_log_snr((s.half_log_snr + t.half_log_snr) / 2, s.alpha.dtype)
-        halfway = schedule.at((s.t + t.t) / 2, s.alpha.dtype)
-        infinite = at_an_end(s, t)
-        return (
-            s,
-            NoiseLevel(
-                torch.where(infinite.view(-1), halfway.t, inner.t),
-                torch.where(infinite, halfway.alpha, inner.alpha),
-                torch.where(infinite, halfway.sigma, inner.sigma),
-            ),
-            t,
-        )
+        return s, inner_level(schedule, s, t, 1 / 2), t
+
+
+class Thirds:
+    """`levels` of the three-stage solvers: inner levels at one and two thirds of the way."""
+
+    def levels(self, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Levels:
+        return s, inner_level(schedule, s, t, 1 / 3), inner_level(schedule, s, t, 2 / 3), t
+
+
+def draw(noise: Noise | None, name: str) -> Tensor:
+    """Fresh noise (B, C, H, W) for the solver so named; ValueError without a source of it."""
+    if noise is None:
+        raise ValueError(f"{name}'s step adds noise and needs a source of it")
+    return noise()

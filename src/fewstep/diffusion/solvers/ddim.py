@@ -1,26 +1,44 @@
-"""DDIM (arXiv 2010.02502), deterministic."""
+"""DDIM (arXiv 2010.02502), deterministic or with fresh noise."""
 
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 from torch import Tensor
 
 from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.prediction import eps_from_x_0
-from fewstep.diffusion.solvers.base import EndsOnly, Levels, Noise, State
+from fewstep.diffusion.solvers.base import EndsOnly, Levels, Noise, State, draw
 
 
 @final
+@dataclass(frozen=True)
 class DDIM(EndsOnly):
-    """DDIM: first order, one network call a step; also DPM-Solver-1 and DPM-Solver++(1) (eq. 12, eta = 0)."""
+    """DDIM: first order, one network call a step; also DPM-Solver-1 and DPM-Solver++(1) (eq. 12, eta = 0).
 
+    It is Euler's step too, of x / alpha in sigma / alpha (arXiv 2206.00364); and at eta = 1, DDPM's,
+    it is k-diffusion's ancestral Euler step. Both are equalities, and tested.
+
+    eta: 0 is deterministic; above, up to 1, that part of DDPM's noise is replaced by fresh noise (eq. 16).
+    """
+
+    eta: float = 0.0
     calls: ClassVar[int] = 1
-    order: ClassVar[int] = 1
     multistep: ClassVar[bool] = False
+
+    @property
+    def order(self) -> int:
+        """1, or 0 where noise is added."""
+        return 1 if self.eta == 0 else 0
 
     def step(
         self, denoise: Denoiser, x_s: Tensor, levels: Levels, state: State, noise: Noise | None
     ) -> tuple[Tensor, State]:
-        """x_t = alpha_t x_0 + sigma_t eps, both taken from x_s (B, C, H, W)."""
+        """x_t = alpha_t x_0 + sigma_t eps, both taken from x_s (B, C, H, W); with eta, eps is partly fresh."""
         s, t = levels
         x_0 = denoise(x_s, s)
-        return t.alpha * x_0 + t.sigma * eps_from_x_0(x_0, x_s, s), None
+        eps = eps_from_x_0(x_0, x_s, s)
+        if self.eta == 0 or not bool((t.sigma > 0).any()):
+            return t.alpha * x_0 + t.sigma * eps, None
+        fresh = self.eta * t.sigma / s.sigma * (1 - (s.alpha / t.alpha) ** 2).sqrt()
+        kept = (t.sigma**2 - fresh**2).clamp(min=0).sqrt()
+        return t.alpha * x_0 + kept * eps + fresh * draw(noise, "DDIM"), None

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from fewstep.diffusion.guidance import Denoiser
-from fewstep.diffusion.solvers.base import EndsOnly, Levels, Noise, State
+from fewstep.diffusion.solvers.base import EndsOnly, Levels, Noise, State, draw
 
 
 @final
@@ -24,6 +24,4 @@ class LCM(EndsOnly):
         x_0 = denoise(x_s, s)
         if not bool((t.sigma > 0).any()):
             return x_0, None
-        if noise is None:
-            raise ValueError("LCM's step adds noise and needs a source of it")
-        return t.alpha * x_0 + t.sigma * noise(), None
+        return t.alpha * x_0 + t.sigma * draw(noise, "LCM"), None

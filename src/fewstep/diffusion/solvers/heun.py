@@ -1,0 +1,41 @@
+"""Heun's method as in EDM (arXiv 2206.00364), for variance-preserving levels."""
+
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.guidance import Denoiser
+from fewstep.diffusion.prediction import eps_from_x_0
+from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule
+from fewstep.diffusion.solvers.base import Levels, Noise, State, at_an_end, either, inner_level
+from fewstep.diffusion.solvers.dpm_solver import first_order_weight
+
+
+@final
+class Heun:
+    """Heun's step of x / alpha in sigma / alpha: second order, two network calls a step (Algorithm 1, no churn).
+
+    Its inner level is t itself: DPM-Solver-2 with r = 1. A step from pure noise or to the clean end is two
+    first-order ones through the level halfway in time; EDM's last step is one Euler step of one call.
+    """
+
+    calls: ClassVar[int] = 2
+    order: ClassVar[int] = 2
+    multistep: ClassVar[bool] = False
+
+    def levels(self, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Levels:
+        return s, either(at_an_end(s, t), inner_level(schedule, s, t, 1 / 2), t), t
+
+    def step(
+        self, denoise: Denoiser, x_s: Tensor, levels: Levels, state: State, noise: Noise | None
+    ) -> tuple[Tensor, State]:
+        """x_s (B, C, H, W) -> x_t along the mean of eps at s and at the Euler step's end."""
+        s, u, t = levels
+        x_0_s = denoise(x_s, s)
+        eps_s = eps_from_x_0(x_0_s, x_s, s)
+        x_u = u.alpha * x_0_s + u.sigma * eps_s
+        x_0_u = denoise(x_u, u)
+        eps_u = eps_from_x_0(x_0_u, x_u, u)
+        x_t = x_u - first_order_weight(s, t) * (eps_u - eps_s) / 2
+        return torch.where(at_an_end(s, t), t.alpha * x_0_u + t.sigma * eps_u, x_t), None
