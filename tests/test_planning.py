@@ -11,7 +11,7 @@ from fewstep.diffusion.schedule import lcm_grid, schedule_from_config, trailing_
 from fewstep.diffusion.solvers import SOLVERS, DPMSolver2, DPMSolver3, DPMSolverPP2S, Heun
 from fewstep.errors import UsageError
 from fewstep.lora.recipe import Recipe
-from fewstep.planning import plan_sampling, psi_named
+from fewstep.planning import plan_sampling, psi_named, refuse_zero_snr
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE = schedule_from_config(STABLE_DIFFUSION)
@@ -115,10 +115,11 @@ def test_pure_noise_is_no_start_for_dpm_solver():
         with pytest.raises(UsageError, match=message):
             plan_sampling(ZERO_SNR, [], name, steps)
         with pytest.raises(UsageError, match=message):
-            psi_named(name, ZERO_SNR)
+            refuse_zero_snr(name, ZERO_SNR)
     assert plan_sampling(ZERO_SNR, [], "heun", 4).steps == 4
     assert plan_sampling(ZERO_SNR, [], "dpm-solver++", 4).steps == 4
-    assert psi_named("dpm-solver++", ZERO_SNR).calls == 2
+    refuse_zero_snr("dpm-solver++", ZERO_SNR)
+    assert psi_named("dpm-solver++").calls == 2
     assert plan_sampling(SCHEDULE, [], "dpm-solver", 4).steps == 4
 
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import numpy as np
 import torch
+from built import read_metadata, read_pixels, to_signed
 from diffusers import AutoencoderKL
-from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -23,7 +22,8 @@ from fewstep.cli import main_of
 from fewstep.configs import TrainingConfig
 from fewstep.evaluate.lpips import LPIPS, load_lpips
 from fewstep.evaluate.psnr import foreground_psnr, psnr
-from fewstep.io import cache_dir, write_json
+from fewstep.images import to_image
+from fewstep.io import atomic_path, cache_dir, write_json
 from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import SampleId, generator, integers, normal
 from fewstep.training.loop import loop
@@ -69,8 +69,7 @@ class Drawings:
     """All drawings of some splits in memory, cropped at random per visit."""
 
     def __init__(self, folder: Path, splits: Sequence[str], crop: int = 128) -> None:
-        rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
-        self.rows = [row for row in rows if row["split"] in splits]
+        self.rows = read_metadata(folder, splits)
         self.pixels = torch.stack([read_pixels(folder / row["file_name"]) for row in self.rows])
         self.crop = crop
 
@@ -87,17 +86,6 @@ class Drawings:
         ]
         eps = normal(generators, (4, self.crop // 8, self.crop // 8))
         return Crops(to_signed(torch.stack(crops)).to(device), eps.to(device))
-
-
-def read_pixels(path: Path) -> Tensor:
-    """The drawing as (3, H, W) uint8."""
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
-def to_signed(pixels: Tensor) -> Tensor:
-    """uint8 pixels as floats in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
 
 
 def new_autoencoder(channels: Sequence[int]) -> AutoencoderKL:
@@ -171,8 +159,8 @@ def sheet(pixels: Tensor, decoded: Tensor, path: Path, columns: int = 16) -> Non
     for start in range(0, 4 * columns, columns):
         for images in (pixels, decoded):
             rows.append(torch.cat(list(images[start * 4 :: 4][:columns]), dim=2))
-    grid = ((torch.cat(rows, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu()
-    Image.fromarray(grid.numpy()).save(path)
+    with atomic_path(path) as temporary:
+        to_image(torch.cat(rows, dim=1).cpu()).save(temporary, "PNG")
 
 
 def run(config: AutoencoderConfig) -> None:

@@ -7,17 +7,15 @@ it is made from), OUT/contact-sheet.png; OUT/base.jsonl, OUT/high-contrast.jsonl
 for `--data`. The drawings come by `npm pack`; captions.STYLES has their licences.
 """
 
-import hashlib
 import json
 import multiprocessing
-import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+from built import read_metadata
 from captions import STYLES, main_caption
 from drawing import CONCEPTS_PACKAGE, Job, make, read_drawings
 from names import is_held_out, read_concepts
@@ -28,7 +26,7 @@ from pydantic import Field
 from fewstep.cli import main_of
 from fewstep.configs import Config
 from fewstep.errors import FewstepError
-from fewstep.io import cache_dir, write_bytes
+from fewstep.io import cache_dir, replace_folder, sha256_bytes, write_bytes
 
 BUILDER = 2  # raise when the drawings or the metadata change: the folder is then built anew
 PROCESSES = 2
@@ -75,7 +73,7 @@ def build(out: Path, downloads: Path, size: int = 128, styles: Iterable[str] = t
         return lines
     if out.exists() and any(out.iterdir()) and not stamp.exists():
         raise FewstepError(f"{out} holds files this recipe did not write", "name another folder with --out")
-    key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]
+    key = sha256_bytes(json.dumps(wanted).encode())[:12]
     partial = out.with_name(f".{out.name}.{key}.partial")
     lines, skipped = fill(partial, downloads, size, styles, processes)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -127,20 +125,6 @@ def drawn(jobs: list[Job], processes: int) -> Iterator[str]:
         return
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         yield from pool.imap(make, jobs, chunksize=16)
-
-
-def replace_folder(new: Path, old: Path) -> None:
-    """Puts `new` where `old` is; `old`, if there is one, is deleted last."""
-    aside = old.with_name(f".{old.name}.old-{os.getpid()}")
-    if old.exists():
-        old.rename(aside)
-    new.rename(old)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def read_metadata(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metadata.jsonl."""
-    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text("utf-8").split("\n") if line]
 
 
 # --- what a person looks at ---------------------------------------------------------------------------------

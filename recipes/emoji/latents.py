@@ -2,17 +2,14 @@
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
+from built import read_metadata, read_pixels, to_signed
 from diffusers import AutoencoderKL
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tokenizer import read_rows
 from torch import Tensor
 from tqdm import tqdm
 
@@ -69,10 +66,11 @@ def images_sha256(folder: Path) -> str:
 def pack(images: Path, vae_folder: Path, file: Path, device: torch.device) -> None:
     """Encode the base drawings and write them to `file`, whole or not at all."""
     vae = AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, use_safetensors=True).to(device).eval()
-    rows = read_rows(images)
+    rows = read_metadata(images, ["base"])
     latents = []
     for start in tqdm(range(0, len(rows), BATCH), unit=f"x{BATCH} images", desc="encoding", file=sys.stderr):
-        pixels = read_pixels([images / row["file_name"] for row in rows[start : start + BATCH]]).to(device)
+        drawings = [read_pixels(images / row["file_name"]) for row in rows[start : start + BATCH]]
+        pixels = to_signed(torch.stack(drawings)).to(device)
         latents.append((vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor).half().cpu())
     text = json.dumps([{key: row[key] for key in KEPT} for row in rows], ensure_ascii=False).encode()
     tensors = {"latents": torch.cat(latents).contiguous(), "rows": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
@@ -80,15 +78,6 @@ def pack(images: Path, vae_folder: Path, file: Path, device: torch.device) -> No
         save_file(
             tensors, temporary, {"format": FORMAT, "vae": vae_sha256(vae_folder), "images": images_sha256(images)}
         )
-
-
-def read_pixels(paths: Sequence[Path]) -> Tensor:
-    """The drawings as (B, 3, H, W) in [-1, 1]."""
-    arrays = []
-    for path in paths:
-        with Image.open(path) as image:
-            arrays.append(np.array(image.convert("RGB")))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def read_packed(file: Path, vae_folder: Path) -> Packed:

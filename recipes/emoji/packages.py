@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FewstepError
+from fewstep.io import sha256_file
 
 # package -> (version, sha256 of the tarball)
 PACKAGES = {
@@ -55,8 +55,7 @@ def fetch(package: str, downloads: Path) -> Path:
     file = downloads / tarball_name(package, version)
     if not file.exists():
         npm_pack(f"{package}@{version}", downloads)
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = sha256_file(file)
     if found != sha256:
         raise FewstepError(
             f"{file} is not the {package}@{version} of this recipe: sha256 {found}, expected {sha256}",

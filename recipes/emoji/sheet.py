@@ -1,22 +1,15 @@
 """What a person looks at while the teacher learns: forty prompts, drawn and labelled on one sheet."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from captions import main_caption
 from names import is_held_out
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-from fewstep.diffusion.guidance import GuidedDenoiser
-from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
-from fewstep.diffusion.schedule import trailing_grid
-from fewstep.diffusion.solvers import DPMSolverPP2M
-from fewstep.images import to_image
+from fewstep.configs import SampleConfig, build
 from fewstep.io import atomic_path
 from fewstep.models.load import Model
-from fewstep.models.network import UNetNetwork
+from fewstep.pipeline import Pipeline
 
 SHEET_STYLES = ("fluent-3d", "noto", "twemoji", "emojione-bw")
 SHEET_CONCEPTS = {  # each is held out in one of the four styles
@@ -54,27 +47,13 @@ def sheet_prompts() -> dict[str, bool]:
 def save_samples(model: Model, path: Path, steps: int = 20, guidance_scale: float = 4.0) -> None:
     """Draw the sheet's prompts with DPM-Solver++(2M), seeds 0, 1, ..., and write them as one PNG."""
     prompts = sheet_prompts()
-    pictures = [to_image(pixels) for pixels in draw(model, list(prompts), steps, guidance_scale)]
+    options = {"solver": "dpm-solver++", "steps": steps, "guidance_scale": guidance_scale}
+    config = build(SampleConfig, prompts=tuple(prompts), model=str(model.folder), **options)
+    pipeline = Pipeline(model, loras=(), recipes=())
+    pictures = [picture.image for picture in pipeline.pictures(config, pipeline.plan(config))]
     labels = [prompt + " *" * held_out for prompt, held_out in prompts.items()]
     with atomic_path(path) as temporary:
         contact_sheet(pictures, labels).save(temporary, "PNG")
-
-
-@torch.no_grad()
-def draw(model: Model, prompts: Sequence[str], steps: int, guidance_scale: float) -> Tensor:
-    """Pixels (B, 3, H, W) of the prompts on the CPU, image number i from seed i."""
-    denoise = GuidedDenoiser(
-        UNetNetwork(model.unet),
-        model.prediction,
-        model.embed(prompts),
-        model.embed([""]).expand(len(prompts)),
-        guidance_scale,
-    )
-    size = int(model.unet.config.sample_size)
-    noise = ImageNoise(range(len(prompts)), (int(model.unet.config.in_channels), size, size), model.device)
-    levels = sampling_levels(model.schedule, trailing_grid(steps), device=model.device)
-    latents = sample(denoise, DPMSolverPP2M(), model.schedule, levels, noise(), noise)
-    return torch.cat([model.decode(part) for part in latents.split(8)]).cpu()
 
 
 def contact_sheet(pictures: list[Image.Image], labels: list[str], columns: int = 8) -> Image.Image:

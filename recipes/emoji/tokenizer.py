@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
+from built import read_metadata
 from captions import STYLES, caption, spoken
 from pydantic import Field
 from transformers import CLIPTokenizer
@@ -39,12 +40,6 @@ class TokenizerConfig(Config):
     """The tokenizer's folder."""
     entries: Annotated[int, Field(ge=514)] = ENTRIES
     """Size of the vocabulary; 512 entries are single bytes and two are the start and end of a text."""
-
-
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the image folder's metadata.jsonl that the base model is trained on."""
-    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").split("\n")
-    return [row for row in map(json.loads, filter(None, lines)) if row["split"] == "base"]
 
 
 def corpus(rows: Iterable[Row]) -> Iterator[str]:
@@ -140,7 +135,7 @@ def make_tokenizer(rows: Iterable[Row], out: Path, entries: int = ENTRIES) -> No
 
 def run(config: TokenizerConfig) -> None:
     """Make the tokenizer."""
-    make_tokenizer(read_rows(config.images), config.out, config.entries)
+    make_tokenizer(read_metadata(config.images, ["base"]), config.out, config.entries)
     print(config.out)
 
 

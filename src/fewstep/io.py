@@ -46,16 +46,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with _explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        old = temporary.with_name(f"{temporary.name}.old")
         try:
             temporary.chmod(0o777 & ~_umask())
             yield temporary
-            if path.exists():
-                path.rename(old)
-            temporary.rename(path)
+            replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Put the folder `new` where `path` is; a folder that was there is removed last."""
+    old = new.with_name(f"{new.name}.old")
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -119,10 +119,10 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
     return notes
 
 
-def psi_named(name: str, schedule: NoiseSchedule | None = None) -> Solver:
+def psi_named(name: str) -> Solver:
     """The ODE solver that steps the teacher in distillation, by a name of SOLVERS; dpm-solver++ means 2S.
 
-    schedule: refuse what does not work on it. Raises UsageError for multistep and unknown solvers.
+    Raises UsageError for multistep, noisy and unknown solvers.
     """
     solver = SOLVERS.get("dpm-solver++2s" if name == "dpm-solver++" else name)
     if name == "dpm-solver++2m" or (solver and (solver.multistep or solver.order == 0)):
@@ -130,8 +130,6 @@ def psi_named(name: str, schedule: NoiseSchedule | None = None) -> Solver:
         raise UsageError(f"--psi {name} {reason}", "use ddim, dpm-solver or dpm-solver++ (single-step)")
     if solver is None:
         raise UsageError(f"unknown --psi {name!r}", "use ddim, dpm-solver or dpm-solver++")
-    if schedule is not None:
-        refuse_zero_snr(name, schedule)
     return solver
 
 

@@ -4,7 +4,6 @@ The packages are never imported, and pickles are opened by an unpickler that can
 and nothing else.
 """
 
-import hashlib
 import io
 import pickle
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.io import sha256_bytes
 
 Net = Literal["alex", "vgg"]
 
@@ -72,7 +72,7 @@ def read_pinned(package: str, path: str, sha256: str, install: str = INSTALL) ->
     if not file.is_file():
         raise FewstepError(f"{file} is missing: another version of {package!r} is installed", install)
     content = file.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
+    found = sha256_bytes(content)
     if found != sha256:
         raise FewstepError(
             f"{file} has sha256 {found[:16]}..., expected {sha256[:16]}...",

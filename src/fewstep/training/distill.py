@@ -13,7 +13,7 @@ from fewstep.diffusion.solvers import Solver
 from fewstep.errors import UsageError
 from fewstep.lora.recipe import Recipe
 from fewstep.models.load import Model, load_model, pick_device
-from fewstep.planning import psi_named
+from fewstep.planning import psi_named, refuse_zero_snr
 from fewstep.training.adapt import Batch, Roles, describe, latent_data, new_roles
 from fewstep.training.loop import loop
 from fewstep.training.losses import Distance, lcd_loss, pseudo_huber, squared
@@ -29,7 +29,7 @@ def run(config: DistillConfig) -> None:
     check_folder(config)
     items = read_items(config.data)
     model = load_model(config.model, device=pick_device(config.device))
-    psi_named(config.psi, model.schedule)
+    refuse_zero_snr(config.psi, model.schedule)
     data = latent_data(items, model, config)
     roles = new_roles(model, config, config.target_decay if config.target == "ema" else None)
     recipe = recipe_of(model, config, len(items))
