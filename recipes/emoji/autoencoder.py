@@ -17,13 +17,17 @@ from built import read_metadata, read_pixels, to_signed
 from diffusers import AutoencoderKL
 from pydantic import Field
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from fewstep.cli import main_of
 from fewstep.configs import TrainingConfig
+from fewstep.evaluate.frechet import frechet_distance, statistics
 from fewstep.evaluate.lpips import LPIPS, load_lpips
+from fewstep.evaluate.networks import Inception, load_inception
 from fewstep.evaluate.psnr import foreground_psnr, psnr
 from fewstep.images import to_image
-from fewstep.io import atomic_path, cache_dir, write_json
+from fewstep.io import atomic_path, cache_dir, read_json, write_json
+from fewstep.models.load import pick_device
 from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import SampleId, generator, integers, normal
 from fewstep.training.loop import loop
@@ -56,6 +60,8 @@ class AutoencoderConfig(TrainingConfig):
     """Weight of LPIPS beside the mean absolute error."""
     kl_weight: float = 3e-4
     """Weight of the mean KL divergence per latent value."""
+    decoder_of: Path | None = None
+    """Train only the decoder of this autoencoder further; its latents stay what they are."""
 
 
 class Crops(NamedTuple):
@@ -136,7 +142,8 @@ def export(vae: AutoencoderKL, average: dict[str, Tensor], drawings: Drawings, l
     pixels = to_signed(drawings.pixels[index]).to(device)
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(32)])
     decoded = torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in latents.split(32)])
-    vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
+    if "encoder.conv_in.weight" in average:  # trained, so the latents are new
+        vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
     figures = {
         "foreground_psnr_db": float(foreground_psnr(pixels, decoded).nanmean()),
         "psnr_db": float(psnr(pixels, decoded).clamp(max=60).mean()),
@@ -150,6 +157,24 @@ def export(vae: AutoencoderKL, average: dict[str, Tensor], drawings: Drawings, l
     write_json(out / "figures.json", figures)
     sheet(pixels, decoded, out / "reconstructions.png")
     vae.load_state_dict(trained, strict=False)
+    print(json.dumps(figures), file=sys.stderr)
+
+
+@torch.no_grad()
+def add_rfid(drawings: Drawings, out: Path, device: torch.device) -> None:
+    """Add the FID of all held-out drawings against their reconstructions to OUT/figures.json.
+
+    They are fewer than its 2,048 features, so compare it only with what is measured on equally many.
+    """
+    vae = AutoencoderKL.from_pretrained(out / "vae", local_files_only=True).to(device).eval()
+    network, label, parts = load_inception(device), Inception.label, []
+    for pixels in tqdm(drawings.pixels.split(16), unit="x16 drawings", desc="rFID", file=sys.stderr):
+        signed = to_signed(pixels).to(device)
+        decoded = vae.decode(vae.encode(signed).latent_dist.mean).sample.clamp(-1, 1)
+        parts.append((network(signed), network(decoded)))
+    real, made = (statistics(features, label) for features in zip(*parts, strict=True))
+    figures = {"rfid": frechet_distance(real, made, allow_few=True), "rfid_drawings": len(drawings)}
+    write_json(out / "figures.json", read_json(out / "figures.json", "figures") | figures)
     print(json.dumps(figures), file=sys.stderr)
 
 
@@ -168,6 +193,11 @@ def run(config: AutoencoderConfig) -> None:
     torch.manual_seed(config.seed)
     vae = new_autoencoder(config.channels)
     parameters = dict(vae.named_parameters())
+    if config.decoder_of is not None:
+        vae = AutoencoderKL.from_pretrained(config.decoder_of, local_files_only=True)
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+        parameters = {name: p for name, p in vae.named_parameters() if p.requires_grad}
     trainable = Trainable(Autoencoding(vae), parameters, {"export": average_of(parameters, config.ema)})
     drawings = Drawings(config.images, ["base"], config.crop)
     held_out = Drawings(config.images, ["held-out"])
@@ -179,6 +209,7 @@ def run(config: AutoencoderConfig) -> None:
         config,
         lambda step: export(vae, trainable.averages["export"].shadow, held_out, lpips, config.out),
     )
+    add_rfid(held_out, config.out, pick_device(config.device))
 
 
 if __name__ == "__main__":

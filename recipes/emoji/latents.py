@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fewstep.errors import FewstepError
 from fewstep.io import atomic_path, sha256_bytes, sha256_file
+from fewstep.models.load import encoder_sha256
 
 FORMAT = "1"  # raise when the content of a packed file changes
 BATCH = 32
@@ -35,21 +36,22 @@ def packed_latents(images: Path, vae_folder: Path, file: Path | None, cache: Pat
     content, made now if it is not there. Raises FewstepError for a file of another autoencoder.
     """
     if file is None:
-        key = sha256_bytes(FORMAT.encode(), vae_sha256(vae_folder).encode(), images_sha256(images).encode())
+        key = sha256_bytes(
+            FORMAT.encode(), encoder_sha256(load_autoencoder(vae_folder)).encode(), images_sha256(images).encode()
+        )
         file = cache / f"latents-{key[:12]}.safetensors"
         if not file.exists():
             pack(images, vae_folder, file, device)
     return read_packed(file, vae_folder)
 
 
-def vae_sha256(folder: Path) -> str:
-    """Hash of an autoencoder's weights and config."""
-    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
-    if len(files) < 2 or not files[0].exists():
+def load_autoencoder(folder: Path) -> AutoencoderKL:
+    """The autoencoder in a folder."""
+    if not (folder / "config.json").exists():
         raise FewstepError(
             f"no autoencoder in {folder}", "run recipes/emoji/autoencoder.py first, or name it with --vae"
         )
-    return sha256_bytes(*(sha256_file(file).encode() for file in files))
+    return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 
 
 def images_sha256(folder: Path) -> str:
@@ -65,7 +67,7 @@ def images_sha256(folder: Path) -> str:
 @torch.no_grad()
 def pack(images: Path, vae_folder: Path, file: Path, device: torch.device) -> None:
     """Encode the base drawings and write them to `file`, whole or not at all."""
-    vae = AutoencoderKL.from_pretrained(vae_folder, local_files_only=True, use_safetensors=True).to(device).eval()
+    vae = load_autoencoder(vae_folder).to(device)
     rows = read_metadata(images, ["base"])
     latents = []
     for start in tqdm(range(0, len(rows), BATCH), unit=f"x{BATCH} images", desc="encoding", file=sys.stderr):
@@ -76,7 +78,9 @@ def pack(images: Path, vae_folder: Path, file: Path, device: torch.device) -> No
     tensors = {"latents": torch.cat(latents).contiguous(), "rows": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
     with atomic_path(file) as temporary:
         save_file(
-            tensors, temporary, {"format": FORMAT, "vae": vae_sha256(vae_folder), "images": images_sha256(images)}
+            tensors,
+            temporary,
+            {"format": FORMAT, "vae": encoder_sha256(load_autoencoder(vae_folder)), "images": images_sha256(images)},
         )
 
 
@@ -88,7 +92,7 @@ def read_packed(file: Path, vae_folder: Path) -> Packed:
             latents, text = opened.get_tensor("latents"), opened.get_tensor("rows")
     except (OSError, SafetensorError) as error:
         raise FewstepError(f"no packed latents in {file} ({error})", "leave --latents out to make them") from error
-    if metadata.get("vae") != vae_sha256(vae_folder):
+    if metadata.get("vae") != encoder_sha256(load_autoencoder(vae_folder)):
         raise FewstepError(
             f"the latents in {file} were made with another autoencoder than {vae_folder}",
             "name the right one with --vae, or leave --latents out to encode anew",

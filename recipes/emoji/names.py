@@ -16,6 +16,20 @@ from packages import members, read_json
 HELD_OUT_SHARE = 0.05
 GROUPS_LEFT_OUT = ("component", "flags")
 
+# things that everybody knows, by label: what the kit holds, and what is drawn to look at
+COMMON_TEXT = """
+red apple; cat face; rocket; grinning face with big eyes; castle; dog face; pizza; umbrella; red heart; octopus
+strawberry; automobile; guitar; sunflower; robot; hamburger; house; tropical fish; key; ghost; doughnut; panda
+soccer ball; cactus; mushroom; Christmas tree; smiling face with sunglasses; banana; lion; airplane; rose; camera
+unicorn; birthday cake; bicycle; owl; light bulb; skull; watermelon; penguin; sailboat; crying face; balloon; frog
+french fries; hammer; snowman; elephant; books; cherries; butterfly; bus; angry face; drum; tiger face; carrot; trophy
+fire; bear; grapes; gem stone; rainbow; rabbit face; violin; fox; tomato; mobile phone; star; koala; ice cream
+locomotive; alien; spouting whale; wrapped gift; horse face; pear; bell; crown; turtle; tangerine; microscope; bomb
+dragon; lollipop; sun; bouquet; monkey face; pencil; palm tree; bread; basketball; volcano; snail; candle; cow face
+ear of corn; jack-o-lantern; clown face; honeybee; glasses; shark; peach; tent; backpack; snake; telephone; cookie
+"""
+COMMON = tuple(thing.strip() for thing in COMMON_TEXT.strip().replace("\n", ";").split(";"))
+
 # old name=squashed label, where no label or short code of today has that name; 'name=' where it misleads
 OLD_NAMES = """
 asterisk= cricket= direct-hit=bullseye dizzy-face=facewithcrossedouteyes pistol=

@@ -1,26 +1,38 @@
-"""What a person looks at while the teacher learns: forty prompts, drawn and labelled on one sheet."""
+"""Sixty-four prompts on one sheet: what a person looks at while the model learns, and to judge it.
 
+    python recipes/emoji/sheet.py [--model emoji] [--lora lcm] [--solver lcm --steps 4] --out sheet.png
+
+A star marks pairs of style and concept that were kept from training. With --style all prompts are in that style.
+"""
+
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from captions import main_caption
-from names import is_held_out
-from PIL import Image, ImageDraw, ImageFont
+from names import COMMON, is_held_out
 
-from fewstep.configs import SampleConfig, build
+from fewstep.cli import main_of
+from fewstep.configs import Config, Device, Precision, SampleConfig, Solver, build
+from fewstep.evaluate.sheets import captioned
 from fewstep.io import atomic_path
 from fewstep.models.load import Model
-from fewstep.pipeline import Pipeline
+from fewstep.pipeline import Pipeline, load_pipeline
 
 SHEET_STYLES = ("fluent-3d", "noto", "twemoji", "emojione-bw")
 SHEET_CONCEPTS = {  # each is held out in one of the four styles
     "1f60e": "smiling face with sunglasses",
+    "1f62d": "loudly crying face",
     "1f419": "octopus",
     "1f43c": "panda",
+    "1f41d": "honeybee",
     "1f369": "doughnut",
+    "1f352": "cherries",
     "1f697": "automobile",
     "1f33b": "sunflower",
     "1f384": "Christmas tree",
     "1f3bb": "violin",
+    "1f4a3": "bomb",
 }
 OWN_WORDS = (
     "a red apple",
@@ -28,14 +40,45 @@ OWN_WORDS = (
     "flat blue house",
     "rocket flying to the moon",
     "birthday cake with candles",
-    "robot",
+    "a happy red robot",
     "red heart, twitter style",
     "angry cat, blob",
+    "cat",
+    "a bunch of flowers",
+    "slice of pizza, flat",
+    "green frog",
+    "guitar, outline",
+    "sleepy face",
+    "an umbrella in the rain",
+    "qwertz flumph 42",
 )
 
 
+class SheetConfig(Config):
+    """Draw sixty-four prompts on one sheet."""
+
+    model: str = "emoji"
+    """emoji, or a Stable Diffusion folder."""
+    lora: tuple[str, ...] = ()
+    """FILE or FILE:WEIGHT, several times."""
+    solver: Solver = "dpm-solver++"
+    """How to draw."""
+    steps: int = 20
+    """Network calls of one branch."""
+    guidance_scale: float | None = None
+    """1 = off; by default what the model or LoRA recommends."""
+    dtype: Precision = "fp32"
+    """Precision of the networks."""
+    device: Device = "auto"
+    """Where to compute."""
+    style: str | None = None
+    """Draw well-known things in this style instead, a key of captions.STYLES."""
+    out: Path
+    """The PNG."""
+
+
 def sheet_prompts() -> dict[str, bool]:
-    """Prompt -> whether its pair of style and concept was kept from training; 8 concepts a style, then own words."""
+    """Prompt -> whether its pair of style and concept was kept from training; the concepts a style, then own words."""
     pairs = {
         main_caption(style, label): is_held_out(code, style)
         for style in SHEET_STYLES
@@ -44,35 +87,33 @@ def sheet_prompts() -> dict[str, bool]:
     return pairs | dict.fromkeys(OWN_WORDS, False)
 
 
-def save_samples(model: Model, path: Path, steps: int = 20, guidance_scale: float = 4.0) -> None:
-    """Draw the sheet's prompts with DPM-Solver++(2M), seeds 0, 1, ..., and write them as one PNG."""
-    prompts = sheet_prompts()
-    options = {"solver": "dpm-solver++", "steps": steps, "guidance_scale": guidance_scale}
-    config = build(SampleConfig, prompts=tuple(prompts), model=str(model.folder), **options)
-    pipeline = Pipeline(model, loras=(), recipes=())
+def style_prompts(style: str) -> dict[str, bool]:
+    """Thirty-two well-known things in one style."""
+    return {main_caption(style, thing): False for thing in COMMON[:32]}
+
+
+def save_sheet(pipeline: Pipeline, path: Path, prompts: Mapping[str, bool], **options: object) -> None:
+    """Draw the prompts, seeds 0, 1, ..., and write them as one PNG, starred where True; options: of SampleConfig."""
+    config = build(SampleConfig, prompts=tuple(prompts), model=str(pipeline.model.folder), **options)
     pictures = [picture.image for picture in pipeline.pictures(config, pipeline.plan(config))]
     labels = [prompt + " *" * held_out for prompt, held_out in prompts.items()]
     with atomic_path(path) as temporary:
-        contact_sheet(pictures, labels).save(temporary, "PNG")
+        captioned(pictures, labels).save(temporary, "PNG")
 
 
-def contact_sheet(pictures: list[Image.Image], labels: list[str], columns: int = 8) -> Image.Image:
-    """The pictures in rows, each over its label; a star marks what was kept from training."""
-    font, gap, words = ImageFont.load_default(11), 6, 30
-    width, height = pictures[0].width + gap, pictures[0].height + words
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    pen = ImageDraw.Draw(sheet)
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        x, y = i % columns * width, i // columns * height
-        sheet.paste(picture, (x + gap // 2, y))
-        pen.multiline_text((x + gap // 2, y + picture.height + 1), wrapped(label, 24), "black", font, spacing=1)
-    return sheet
+def save_samples(model: Model, path: Path, steps: int = 10, guidance_scale: float = 4.0) -> None:
+    """The sheet of a model in training, with DPM-Solver++(2M)."""
+    options = {"solver": "dpm-solver++", "steps": steps, "guidance_scale": guidance_scale}
+    save_sheet(Pipeline(model, (), ()), path, sheet_prompts(), **options)
 
 
-def wrapped(text: str, length: int) -> str:
-    """The text in two lines of about `length` letters, the rest cut."""
-    if len(text) <= length:
-        return text
-    at = text.rfind(" ", 0, length + 1)
-    at = at if at > 0 else length
-    return f"{text[:at]}\n{text[at:].strip()[:length]}"
+def run(config: SheetConfig) -> None:
+    """Draw the sheet."""
+    pipeline = load_pipeline(config.model, config.lora, config.dtype, config.device)
+    options = {"solver": config.solver, "steps": config.steps, "guidance_scale": config.guidance_scale}
+    prompts = style_prompts(config.style) if config.style else sheet_prompts()
+    save_sheet(pipeline, config.out, prompts, dtype=config.dtype, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(SheetConfig, run))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
+from accelerate import PartialState
 from captions import caption
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from latents import Packed, packed_latents
@@ -32,7 +33,8 @@ from fewstep.diffusion.prediction import Prediction, prediction_named
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError
 from fewstep.io import atomic_folder, cache_dir, read_json, write_json
-from fewstep.models.load import Model, load_model, pick_device
+from fewstep.lora.recipe import Recipe
+from fewstep.models.load import RECIPE_FILE, Model, load_model, pick_device
 from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import SampleId, generator, integers, normal, uniform
 from fewstep.training.loop import loop
@@ -54,7 +56,9 @@ SCHEDULER = {  # Stable Diffusion 1.5's
 class TeacherConfig(TrainingConfig):
     """Train the embedded model's UNet and text encoder on the emoji image folder."""
 
-    may_change: ClassVar[frozenset[str]] = TrainingConfig.may_change | {"images", "latents", "vae", "tokenizer", "init"}
+    may_change: ClassVar[frozenset[str]] = TrainingConfig.may_change | {
+        "images", "latents", "vae", "tokenizer", "init", "text_encoder",
+    }  # fmt: skip
 
     out: Path = cache_dir() / "emoji" / "teacher"
     """The run's folder; the Stable Diffusion folder lands in its `model` folder."""
@@ -66,6 +70,8 @@ class TeacherConfig(TrainingConfig):
     """The tokenizer's folder; made when it is not there."""
     latents: Path | None = None
     """A packed file of latents made before; by default it is made once and kept in the cache."""
+    text_encoder: Path | None = None
+    """Start from this text encoder, trained by text.py, instead of an untrained one or that of --init."""
     init: Path | None = None
     """Start from the weights of this Stable Diffusion folder, an export of an earlier run."""
     train_steps: int = 60000
@@ -93,11 +99,13 @@ class TeacherConfig(TrainingConfig):
     drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of captions replaced by the empty one."""
     channels: tuple[int, ...] = (96, 192, 192)
-    """Of the UNet at 16, 8 and 4 latent pixels, multiples of 32; all but the last have cross-attention."""
+    """Of the UNet at 16, 8 and 4 latent pixels, multiples of 32; all but the first and last have attention."""
     text_width: int = 128
     """Width of the text encoder, a multiple of 32."""
     text_layers: int = 4
     """Layers of the text encoder."""
+    guidance_scale: float = 4.0
+    """What the exported model recommends to sample with."""
 
 
 class Batch(NamedTuple):
@@ -154,14 +162,18 @@ class Teacher(nn.Module):
 
 
 def new_unet(channels: Sequence[int], text_width: int, size: int) -> UNet2DConditionModel:
-    """An untrained UNet with Stable Diffusion's blocks, one layer each; 12.7 M parameters at (96, 192, 192)."""
-    attention = len(channels) - 1
+    """An untrained UNet with Stable Diffusion's blocks, one layer each; 12.2 M parameters at (96, 192, 192).
+
+    No attention at the largest size, where it would take a third of the time, nor at the smallest, next to the
+    middle block, which has its own.
+    """
+    between = len(channels) - 2
     unet = UNet2DConditionModel(
         sample_size=size,
         block_out_channels=tuple(channels),
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * attention + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attention,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * between, "DownBlock2D"),
+        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * between, "UpBlock2D"),
         cross_attention_dim=text_width,
         attention_head_dim=tuple(width // HEAD for width in channels),  # diffusers takes it as the number of heads
         time_embedding_dim=256,
@@ -190,17 +202,18 @@ def new_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPT
 
 def new_teacher(config: TeacherConfig, tokenizer: CLIPTokenizer, size: int) -> Teacher:
     """The networks to train: untrained ones drawn from config.seed, or those of config.init."""
+    trained = config.text_encoder and CLIPTextModel.from_pretrained(config.text_encoder, local_files_only=True)
     if config.init is None:
         torch.manual_seed(config.seed)
         unet = new_unet(config.channels, config.text_width, size)
-        return Teacher(unet, new_text_encoder(tokenizer, config.text_width, config.text_layers)).train()
+        return Teacher(unet, trained or new_text_encoder(tokenizer, config.text_width, config.text_layers)).train()
     model = load_model(str(config.init))
     if model.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise FewstepError(
             f"{config.init} was trained with another tokenizer than {config.tokenizer}",
             f"use its own: --tokenizer {config.init / 'tokenizer'}",
         )
-    return Teacher(model.unet, model.text_encoder).requires_grad_().train()
+    return Teacher(model.unet, trained or model.text_encoder).requires_grad_().train()
 
 
 def teacher_loss(module: nn.Module, batch: Batch, schedule: NoiseSchedule, config: TeacherConfig) -> Tensor:
@@ -234,12 +247,12 @@ class Exporter:
 
     def __call__(self, step: int) -> None:
         self.teacher.load_state_dict(self.average.shadow, strict=False)
-        self.save(self.config.out / "model")
+        self.save(self.config.out / "model", step)
         device = next(iter(self.average.shadow.values())).device
         save_samples(self.model(device), self.config.out / f"samples-{step:06d}.png")
 
-    def save(self, folder: Path) -> None:
-        """Write the folder in half precision, whole or not at all."""
+    def save(self, folder: Path, step: int) -> None:
+        """Write the folder in half precision, whole or not at all, with how it was made and wants to be sampled."""
         half = [copy.deepcopy(part).half() for part in (self.vae, self.teacher.text_encoder, self.teacher.unet)]
         pipeline = StableDiffusionPipeline(
             vae=half[0],
@@ -257,6 +270,18 @@ class Exporter:
             # transformers 5 would load the text encoder as stored, diffusers the UNet in float32: not a pair.
             text_config = temporary / "text_encoder" / "config.json"
             write_json(text_config, read_json(text_config, "text encoder config") | {"dtype": "float32"})
+            write_json(temporary / RECIPE_FILE, self.recipe(step).model_dump(mode="json"))
+
+    def recipe(self, step: int) -> Recipe:
+        """How the model wants to be sampled, and what it has seen since it was untrained."""
+        a_step = self.config.batch_size * self.config.accumulate * PartialState().num_processes
+        return Recipe(
+            method="denoising",
+            family="emoji",
+            prediction_type=self.config.prediction,
+            guidance_scale=self.config.guidance_scale,
+            training={"drawings_seen": seen_before(self.config.init) + step * a_step},
+        )
 
     def model(self, device: torch.device) -> Model:
         """The averaged networks, ready to sample with, in float32 on `device`."""
@@ -270,6 +295,13 @@ class Exporter:
             prediction_type=self.config.prediction,
             recipe=None,
         )
+
+
+def seen_before(init: Path | None) -> int:
+    """Drawings, repeats counted, that the model a run starts from was trained on."""
+    if init is None or not (init / RECIPE_FILE).exists():
+        return 0
+    return int(read_json(init / RECIPE_FILE, "sampling recipe")["training"].get("drawings_seen", 0))
 
 
 def load_tokenizer(folder: Path, rows: Sequence[dict[str, Any]]) -> CLIPTokenizer:

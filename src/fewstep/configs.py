@@ -228,6 +228,21 @@ class FinetuneConfig(AdapterConfig):
     """Share of captions replaced by the empty one, so that guidance keeps working."""
 
 
+class DemoConfig(Config):
+    """Show it: four-step pictures of the embedded model beside three solvers, styles, and a short distillation."""
+
+    out: Path = Path("demo")
+    """The folder for report.html and the pictures."""
+    distill_steps: Annotated[int, Field(ge=1)] = 100
+    """Optimiser steps of the distillation, 16 samples each."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the first picture of every row."""
+    dtype: Precision = "fp32"
+    """Precision of the networks when they draw."""
+    device: Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+
+
 class DoctorConfig(Config):
     """Check whether this machine is ready: packages, devices, memory, cache folder."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fewstep import __version__
+from fewstep.assets import ACCELERATION, MODEL, complete
 from fewstep.configs import SampleConfig
 from fewstep.diffusion.consistency import ConsistencyDenoiser
 from fewstep.diffusion.guidance import Conditioning, Denoiser, Evaluations, GuidedDenoiser
@@ -28,7 +29,7 @@ from fewstep.lora.low_rank import check_fits
 from fewstep.lora.recipe import Recipe
 from fewstep.models.load import DTYPES, Model, load_model, pick_device
 from fewstep.models.network import UNetNetwork
-from fewstep.planning import Plan, plan_sampling
+from fewstep.planning import DISTILLED_ONLY, Plan, plan_sampling
 
 
 class Picture(NamedTuple):
@@ -150,32 +151,36 @@ class Pipeline:
         }
 
 
+def loras_of(config: SampleConfig) -> tuple[str, ...]:
+    """The LoRAs asked for; with none, the embedded model's own acceleration, if the solver is one for such."""
+    own = config.model == MODEL and complete() and config.solver in {"auto", *DISTILLED_ONLY}
+    return config.lora or ((ACCELERATION,) if own else ())
+
+
 def load_pipeline(name: str, loras: Sequence[str], dtype: str = "fp32", device: str = "auto") -> Pipeline:
     """The model with its LoRAs folded in, exactly summed in float32 and rounded once.
 
     loras: FILE or FILE:WEIGHT each. Raises FewstepError when a file is missing or does not fit.
     """
     references = [parse_reference(text) for text in loras]
-    for reference in references:
-        if not reference.path.is_file():
-            raise FewstepError(f"LoRA file not found: {reference.path}", "check the path after --lora")
+    paths = [reference.file for reference in references]
     model = load_model(name, DTYPES[dtype], pick_device(device))
     shapes = module_shapes(model.unet)
     terms, recipes = [], [model.recipe] if model.recipe else []
-    for path, weight in references:
+    for path, (typed, weight) in zip(paths, references, strict=True):
         adapter, recipe = load_adapter(path, shapes)
-        check_fits(adapter, shapes, str(path), name)
+        check_fits(adapter, shapes, str(typed), name)
         terms.append((weight, adapter.modules))
         if recipe is not None and weight > 0:
             recipes.append(recipe)
     fold(model.unet, terms)
-    files = tuple({"file": str(r.path), "weight": r.weight, "sha256": sha256_file(r.path)} for r in references)
+    files = tuple({"file": str(r.path), "weight": r.weight, "sha256": sha256_file(r.file)} for r in references)
     return Pipeline(model, files, tuple(recipes))
 
 
 def sample(config: SampleConfig) -> Iterator[Picture]:
     """The pictures of `config`, one by one as they are drawn; advice about the plan goes to stderr."""
-    pipeline = load_pipeline(config.model, config.lora, config.dtype, config.device)
+    pipeline = load_pipeline(config.model, loras_of(config), config.dtype, config.device)
     plan = pipeline.plan(config)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -70,8 +70,8 @@ def plan_sampling(
     if steps is None:
         steps = (fast and fast.steps) or DEFAULT_STEPS
     if guidance_scale is None:
-        recommended = fast.guidance_scale if fast else None
-        guidance_scale = DEFAULT_GUIDANCE_SCALE if recommended is None else recommended
+        recommended = (recipe.guidance_scale for recipe in ([fast] if fast else recipes))
+        guidance_scale = next((scale for scale in recommended if scale is not None), DEFAULT_GUIDANCE_SCALE)
     refuse_zero_snr(name, schedule)
     count, T = _solver_steps(name, steps), len(schedule)
     if not 0 < strength <= 1:

@@ -1,5 +1,6 @@
 """The cache of latents and embeddings: used when nothing changed, and only then."""
 
+import copy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +19,17 @@ from fewstep.models.load import Model, load_model
 
 
 class Counting(Model):
-    """A model that counts the images it encodes."""
+    """A model that counts the images and captions it encodes."""
 
-    encoded = 0
+    encoded = embedded = 0
 
     def encode(self, pixels):
         Counting.encoded += len(pixels)
         return super().encode(pixels)
+
+    def embed(self, prompts):
+        Counting.embedded += len(prompts)
+        return super().embed(prompts)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def loaded(tiny_model_folder):
 
 @pytest.fixture
 def model(loaded):
-    Counting.encoded = 0
+    Counting.encoded = Counting.embedded = 0
     return Counting(**vars(loaded))
 
 
@@ -68,7 +73,7 @@ def test_the_second_time_calls_no_model(items, model, tmp_path):
     assert Counting.encoded == 6
     assert torch.equal(encode(items, model, 16).latents(range(6)), first)
     assert Counting.encoded == 6
-    assert [path.suffix for path in files(tmp_path)] == [".safetensors"] * 2  # and nothing half-written
+    assert [path.suffix for path in files(tmp_path)] == [".safetensors"] * 4  # and nothing half-written
 
 
 def change_caption(items, model, size):
@@ -84,20 +89,40 @@ def change_size(items, model, size):
     return items, model, 8
 
 
-def change_model(items, model, size):
+def change_encoder(items, model, size):
+    vae = copy.deepcopy(model.vae)
+    vae.encoder.conv_in.bias[0] += 0.1
+    return items, replace(model, vae=vae), size
+
+
+def change_decoder(items, model, size):
+    vae = copy.deepcopy(model.vae)
+    vae.decoder.conv_in.bias[0] += 0.1
+    return items, replace(model, vae=vae), size
+
+
+def change_text_encoder(items, model, size):
     folder = Path(shutil.copytree(model.folder, items[0].path.parents[1] / "other"))
-    config = folder / "vae" / "config.json"
+    config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text() + "\n")
     return items, replace(model, folder=folder), size
 
 
 @pytest.mark.parametrize(
-    ("change", "again"), [(change_caption, 2), (change_image, 2), (change_size, 6), (change_model, 6)]
+    ("change", "images", "captions"),
+    [
+        (change_caption, 0, 2),
+        (change_image, 2, 0),
+        (change_size, 6, 0),
+        (change_encoder, 6, 0),
+        (change_decoder, 0, 0),
+        (change_text_encoder, 0, 6),
+    ],
 )
-def test_a_change_is_encoded_anew_and_only_its_chunks(items, model, change, again):
+def test_a_change_is_encoded_anew_and_only_its_chunks(items, model, change, images, captions):
     encode(items, model, 16)
     encode(*change(items, model, 16))
-    assert Counting.encoded == 6 + again
+    assert (Counting.encoded, Counting.embedded) == (6 + images, 6 + captions)
 
 
 def test_the_unet_does_not_matter(items, model, tmp_path):
@@ -117,7 +142,7 @@ def test_an_interrupted_run_keeps_its_whole_chunks(items, model, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         encode(items, Interrupting(**vars(model)), 16)
-    assert len(files(tmp_path)) == 1
+    assert len(files(tmp_path)) == 2
     encode(items, model, 16)
     assert Counting.encoded == 6
 
@@ -126,15 +151,17 @@ def test_an_unreadable_image_is_named_and_earlier_chunks_stay(items, model, tmp_
     items[5].path.write_bytes(items[5].path.read_bytes()[:100])
     with pytest.raises(FewstepError, match=rf"^unreadable image: .*{items[5].path.name}"):
         encode(items, model, 16)
-    assert len(files(tmp_path)) == 1
+    assert len(files(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: b"", lambda data: b"junk" * 100])
 def test_a_damaged_file_is_encoded_anew(items, model, tmp_path, damage):
     whole = encode(items, model, 16).latents(range(6))
-    path = files(tmp_path)[0]
-    path.write_bytes(damage(path.read_bytes()))
+    paths = files(tmp_path)
+    for path in paths:
+        path.write_bytes(damage(path.read_bytes()))
     assert torch.equal(encode(items, model, 16).latents(range(6)), whole)
-    assert Counting.encoded > 6
-    with safe_open(path, "pt") as file:
-        assert set(file.keys()) == {"latents", "text"}
+    assert (Counting.encoded, Counting.embedded) == (12, 12)
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            assert list(file.keys()) == ["values"]

@@ -1,7 +1,7 @@
 """Latents and text embeddings of a data set: encoded once, kept on disk, keyed by content and model."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,18 @@ from fewstep.data.folder import Item
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.images import read_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
-from fewstep.models.load import Model
+from fewstep.models.load import Model, encoder_sha256
 
-CHUNK = 256  # images per cache file: what an interrupted run can lose
-BATCH = 8  # images encoded at once
+CHUNK = 256  # samples per cache file: what an interrupted run can lose
+BATCH = 8  # samples encoded at once
+KEY = "values"  # of the one tensor in a cache file
 
 
 class Encoded:
     """A data set's latents and text embeddings, read lazily from its cache files."""
 
-    def __init__(self, paths: Sequence[Path], samples: int) -> None:
-        self._files: list[Any] = [safe_open(path, "pt") for path in paths]
+    def __init__(self, latents: Sequence[Path], text: Sequence[Path], samples: int) -> None:
+        self._latents, self._text = ([safe_open(path, "pt") for path in paths] for paths in (latents, text))
         self._samples = samples
 
     def __len__(self) -> int:
@@ -33,57 +34,54 @@ class Encoded:
 
     def latents(self, indices: Sequence[int]) -> Tensor:
         """x_0 (B, C, H, W) float32 of these samples."""
-        return self._rows("latents", indices)
+        return _rows(self._latents, indices)
 
     def conditioning(self, indices: Sequence[int]) -> Conditioning:
         """Text embeddings (B, L, D) float32 of these samples' captions."""
-        return Conditioning(self._rows("text", indices))
+        return Conditioning(_rows(self._text, indices))
 
-    def _rows(self, key: str, indices: Sequence[int]) -> Tensor:
-        places = (divmod(index, CHUNK) for index in indices)
-        return torch.cat([self._files[chunk].get_slice(key)[row : row + 1] for chunk, row in places]).float()
+
+def _rows(files: Sequence[Any], indices: Sequence[int]) -> Tensor:
+    places = (divmod(index, CHUNK) for index in indices)
+    return torch.cat([files[chunk].get_slice(KEY)[row : row + 1] for chunk, row in places]).float()
 
 
 def encode(items: Sequence[Item], model: Model, size: int) -> Encoded:
     """The encoded data set of these images at `size` x `size` pixels, from the cache or through the model.
 
-    A cache file holds CHUNK images; its name is the hash of the images' bytes, their captions, the size
-    and the model's autoencoder and text encoder, so a change of any of them is encoded anew.
+    A cache file holds the latents, or the embeddings, of CHUNK samples. Its name is the hash of what decides them:
+    the images' bytes, the size and the autoencoder's encoder, or the captions and the text encoder. So new captions
+    or a new text encoder leave the latents as they are.
     """
-    encoder = model.encoder_sha256()
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
-    paths = [cache_dir() / "encoded" / f"{chunk_key(chunk, encoder, size)}.safetensors" for chunk in chunks]
-    with tqdm(total=len(items), unit="image", desc="encoding", file=sys.stderr, disable=_all_cached(paths)) as bar:
-        for chunk, path in zip(chunks, paths, strict=True):
-            if not _readable(path):
-                _encode_chunk(chunk, path, model, size)
+    of_images, of_text = f"2 latents {encoder_sha256(model.vae)} {size} ", f"2 text {model.text_sha256()} "
+    latents = [_path(of_images, [sha256_file(item.path) for item in chunk]) for chunk in chunks]
+    text = [_path(of_text, [f"{item.caption}\0" for item in chunk]) for chunk in chunks]
+    done = all(path.exists() for path in (*latents, *text))
+    with tqdm(total=len(items), unit="image", desc="encoding", file=sys.stderr, disable=done) as bar:
+        for chunk, of_chunk, words in zip(chunks, latents, text, strict=True):
+            _fill(of_chunk, chunk, lambda part: model.encode(torch.stack([_read(item, size) for item in part])))
+            _fill(words, chunk, lambda part: model.embed([item.caption for item in part]).text.half())
             bar.update(len(chunk))
-    return Encoded(paths, len(items))
+    return Encoded(latents, text, len(items))
 
 
-def chunk_key(chunk: Sequence[Item], encoder: str, size: int) -> str:
-    """Hash of all that decides a cache file's content."""
-    rows = [f"{sha256_file(item.path)} {item.caption}\0".encode() for item in chunk]
-    return sha256_bytes(f"1 {encoder} {size} ".encode(), *rows)
+def _path(kind: str, parts: Sequence[str]) -> Path:
+    return cache_dir() / "encoded" / f"{sha256_bytes(kind.encode(), *(part.encode() for part in parts))}.safetensors"
 
 
-def _all_cached(paths: Sequence[Path]) -> bool:
-    return all(path.exists() for path in paths)
+def _read(item: Item, size: int) -> Tensor:
+    return read_image(item.path, size, size)
 
 
-def _readable(path: Path) -> bool:
+def _fill(path: Path, chunk: Sequence[Item], encoded: Callable[[Sequence[Item]], Tensor]) -> None:
+    """Write the encoded chunk to `path`, unless it is there and readable."""
     try:
         with safe_open(path, "pt") as file:
-            return {"latents", "text"} <= set(file.keys())
+            if KEY in file.keys():  # noqa: SIM118
+                return
     except (OSError, SafetensorError):
-        return False
-
-
-def _encode_chunk(chunk: Sequence[Item], path: Path, model: Model, size: int) -> None:
-    latents, text = [], []
-    for start in range(0, len(chunk), BATCH):
-        part = chunk[start : start + BATCH]
-        latents.append(model.encode(torch.stack([read_image(item.path, size, size) for item in part])).cpu())
-        text.append(model.embed([item.caption for item in part]).text.half().cpu())
+        pass
+    parts = [encoded(chunk[start : start + BATCH]).cpu() for start in range(0, len(chunk), BATCH)]
     with atomic_path(path) as temporary:
-        save_file({"latents": torch.cat(latents), "text": torch.cat(text)}, temporary)
+        save_file({KEY: torch.cat(parts)}, temporary)

@@ -39,10 +39,10 @@ class View(NamedTuple):
     """An affine map of features, (f - centre) @ axes, after which cosines are taken."""
 
     centre: Tensor  # (D,)
-    axes: Tensor | None  # (D, D); None leaves them as they are
+    axes: Tensor | None  # (D, K); None leaves them as they are
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Unit vectors (N, K), of features (N, D)."""
         moved = features.to(self.centre) - self.centre
         return F.normalize(moved if self.axes is None else moved @ self.axes, dim=1)
 
@@ -56,7 +56,7 @@ def centred(features: Tensor) -> View:
 def whitened(features: Tensor, shrinkage: float = SHRINKAGE) -> View:
     """The view in which features (N, D) have mean 0 and nearly equal variance in every direction.
 
-    Axes U (L + shrinkage mean(L))^(-1/2) of the covariance U L U^T. Directions in which all drawings
+    Axes U (L + shrinkage mean(L))^(-1/2) of the covariance U L U^T, L rising. Directions in which all drawings
     differ much, style first of all, then count no more than others.
     """
     exact = features.detach().to(torch.float64)

@@ -90,9 +90,26 @@ _SSD_1B = _SDXL | {
     "mid_block_type": "UNetMidBlock2D",  # one resnet without attention
 }
 
+_EMOJI = {  # the model that ships; made by recipes/emoji
+    "sample_size": 16,
+    "block_out_channels": (96, 192, 192),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 128,
+    "attention_head_dim": (3, 6, 6),
+    "time_embedding_dim": 256,
+}
+
 FAMILIES = {
     family.name: family
-    for family in (Family("sd15", _SD15), Family("sd21", _SD21), Family("ssd-1b", _SSD_1B), Family("sdxl", _SDXL))
+    for family in (
+        Family("sd15", _SD15),
+        Family("sd21", _SD21),
+        Family("ssd-1b", _SSD_1B),
+        Family("sdxl", _SDXL),
+        Family("emoji", _EMOJI),
+    )
 }
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fewstep.assets import shipped_lora
 from fewstep.errors import FewstepError
 from fewstep.io import atomic_path
 from fewstep.lora.low_rank import Adapter, LowRank
@@ -20,10 +21,21 @@ PREFIX = "lora_unet_"
 
 
 class Reference(NamedTuple):
-    """A LoRA as typed: FILE or FILE:WEIGHT."""
+    """A LoRA as typed: FILE or FILE:WEIGHT, where FILE may be the name of a shipped one."""
 
     path: Path
     weight: float
+
+    @property
+    def file(self) -> Path:
+        """The file that is meant. Raises FewstepError when there is none."""
+        file = shipped_lora(str(self.path)) or self.path
+        if not file.is_file():
+            raise FewstepError(
+                f"LoRA file not found: {self.path}",
+                "check the path after --lora",
+            )
+        return file
 
 
 def parse_reference(text: str) -> Reference:

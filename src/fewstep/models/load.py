@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from fewstep.assets import shipped_model
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.prediction import Prediction, prediction_named
 from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
@@ -105,15 +106,25 @@ class Model:
             pixels = self.vae.to(torch.float32).decode(raw.float()).sample
         return pixels.clamp(-1, 1)
 
-    def encoder_sha256(self) -> str:
-        """Hash of what turns images and captions into latents and embeddings: the key of the cache."""
-        parts = [self.folder / part for part in ("vae", "text_encoder", "tokenizer")]
+    def text_sha256(self) -> str:
+        """Hash of what turns captions into embeddings: the text encoder's and tokenizer's files."""
+        parts = [self.folder / part for part in ("text_encoder", "tokenizer")]
         files = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
         return sha256_bytes(*(f"{f.relative_to(self.folder)}:{sha256_file(f)}".encode() for f in files))
 
     def unet_sha256(self) -> str:
         """Hash of the network's weight files."""
         return sha256_bytes(*(sha256_file(f).encode() for f in sorted((self.folder / "unet").glob("*.safetensors"))))
+
+
+def encoder_sha256(vae: Any) -> str:
+    """Hash of what turns images into latents: an AutoencoderKL's scaling and encoder, rounded to half precision.
+
+    A decoder trained further on the same encoder leaves it as it is.
+    """
+    weights = {name: x for name, x in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
+    parts = (name.encode() + x.detach().cpu().half().numpy().tobytes() for name, x in sorted(weights.items()))
+    return sha256_bytes(f"{vae.config.scaling_factor} {vae.config.shift_factor}".encode(), *parts)
 
 
 def pick_device(name: str) -> torch.device:
@@ -129,8 +140,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
-    """The model in the folder `name`. Raises FewstepError naming what is missing or unreadable."""
-    folder = Path(name).expanduser()
+    """The embedded model, or the one in the folder `name`. Raises FewstepError naming what is missing or unreadable."""
+    folder = shipped_model(name) or Path(name).expanduser()
     index = _index(folder, name)
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         if not (folder / part).is_dir():
@@ -152,7 +163,10 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, device: torch.devi
 
 def _index(folder: Path, name: str) -> dict[str, Any]:
     if not folder.exists():
-        raise FewstepError(f"model {name} not found", "give --model the path of a Stable Diffusion folder")
+        raise FewstepError(
+            f"model {name} not found",
+            "give --model the path of a Stable Diffusion folder",
+        )
     if not (folder / "model_index.json").is_file():
         raise FewstepError(
             f"{folder} is not a Stable Diffusion model folder: it has no model_index.json",

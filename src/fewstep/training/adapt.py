@@ -16,7 +16,7 @@ from fewstep.data.folder import Item
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.errors import UsageError
 from fewstep.io import atomic_folder, write_json
-from fewstep.lora.files import load_adapter, save_adapter
+from fewstep.lora.files import Reference, load_adapter, save_adapter
 from fewstep.lora.layers import LoraLayers, initial, module_shapes, target_shapes
 from fewstep.lora.low_rank import Adapter, LowRank, check_fits
 from fewstep.lora.recipe import Recipe
@@ -153,7 +153,7 @@ def _initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
     shapes = target_shapes(model.unet)
     if config.init_lora is None:
         return initial(shapes, config.rank, config.seed)
-    adapter, _ = load_adapter(config.init_lora, module_shapes(model.unet))
+    adapter, _ = load_adapter(Reference(config.init_lora, 1.0).file, module_shapes(model.unet))
     check_fits(adapter, module_shapes(model.unet), str(config.init_lora), str(model.folder))
     ranks = sorted({update.rank for update in adapter.modules.values()})
     if ranks != [config.rank]:
@@ -201,8 +201,10 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         "size": config.size or model.size,
         "rank": None if config.full else config.rank,
     }
+    own = model.recipe
     return Recipe(
         method=method,
+        guidance_scale=own.guidance_scale if own and not own.accelerates else None,
         family=model.family,
         prediction_type=model.prediction_type,
         base_model=model.folder.resolve().name,

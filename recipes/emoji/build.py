@@ -1,0 +1,104 @@
+"""Everything the embedded default is made of, in one command that can be stopped and run again.
+
+    python recipes/emoji/build.py [--until STAGE] [--only STAGE] [--teacher-steps N]
+
+Each stage is a command that stands by itself and is printed before it runs; finished ones are left as they are.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fewstep.cli import main_of
+from fewstep.configs import Config, Device, Precision
+from fewstep.errors import FewstepError, UsageError
+from fewstep.io import cache_dir
+
+HERE = Path(__file__).parent
+SRC = HERE.parents[1] / "src"
+GUIDANCE = 4.0
+
+
+class BuildConfig(Config):
+    """Make the embedded model, its LoRAs and the kit, and put them into the package."""
+
+    until: str | None = None
+    """The last stage to run; by default all of them."""
+    only: str | None = None
+    """A single stage to run."""
+    teacher_steps: int = 60000
+    """Optimiser steps of the teacher, 64 drawings each: the more the better."""
+    images: int = 1000
+    """Pictures of each measurement."""
+    precision: Precision = "bf16"
+    """Of the networks' arithmetic in training."""
+    device: Device = "auto"
+    """Where to compute."""
+
+
+def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
+    """Stage -> the commands it runs, in order."""
+    folder = cache_dir() / "emoji"
+    model, images = str(folder / "teacher" / "model"), folder / "images"
+    training = ["--precision", config.precision, "--device", config.device, "--resume"]
+
+    def fewstep(command: str, name: str, data: str, *options: str) -> list[str]:
+        places = ["--model", model, "--data", str(images / f"{data}.jsonl"), "--out", str(folder / name)]
+        return ["-m", "fewstep", command, *places, *training, *options]
+
+    def recipe(name: str, *options: str) -> list[str]:
+        return [str(HERE / f"{name}.py"), *options]
+
+    def measured(split: str, *options: str) -> list[str]:
+        return recipe("measure", "--model", model, "--split", split, "--images", str(config.images), *options)
+
+    lcm = ["--lora", str(folder / "lcm" / "lora.safetensors"), "--solver", "lcm", "--steps", "4"]
+    style = ["--rank", "8", "--batch-size", "32", "--learning-rate", "1e-3", "--warmup", "20", "--decay", "cosine",
+             "--ema", "0.98", "--steps", "400"]  # fmt: skip
+    return {
+        "dataset": [recipe("dataset")],
+        "autoencoder": [recipe("autoencoder", "--steps", "4500", *training)],
+        "text": [recipe("text", *training)],
+        "teacher": [recipe("teacher", "--steps", str(config.teacher_steps), *TEACHING, *training)],
+        "lcm": [fewstep("distill", "lcm", "base", *DISTILLING)],
+        "styles": [fewstep("finetune", name, name, *style) for name in ("high-contrast", "noto-mono")],
+        "fxemoji": [fewstep("finetune", "fxemoji", "fxemoji", "--full", *FINETUNING)],
+        "kit": [recipe("kit")],
+        "measure": [measured("base"), measured("held-out"), measured("base", *lcm), measured("held-out", *lcm)],
+        "ship": [recipe("ship")],
+    }
+
+
+TEXT_ENCODER = cache_dir() / "emoji" / "text" / "text_encoder"
+TEACHING = ["--text-encoder", str(TEXT_ENCODER)]
+DISTILLING = [
+    *("--rank", "32", "--guidance-scale", str(GUIDANCE), "--batch-size", "32", "--learning-rate", "1e-3"),
+    *("--warmup", "50", "--decay", "cosine", "--ema", "0.98", "--steps", "2000"),
+]
+FINETUNING = [
+    *("--batch-size", "32", "--learning-rate", "3e-4", "--warmup", "20", "--decay", "cosine", "--ema", "0.99"),
+    *("--steps", "400"),
+]
+
+
+def run(config: BuildConfig) -> None:
+    """Run the stages asked for, stopping at the first that fails."""
+    plan = stages(config)
+    for name in (config.until, config.only):
+        if name is not None and name not in plan:
+            raise UsageError(f"unknown stage {name}", f"there are {', '.join(plan)}")
+    names = list(plan)
+    wanted = [config.only] if config.only else names[: names.index(config.until) + 1 if config.until else None]
+    for name in wanted:
+        for command in plan[name]:
+            print(f"\n== {name}: python {shlex.join(command)}", file=sys.stderr, flush=True)
+            done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": str(SRC)}, check=False)
+            if done.returncode:
+                raise FewstepError(f"stage {name} ended with exit code {done.returncode}", "see what it said above")
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(BuildConfig, run))

@@ -1,0 +1,57 @@
+"""EfficientNet-Lite0's features of every drawing, taken once: what measuring agreement and the kit start from."""
+
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from built import read_metadata, read_pixels, to_signed
+from latents import images_sha256
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from fewstep.errors import FewstepError
+from fewstep.evaluate.agreement import Pictures
+from fewstep.evaluate.networks import EfficientNet, load_efficientnet
+from fewstep.io import atomic_path, sha256_bytes
+from fewstep.models.load import pick_device
+
+FORMAT = "1"  # raise when the content of a file of features changes
+BATCH = 32
+
+
+def drawing_features(images: Path, cache: Path, splits: Collection[str] | None = None) -> Pictures:
+    """Features (N, 1280) of the drawings in `images`, float32, in the order of its metadata; None: of all splits.
+
+    Taken at the first call and kept in `cache`, in a file named by the hash of what decides its content.
+    """
+    key = sha256_bytes(FORMAT.encode(), EfficientNet.label.encode(), images_sha256(images).encode())
+    file, rows = cache / f"features-{key[:12]}.safetensors", read_metadata(images)
+    if not file.exists():
+        take_features(images, rows, file)
+    kept = [i for i, row in enumerate(rows) if splits is None or row["split"] in splits]
+    styles, concepts = ([rows[i][key] for i in kept] for key in ("style", "concept"))
+    return Pictures(read_features(file)[kept], styles, concepts)
+
+
+def take_features(images: Path, rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Write the features of these drawings to `file`, in half precision."""
+    device = pick_device("auto")
+    network, features = load_efficientnet(device), []
+    for start in tqdm(range(0, len(rows), BATCH), unit=f"x{BATCH} images", desc="features", file=sys.stderr):
+        drawings = [read_pixels(images / row["file_name"]) for row in rows[start : start + BATCH]]
+        features.append(network(to_signed(torch.stack(drawings)).to(device)).half().cpu())
+    with atomic_path(file) as temporary:
+        save_file({"features": torch.cat(features)}, temporary, {"format": FORMAT, "features": EfficientNet.label})
+
+
+def read_features(file: Path) -> Tensor:
+    """The features in `file`, float32."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor("features").float()
+    except (OSError, SafetensorError) as error:
+        raise FewstepError(f"unreadable features: {file} ({error})", "delete the file to take them again") from error

@@ -1,0 +1,119 @@
+"""Agreement of pictures with their prompts: which share shows what was asked, judged by drawings in other styles.
+
+    python recipes/emoji/measure.py --split base --images 1000 --solver ddim --steps 50 [--lora lcm]
+
+Prints one JSON document and adds it as a line to OUT. The ceiling is the real drawings of the same pairs, scored the
+same way in the same run. Interrupted, it starts over: give --images for a quicker, rougher answer.
+"""
+
+import json
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from built import read_metadata
+from captions import main_caption
+from features import drawing_features
+from pydantic import Field
+from tqdm import tqdm
+
+from fewstep.cli import main_of
+from fewstep.configs import Config, Device, Precision, SampleConfig, Solver, build
+from fewstep.errors import FewstepError
+from fewstep.evaluate.agreement import Agreement, Pictures, agreement, ceiling, whitened
+from fewstep.evaluate.networks import load_efficientnet
+from fewstep.io import append_line, cache_dir
+from fewstep.lora.files import parse_reference
+from fewstep.models.load import pick_device
+from fewstep.pipeline import load_pipeline
+
+FAMILIES = {"fluent-3d": "fluent", "fluent-color": "fluent", "fluent-flat": "fluent"}  # share drawings
+
+
+class MeasureConfig(Config):
+    """Measure how many pictures show what their prompt asked for."""
+
+    model: str = "emoji"
+    """emoji, or a Stable Diffusion folder."""
+    lora: tuple[str, ...] = ()
+    """FILE or FILE:WEIGHT, several times."""
+    split: Literal["base", "held-out", "style"] = "base"
+    """The pairs of style and concept that are prompted: trained on, kept from training, or of the styles kept out."""
+    style: str | None = None
+    """Of these pairs only those of this style."""
+    images: Annotated[int, Field(ge=1)] = 1000
+    """How many pairs, drawn at random once and for all; all of the split if it has fewer."""
+    solver: Solver = "ddim"
+    """How to draw."""
+    steps: int = 50
+    """Network calls of one branch."""
+    guidance_scale: float | None = None
+    """1 = off; by default what the model or LoRA recommends."""
+    batch_size: int = 16
+    """Pictures drawn at once."""
+    dtype: Precision = "fp32"
+    """Precision of the networks that draw."""
+    device: Device = "auto"
+    """Where to compute."""
+    folder: Path = cache_dir() / "emoji" / "images"
+    """The image folder dataset.py built."""
+    out: Path = cache_dir() / "emoji" / "measurements.jsonl"
+    """The file a line is added to."""
+
+
+def chosen(config: MeasureConfig) -> list[dict[str, Any]]:
+    """The rows of the prompted pairs, the same every time."""
+    rows = [row for row in read_metadata(config.folder, [config.split]) if config.style in (None, row["style"])]
+    if not rows:
+        raise FewstepError(f"no pairs of style {config.style} in split {config.split}", "see captions.STYLES")
+    return random.Random(0).sample(rows, min(config.images, len(rows)))
+
+
+def drawn_features(config: MeasureConfig, prompts: list[str]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Features (N, 1280) of a picture of each prompt, and the plan they were drawn by."""
+    pipeline, network = load_pipeline(config.model, config.lora, config.dtype, config.device), load_efficientnet(
+        pick_device(config.device)
+    )  # fmt: skip
+    wanted = build(SampleConfig, model=config.model, prompts=tuple(prompts), solver=config.solver, steps=config.steps,
+                   guidance_scale=config.guidance_scale, batch_size=config.batch_size, dtype=config.dtype)  # fmt: skip
+    plan, device = pipeline.plan(wanted), pick_device(config.device)
+    pictures = tqdm(pipeline.pictures(wanted, plan), total=len(prompts), unit="picture", file=sys.stderr)
+    features = torch.cat([network(picture.pixels[None].to(device)).cpu() for picture in pictures])
+    return features, {"solver": plan.solver_name, "steps": plan.steps, "guidance_scale": plan.guidance_scale}
+
+
+def label(lora: str) -> str:
+    """What the tables call a LoRA: its name, of a run's result the run's."""
+    path, weight = parse_reference(lora)
+    name = path.parent.name if path.name == "lora.safetensors" else path.stem
+    return name if weight == 1 else f"{name}:{weight:g}"
+
+
+def told(result: Agreement) -> dict[str, float]:
+    """Score with its standard error."""
+    return {"score": result.score, "error": math.sqrt(result.score * (1 - result.score) / result.count),
+            "chance": result.chance, "count": result.count}  # fmt: skip
+
+
+def run(config: MeasureConfig) -> None:
+    """Draw, compare, print and keep the figures."""
+    rows = chosen(config)
+    drawings = drawing_features(config.folder, cache_dir() / "emoji")
+    features, plan = drawn_features(config, [main_caption(row["style"], row["label"]) for row in rows])
+    pictures = Pictures(features, [row["style"] for row in rows], [row["concept"] for row in rows])
+    view, values = whitened(drawings.features), {}
+    for name, families in (("agreement", None), ("agreement_one_fluent", FAMILIES)):
+        drawn, real = (of(pictures, drawings, view, families) for of in (agreement, ceiling))
+        values[name] = {"drawn": told(drawn), "ceiling": told(real), "share_of_ceiling": drawn.score / real.score}
+    asked = {"model": config.model, "lora": [label(text) for text in config.lora], "split": config.split}
+    line = {**asked, "style": config.style, **plan, "dtype": config.dtype, **values}
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    append_line(config.out, json.dumps(line))
+    print(json.dumps(line, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(MeasureConfig, run))

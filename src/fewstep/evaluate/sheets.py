@@ -1,0 +1,61 @@
+"""Contact sheets: pictures in a grid, every row and column said in words."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+INK, FAINT, PAPER = "#1a1a1a", "#767676", "white"
+MARGIN, GAP, WORDS = 210, 6, 34  # pixels: left of the rows, between cells, above or below them
+LINE = 24  # letters of a label's line
+
+
+class Row(NamedTuple):
+    """One row of a sheet."""
+
+    label: str  # in bold print
+    note: str  # under it
+    images: Sequence[Image.Image]
+
+
+def grid(rows: Sequence[Row], columns: Sequence[str], cell: int = 128) -> Image.Image:
+    """Rows of pictures over the same columns, at `cell` pixels, with the rows' labels at their left."""
+    width, height = MARGIN + (cell + GAP) * len(columns), WORDS + (cell + GAP) * len(rows)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(11)
+    for number, column in enumerate(columns):
+        pen.multiline_text((MARGIN + number * (cell + GAP), 3), wrapped(column), INK, small, spacing=1)
+    for line, row in enumerate(rows):
+        top = WORDS + line * (cell + GAP)
+        pen.text((8, top + cell // 2 - 20), row.label, INK, font)
+        pen.multiline_text((8, top + cell // 2 + 2), row.note, FAINT, small, spacing=2)
+        for number, image in enumerate(row.images):
+            sheet.paste(sized(image, cell), (MARGIN + number * (cell + GAP), top))
+    return sheet
+
+
+def captioned(images: Sequence[Image.Image], labels: Sequence[str], columns: int = 8) -> Image.Image:
+    """The pictures in reading order, each over its label."""
+    cell = images[0].width
+    lines = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (cell + GAP), lines * (cell + WORDS)), PAPER)
+    pen, small = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        x, y = number % columns * (cell + GAP) + GAP // 2, number // columns * (cell + WORDS)
+        sheet.paste(image, (x, y))
+        pen.multiline_text((x, y + cell + 1), wrapped(label), INK, small, spacing=1)
+    return sheet
+
+
+def sized(image: Image.Image, cell: int) -> Image.Image:
+    """The image at `cell` pixels a side."""
+    return image if image.size == (cell, cell) else image.resize((cell, cell), Image.Resampling.LANCZOS)
+
+
+def wrapped(text: str, length: int = LINE) -> str:
+    """The text in two lines of about `length` letters, the rest cut."""
+    if len(text) <= length:
+        return text
+    at = text.rfind(" ", 0, length + 1)
+    at = at if at > 0 else length
+    return f"{text[:at]}\n{text[at:].strip()[:length]}"

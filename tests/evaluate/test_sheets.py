@@ -1,0 +1,30 @@
+"""Contact sheets: everything in its place."""
+
+from PIL import Image
+
+from fewstep.evaluate.sheets import GAP, MARGIN, WORDS, Row, captioned, grid, wrapped
+
+RED, BLUE = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (32, 32), "blue")
+
+
+def test_a_grid_holds_every_picture_in_its_row_and_column():
+    sheet = grid([Row("one", "a note", [RED, BLUE]), Row("two", "", [BLUE, RED])], ["first", "second"], cell=16)
+    assert sheet.size == (MARGIN + 2 * (16 + GAP), WORDS + 2 * (16 + GAP))
+    centres = [
+        [sheet.getpixel((MARGIN + x * (16 + GAP) + 8, WORDS + y * (16 + GAP) + 8)) for x in (0, 1)] for y in (0, 1)
+    ]
+    red, blue = (255, 0, 0), (0, 0, 255)
+    assert centres == [[red, blue], [blue, red]]
+
+
+def test_pictures_are_captioned_in_reading_order():
+    sheet = captioned([RED, RED, RED], ["a", "b", "c"], columns=2)
+    assert sheet.size == (2 * (16 + GAP), 2 * (16 + WORDS))
+    assert sheet.getpixel((GAP // 2 + 8, 16 + WORDS + 8)) == (255, 0, 0)
+    assert sheet.getpixel((GAP // 2 + 16 + GAP + 8, 16 + WORDS + 8)) == (255, 255, 255)
+
+
+def test_long_labels_take_two_lines():
+    assert wrapped("one two three", 8) == "one two\nthree"
+    assert wrapped("short", 8) == "short"
+    assert wrapped("abcdefghijkl", 4) == "abcd\nefgh"

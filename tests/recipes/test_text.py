@@ -1,0 +1,64 @@
+"""The text encoder's first lessons at a tiny size: it learns to foresee drawings, and the teacher starts from it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "emoji"))
+
+import text
+from latents import Packed
+from teacher import TeacherConfig, load_tokenizer, new_teacher
+from transformers import CLIPTextModel
+
+from fewstep.evaluate.agreement import Pictures
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on twelve drawings whose features and latents are what their labels say."""
+    folder = tmp_path_factory.mktemp("text")
+    rows = [{"style": "noto", "label": f"thing {i}", "tags": [f"tag {i}"]} for i in range(12)]
+    chosen = torch.Generator().manual_seed(0)
+    features = torch.randn(12, 16, generator=chosen)
+    packed = Packed(torch.randn(12, 4, 8, 8, generator=chosen).half(), rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "packed_latents", lambda *_: packed)
+        patch.setattr(text, "drawing_features", lambda *_: Pictures(features, ["noto"] * 12, [""] * 12))
+        config = text.TextConfig(
+            out=folder / "run", tokenizer=folder / "tokenizer", train_steps=40, batch_size=12, warmup=2, dims=8,
+            text_width=32, text_layers=1, learning_rate=1e-2, ema=0.5, log_every=5, device="cpu",
+        )  # fmt: skip
+        text.run(config)
+    return config
+
+
+def test_it_learns_what_drawings_look_like(trained):
+    losses = [json.loads(line)["loss"] for line in (trained.out / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_teacher_starts_from_it(trained):
+    exported = CLIPTextModel.from_pretrained(trained.out / "text_encoder", local_files_only=True)
+    tokenizer = load_tokenizer(trained.tokenizer, [])
+    config = TeacherConfig(text_encoder=trained.out / "text_encoder", channels=(32, 64), text_width=32)
+    teacher = new_teacher(config, tokenizer, 8)
+    assert teacher.text_encoder.training
+    for name, value in exported.state_dict().items():
+        assert torch.equal(teacher.text_encoder.state_dict()[name], value), name
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_targets_are_standardised_and_keep_the_leading_axes():
+    mixing = torch.diag(torch.tensor([10.0, 5.0, 0.1, 0.1]))
+    features = torch.randn(500, 4, generator=torch.Generator().manual_seed(1)) @ mixing
+    seen = text.what_is_seen(features, torch.randn(500, 4, 8, 8), dims=2)
+    assert seen.shape == (500, 2 + 4 * text.GRID**2)
+    torch.testing.assert_close(seen.mean(0), torch.zeros(seen.shape[1]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen.std(0), torch.ones(seen.shape[1]), atol=1e-4, rtol=0)
+    correlation = torch.corrcoef(torch.cat([seen[:, :2], features], dim=1).T)[:2, 2:].abs()
+    assert correlation[:, :2].max(dim=1).values.min() > 0.9  # what varies most
+    assert correlation[:, 2:].max() < 0.2

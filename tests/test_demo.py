@@ -1,0 +1,56 @@
+"""The demo: played whole on the embedded model, and careful with folders that are not its own."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from fewstep import demo
+from fewstep.assets import STYLES, complete
+from fewstep.configs import DemoConfig
+from fewstep.errors import FewstepError, UsageError
+
+
+def test_a_folder_that_is_no_demos_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match=r"--out .* holds other things than a demo"):
+        demo.run(DemoConfig(out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_without_the_network_nothing_is_counted(monkeypatch, capsys):
+    def missing():
+        raise FewstepError("the package is not installed", "pip install it")
+
+    monkeypatch.setattr(demo, "load_efficientnet", missing)
+    assert demo.recogniser()([]) == "-"
+    assert "not counted: the package is not installed; pip install it" in capsys.readouterr().err
+
+
+def test_every_style_that_ships_has_its_words():
+    assert set(demo.STYLE_WORDS) == set(STYLES)
+    assert len(demo.STYLED) == demo.SHOWN
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not complete(), reason="the embedded model does not ship yet")
+def test_the_story_is_played_whole(tmp_path, capsys):
+    out = tmp_path / "demo"
+    demo.run(DemoConfig(out=out, distill_steps=2))
+    told = capsys.readouterr().out
+    rows = [line for line in told.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(demo.SOLVERS)
+    for line, (solver, steps) in zip(rows[2:], demo.SOLVERS, strict=True):
+        assert re.match(rf"\| {re.escape(solver)} +\| +{steps} \|", line)
+    assert re.search(r"This took \d+\.\d minutes", told)
+    assert {path.name for path in out.iterdir()} == {
+        "report.html", "solvers.png", "styles.png", "distilled.png", "lora.safetensors",
+    }  # fmt: skip
+    assert all(str(path) in told for path in out.iterdir())
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert report.count("<img ") == 3
+    assert not re.search(r"https?://", report)
+    with Image.open(out / "solvers.png") as sheet:
+        assert sheet.size[0] > 1000
+    demo.run(DemoConfig(out=out, distill_steps=1))  # its own folder is replaced
+    assert (out / "report.html").is_file()
