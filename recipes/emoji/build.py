@@ -61,6 +61,7 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
     return {
         "dataset": [recipe("dataset")],
         "autoencoder": [recipe("autoencoder", "--steps", "4500", *training)],
+        "decoder": [recipe("autoencoder", *POLISHING, "--device", config.device, "--resume")],
         "text": [recipe("text", *training)],
         "teacher": [recipe("teacher", "--steps", str(config.teacher_steps), *TEACHING, *training)],
         "lcm": [fewstep("distill", "lcm", "base", *DISTILLING)],
@@ -72,6 +73,15 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
     }
 
 
+POLISHING = [
+    *(
+        "--decoder-of",
+        str(cache_dir() / "emoji" / "autoencoder" / "vae"),
+        "--out",
+        str(cache_dir() / "emoji" / "decoder"),
+    ),
+    *("--steps", "1000", "--learning-rate", "5e-4", "--warmup", "20", "--ema", "0.99"),
+]
 TEXT_ENCODER = cache_dir() / "emoji" / "text" / "text_encoder"
 TEACHING = ["--text-encoder", str(TEXT_ENCODER)]
 DISTILLING = [

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from captions import STYLES
+from latents import load_autoencoder
 from packages import PACKAGES
 
 from fewstep.assets import ACCELERATION, CHECKSUMS, FOLDER, KIT, MODEL, checksums
@@ -48,12 +49,18 @@ def run(config: ShipConfig) -> None:
     """Copy, describe, and list the checksums."""
     source, out = config.source, config.out
     loras = {name: source / name / "lora.safetensors" for name in (ACCELERATION, *STYLE_LORAS)}
-    wanted = [source / "teacher" / "model", source / KIT / "reference.safetensors", *loras.values()]
+    wanted = [
+        source / "teacher" / "model",
+        source / "decoder" / "vae",
+        source / KIT / "reference.safetensors",
+        *loras.values(),
+    ]
     missing = [path for path in wanted if not path.exists()]
     if missing:
         raise FewstepError(f"{missing[0]} is not there", "run recipes/emoji/build.py first")
     measurements = read_lines(source / "measurements.jsonl")
     copy_folder(source / "teacher" / "model", out / MODEL)
+    load_autoencoder(source / "decoder" / "vae").half().save_pretrained(out / MODEL / "vae")
     copy_folder(source / KIT, out / KIT)
     for name, path in loras.items():
         shutil.copyfile(path, out / f"{name}.safetensors")
@@ -83,7 +90,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def model_card(source: Path, measurements: Sequence[Mapping[str, Any]]) -> str:
     """The embedded model's README."""
     recipe = read_json(source / "teacher" / "model" / "fewstep.json", "sampling recipe")
-    figures = read_json(source / "autoencoder" / "figures.json", "autoencoder figures")
+    figures = read_json(source / "decoder" / "figures.json", "autoencoder figures")
     return f"""# emoji, the model that ships with fewstep
 
 A text-to-image latent diffusion model in Stable Diffusion's parts, small enough to ship: AutoencoderKL (factor 8,

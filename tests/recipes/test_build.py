@@ -30,7 +30,7 @@ def test_stages_run_in_order_until_the_one_asked_for(monkeypatch):
     seen = []
     monkeypatch.setattr(build.subprocess, "run", lambda command, **_: seen.append(command) or Done(0))
     build.run(build.BuildConfig(until="teacher"))
-    assert [Path(command[1]).stem for command in seen] == ["dataset", "autoencoder", "text", "teacher"]
+    assert [Path(command[1]).stem for command in seen] == ["dataset", "autoencoder", "autoencoder", "text", "teacher"]
 
 
 class Done:
@@ -45,7 +45,9 @@ def test_a_failing_stage_stops_the_others(monkeypatch):
 
 
 def test_unknown_stages_are_named():
-    with pytest.raises(UsageError, match="unknown stage tea\n\nhint: there are dataset, autoencoder, text, teacher"):
+    with pytest.raises(
+        UsageError, match="unknown stage tea\n\nhint: there are dataset, autoencoder, decoder, text, teacher"
+    ):
         build.run(build.BuildConfig(only="tea"))
 
 
