@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,8 @@ from fewstep.models.load import DTYPES, Model, load_model, pick_device
 from fewstep.models.network import UNetNetwork
 from fewstep.planning import DISTILLED_ONLY, Plan, plan_sampling
 
+Lap = Callable[[str], object]  # told "text", "network" or "decoder" when that part of a batch is done
+
 
 class Picture(NamedTuple):
     """One drawn image, and all it takes to draw it again."""
@@ -42,6 +44,10 @@ class Picture(NamedTuple):
     def image(self) -> Image.Image:
         """As an RGB image."""
         return to_image(self.pixels)
+
+
+def untimed(part: str) -> None:
+    """Nothing, at the end of a part."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,14 @@ class Pipeline:
             config.grid,
         )
 
-    def pictures(self, config: SampleConfig, plan: Plan) -> Iterator[Picture]:
-        """The images of `config`, batch by batch; image number i has seed config.seed + i."""
+    def pictures(self, config: SampleConfig, plan: Plan, lap: Lap = untimed) -> Iterator[Picture]:
+        """The images of `config`, batch by batch; image number i has seed config.seed + i.
+
+        lap: a stopwatch's button. The text of all batches is embedded first, in one lap.
+        """
         height, width = self._size(config)
         embeddings = {p: self.model.embed([p]) for p in dict.fromkeys([*config.prompts, config.negative_prompt])}
+        lap("text")
         start = self._start_latents(config, height, width)
         wanted = [prompt for prompt in config.prompts for _ in range(config.count)]
         total = len(wanted) * len(plan.timesteps)
@@ -87,8 +97,11 @@ class Pipeline:
                 )
                 noise = ImageNoise(seeds, self._latent_shape(height, width), self.model.device)
                 latents = self._draw(denoise, plan, noise, start, lambda i, t, x: bar.update(len(x)))
+                lap("network")
+                decoded = self._decoded(latents)
+                lap("decoder")
                 nfe = denoise.evaluations.rows / len(prompts)
-                for pixels, prompt, seed in zip(self._decoded(latents), prompts, seeds, strict=True):
+                for pixels, prompt, seed in zip(decoded, prompts, seeds, strict=True):
                     yield Picture(pixels, self._recipe(config, plan, pixels, prompt, seed, nfe))
 
     @torch.no_grad()
