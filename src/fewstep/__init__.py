@@ -1,7 +1,7 @@
 """fewstep: turn any Stable Diffusion model into a 4-step generator.
 
-The public door: `sample`, `distill` and `finetune` each take their config, the same object the command line builds.
-Names are imported when they are first used, so `import fewstep` is quick and imports no torch.
+The public door: `sample`, `distill`, `finetune` and `compare` each take their config, the same object the command line
+builds. Names are imported when they are first used, so `import fewstep` is quick and imports no torch.
 """
 
 from importlib import import_module
@@ -13,13 +13,25 @@ _HOMES = {
     "sample": ("fewstep.pipeline", "sample"),
     "distill": ("fewstep.training.distill", "run"),
     "finetune": ("fewstep.training.finetune", "run"),
+    "compare": ("fewstep.evaluate.compare", "compare"),
     "SampleConfig": ("fewstep.configs", "SampleConfig"),
     "DistillConfig": ("fewstep.configs", "DistillConfig"),
     "FinetuneConfig": ("fewstep.configs", "FinetuneConfig"),
+    "CompareConfig": ("fewstep.configs", "CompareConfig"),
     "FewstepError": ("fewstep.errors", "FewstepError"),
 }
 
-__all__ = ["DistillConfig", "FewstepError", "FinetuneConfig", "SampleConfig", "distill", "finetune", "sample"]
+__all__ = [
+    "CompareConfig",
+    "DistillConfig",
+    "FewstepError",
+    "FinetuneConfig",
+    "SampleConfig",
+    "compare",
+    "distill",
+    "finetune",
+    "sample",
+]
 
 
 def __getattr__(name: str) -> Any:

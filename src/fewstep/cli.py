@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from fewstep import __version__
 from fewstep.configs import (
+    CompareConfig,
     Config,
     DistillConfig,
     DoctorConfig,
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[type[Config], str]] = {  # name: its config, and the m
     "sample": (SampleConfig, "fewstep.pipeline"),
     "distill": (DistillConfig, "fewstep.training.distill"),
     "finetune": (FinetuneConfig, "fewstep.training.finetune"),
+    "compare": (CompareConfig, "fewstep.evaluate.compare"),
     "doctor": (DoctorConfig, "fewstep.doctor"),
 }
 

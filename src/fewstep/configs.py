@@ -64,7 +64,7 @@ def option_name(field: str) -> str:
     return "--" + SPELLINGS.get(field, field).replace("_", "-")
 
 
-SPELLINGS = {"train_steps": "steps", "as_json": "json"}
+SPELLINGS = {"train_steps": "steps", "prompt_file": "prompts", "as_json": "json"}
 
 
 class SampleConfig(Config):
@@ -226,6 +226,38 @@ class FinetuneConfig(AdapterConfig):
 
     drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of captions replaced by the empty one, so that guidance keeps working."""
+
+
+class CompareConfig(Config):
+    """Compare ways to sample in one table with its protocol: time, FID, KID, LPIPS, agreement, diversity."""
+
+    model: str
+    """A Stable Diffusion model folder in diffusers' layout."""
+    rows: Annotated[tuple[str, ...], Field(min_length=1), Parameter(consume_multiple=True)] = (
+        "ddim:32",
+        "dpm-solver:16",
+        "dpm-solver++:8",
+        "lcm:4",
+    )
+    """Each SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5 or lcm:4+lcm:1+high-contrast:0.8."""
+    prompt_file: Path | None = None
+    """One a line, or .jsonl with text, style and concept; by default the captions of --reference, or what ships."""
+    images: Annotated[int, Field(ge=1, le=1_000_000)] = 64
+    """Per row and seed set; FID needs 2049."""
+    seed_sets: Annotated[int, Field(ge=1, le=100)] = 1
+    """Times all images are drawn, from other noise each time; 3 show how far FID spreads."""
+    reference: Path | None = None
+    """Real images with captions for FID and KID, a folder or table as distill takes; without them both are left out."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Images drawn at once; times are those of full batches."""
+    dtype: Precision = "fp32"
+    """Precision of the networks that draw."""
+    device: Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    out: Path = Path("compare")
+    """The folder for table.md, table.json, report.html and the pictures; an earlier comparison is replaced."""
+    as_json: bool = False
+    """Print the table and its protocol as one JSON document."""
 
 
 class DemoConfig(Config):

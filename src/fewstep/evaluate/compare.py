@@ -1,0 +1,219 @@
+"""`fewstep compare`: ways to sample, drawn from the same noise, in one table with its protocol."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from fewstep.configs import CompareConfig
+from fewstep.errors import UsageError
+from fewstep.evaluate.drawn import Drawn, draw
+from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, load_tools, measure
+from fewstep.evaluate.plots import check_matplotlib, measured, plot
+from fewstep.evaluate.prompts import Prompt, prompts_for
+from fewstep.evaluate.protocol import model_sha256, protocol_of, surroundings, told
+from fewstep.evaluate.report import figure, heading, page, paragraph, table, text_table
+from fewstep.evaluate.rows import RowSpec, naming, parse_row, wanted
+from fewstep.evaluate.sheets import Row as SheetRow
+from fewstep.evaluate.sheets import grid
+from fewstep.evaluate.table import Row, cells, entry, shared
+from fewstep.images import to_image
+from fewstep.io import atomic_folder, write_json
+from fewstep.pipeline import Pipeline, load_pipeline, loras_of
+
+TEACHER = RowSpec("ddim:100", "ddim", 100, None, ())
+TEACHER_IMAGES = 256  # at most, of the first seed set
+SHOWN = 8  # prompts on the sheet
+NEARLY = 1.1  # times as long is an equal time
+
+
+class Result(NamedTuple):
+    """What a row drew."""
+
+    drawn: Drawn
+    diverse: Drawn | None  # several images of each of a few prompts; None without LPIPS
+
+
+class Comparison(NamedTuple):
+    """The document, and what of the pictures is shown."""
+
+    document: dict[str, Any]  # as in table.json
+    sheet: Image.Image
+
+
+def run(config: CompareConfig) -> None:
+    """Compare, write --out, and print the table, or its JSON document, on stdout."""
+    document = compare(config)
+    if config.as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        print(markdown(document))
+    print(f"note: written to {config.out}; see {config.out / 'report.html'}", file=sys.stderr)
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """The document {"protocol": ..., "rows": [...]}; it and the pictures are in config.out, whole or not at all."""
+    check_out(config.out)
+    check_matplotlib()
+    specs = tuple(parse_row(text) for text in config.rows)
+    for spec in specs:
+        wanted(spec, config, ("",))  # a LoRA that is not there is told before anything is drawn
+    comparison = compared(config, specs)
+    with atomic_folder(config.out) as folder:
+        write(folder, comparison)
+    return comparison.document
+
+
+def check_out(out: Path) -> None:
+    """Raise UsageError for a file, and for a folder of something else than an earlier comparison."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "table.json").is_file()):
+        raise UsageError(f"--out {out} holds other things than a comparison", "choose another --out")
+
+
+def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
+    """All rows, drawn and measured."""
+    listed = prompts_for(config.prompt_file, config.reference)
+    prompts = tuple(islice(cycle(listed.prompts), config.images))
+    bare = load_pipeline(config.model, (), config.dtype, config.device)
+    size, device = bare.model.size, bare.model.device
+    around = surroundings(model_sha256(bare.model.folder), device)
+    tools = load_tools(config.reference, prompts, size, config.images, config.seed_sets, device)
+    for note in tools.notes:
+        say(note)
+    teacher = draw_teacher(bare, config, prompts, around) if tools.lpips else None
+    results = draw_rows(bare, config, specs, prompts, around, tools)
+    rows, agreement = [], None
+    for spec, result in zip(specs, results, strict=True):
+        drawn, sets = result.drawn, config.seed_sets
+        values = measure(tools, drawn, teacher, result.diverse, prompts * sets, sets)
+        rows.append(entry(spec, drawn, values))
+        agreement = values.agreement or agreement
+    protocol = protocol_of(config, around, size, listed.source, prompts, tools, teacher, agreement)
+    return Comparison({"protocol": protocol, "rows": rows}, sheet_of(rows, results, prompts))
+
+
+def say(note: str) -> None:
+    """Tell something on stderr."""
+    print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+# --- drawing -----------------------------------------------------------------------------------------------
+
+
+def draw_teacher(bare: Pipeline, config: CompareConfig, prompts: Sequence[Prompt], around: dict[str, Any]) -> Drawn:
+    """What the first images would be with many steps and the guidance that the model recommends."""
+    wish = wanted(TEACHER, config, tuple(prompt.text for prompt in prompts[:TEACHER_IMAGES]))
+    with naming(TEACHER):
+        return draw(bare, bare.plan(wish), wish, around, f"teacher {TEACHER.text}")
+
+
+def draw_rows(
+    bare: Pipeline,
+    config: CompareConfig,
+    specs: Sequence[RowSpec],
+    prompts: Sequence[Prompt],
+    around: dict[str, Any],
+    tools: Tools,
+) -> list[Result]:
+    """What each row draws; rows with the same LoRAs share a pipeline, and only one more is in memory."""
+    results: dict[int, Result] = {}
+    loras = [loras_of(wanted(spec, config, ("",))) for spec in specs]
+    for group in dict.fromkeys(loras):
+        with naming(specs[loras.index(group)]):
+            pipeline = load_pipeline(config.model, group, config.dtype, config.device) if group else bare
+        for number, spec in enumerate(specs):
+            if loras[number] == group:
+                results[number] = draw_row(pipeline, config, spec, prompts, around, bool(tools.lpips))
+        del pipeline
+    return [results[number] for number in range(len(specs))]
+
+
+def draw_row(
+    pipeline: Pipeline,
+    config: CompareConfig,
+    spec: RowSpec,
+    prompts: Sequence[Prompt],
+    around: dict[str, Any],
+    diverse: bool,
+) -> Result:
+    """The images of a row, all seed sets in a sequence, and those its diversity is told by."""
+    texts = tuple(prompt.text for prompt in prompts)
+    wish = wanted(spec, config, texts * config.seed_sets)
+    few = tuple(text for text in islice(dict.fromkeys(texts), DIVERSE_PROMPTS) for _ in range(DIVERSE_IMAGES))
+    with naming(spec):
+        plan = pipeline.plan(wish)
+        for note in plan.notes:
+            say(f"{spec.text}: {note}")
+        drawn = draw(pipeline, plan, wish, around, spec.text)
+        if not diverse:
+            return Result(drawn, None)
+        return Result(drawn, draw(pipeline, plan, wanted(spec, config, few), around, f"{spec.text}, diversity"))
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def sheet_of(rows: Sequence[Row], results: Sequence[Result], prompts: Sequence[Prompt]) -> Image.Image:
+    """The first images of every row, a column a prompt."""
+    lines = []
+    for row, result in zip(rows, results, strict=True):
+        notes = [f"{row['nfe']:g} NFE, {1000 * row['time_s']:.0f} ms", f"guidance {row['guidance_scale']:g}"]
+        notes += [f"{Path(lora['file']).name}:{lora['weight']:g}"[-30:] for lora in row["lora"]]
+        lines.append(SheetRow(f"{row['solver']}:{row['steps']}", "\n".join(notes), first_images(result.drawn)))
+    return grid(lines, [prompt.text for prompt in prompts[:SHOWN]])
+
+
+def first_images(drawn: Drawn) -> list[Image.Image]:
+    """At most SHOWN of them."""
+    pixels = (image for batch in drawn.batches() for image in batch)
+    return [to_image(image) for image in islice(pixels, SHOWN)]
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table with its protocol under it."""
+    lines = "\n".join(f"* {line}" for line in told(document["protocol"], document["rows"]))
+    return f"{text_table(*cells(document['rows']))}\n\n{lines}"
+
+
+def write(folder: Path, comparison: Comparison) -> None:
+    """The files of a comparison."""
+    document, rows = comparison.document, comparison.document["rows"]
+    (folder / "table.md").write_text(markdown(document) + "\n", encoding="utf-8")
+    write_json(folder / "table.json", document)
+    comparison.sheet.save(folder / "sheet.png", "PNG")
+    if measured(rows):
+        plot(folder / "quality-nfe.png", rows, "nfe", "network evaluations an image (NFE)")
+        plot(folder / "quality-time.png", rows, "time_s", "milliseconds an image", scale=1000)
+    else:
+        say("no plots: no quality was measured")
+    (folder / "report.html").write_text(report(folder, document), encoding="utf-8")
+
+
+def report(folder: Path, document: dict[str, Any]) -> str:
+    """The HTML page of the files in `folder`."""
+    rows = document["rows"]
+    blocks = [table(*cells(rows))]
+    for name in ("quality-nfe", "quality-time", "sheet"):
+        if (folder / f"{name}.png").is_file():
+            with Image.open(folder / f"{name}.png") as image:
+                blocks.append(figure(image, name))
+    for title, groups in views(rows):
+        blocks += [heading(title), *(table(*cells(group)) for group in groups)]
+    lines = told(document["protocol"], rows)
+    blocks += [heading("Protocol"), *(paragraph(line, faint=True) for line in lines)]
+    return page(f"fewstep compare: {Path(document['protocol']['model']['name']).name}", blocks)
+
+
+def views(rows: Sequence[Row]) -> Iterator[tuple[str, list[list[Row]]]]:
+    """Rows side by side that cost the same, each way of counting, where there are several."""
+    for title, key, within in (
+        ("Equal steps", "steps", 1.0),
+        ("Equal NFE", "nfe", 1.0),
+        (f"Equal time, within {NEARLY - 1:.0%}", "time_s", NEARLY),
+    ):
+        if groups := shared(rows, key, within):
+            yield title, groups

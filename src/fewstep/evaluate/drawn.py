@@ -1,0 +1,150 @@
+"""Images of a row, drawn batch by batch into files that later runs find again, with the time each batch took.
+
+A file is named by the hash of all that decides its content and its times, versions and machine included.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from fewstep import __version__
+from fewstep.configs import SampleConfig
+from fewstep.io import atomic_path, cache_dir, sha256_bytes
+from fewstep.pipeline import Picture, Pipeline
+from fewstep.planning import Plan
+
+FORMAT = "1"  # raise when the content of the files changes
+PARTS = ("text", "network", "decoder")
+
+
+class Drawn(NamedTuple):
+    """All images of a row."""
+
+    files: tuple[Path, ...]  # one a batch, in order
+    facts: tuple[dict[str, Any], ...]  # of each: images, nfe, seconds of the parts
+    plan: Plan
+    loras: tuple[dict[str, Any], ...]
+
+    def batches(self) -> Iterator[Tensor]:
+        """Pixels (B, 3, H, W) float32 in [-1, 1], on 256 levels as in a PNG, batch by batch."""
+        for file in self.files:
+            with safe_open(file, "pt") as opened:
+                yield opened.get_tensor("pixels").float() / 127.5 - 1
+
+    @property
+    def nfe(self) -> float:
+        """Network rows an image, counted as they were evaluated."""
+        return float(self.facts[0]["nfe"])
+
+    @property
+    def split_s(self) -> dict[str, float]:
+        """Seconds an image of each part: the median over the full batches."""
+        most = max(batch["images"] for batch in self.facts)
+        full = [batch for batch in self.facts if batch["images"] == most]
+        return {part: median(batch["seconds"][part] / most for batch in full) for part in PARTS}
+
+
+@dataclass
+class Stopwatch:
+    """Seconds between presses, each told which part it ends; waits for the device's queue."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, part: str) -> None:
+        """End of this part."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
+        self.last = now
+
+
+def draw(
+    pipeline: Pipeline, plan: Plan, wanted: SampleConfig, surroundings: Mapping[str, Any], title: str = ""
+) -> Drawn:
+    """The images of `wanted`, seeds counting up; batches whose file is there already are not drawn again.
+
+    surroundings: what else decides pixels and times: the hash of the model's files, versions, the machine.
+    title: of the progress bar. Each batch's file appears whole or not at all, so an interrupted run goes on where
+    it was. Before the first batch that is drawn, one step of it warms the machine up.
+    """
+    files, facts, warm = [], [], False
+    with tqdm(total=len(wanted.prompts), desc=title, unit="image", file=sys.stderr, leave=False, disable=None) as bar:
+        for batch in batches_of(wanted):
+            file = batch_file(pipeline, plan, batch, surroundings)
+            if (known := batch_facts(file)) is None:
+                if not warm:
+                    list(pipeline.pictures(batch, replace(plan, timesteps=plan.timesteps[-1:])))
+                warm = True
+                known = draw_batch(pipeline, plan, batch, file)
+            files.append(file)
+            facts.append(known)
+            bar.update(len(batch.prompts))
+    return Drawn(tuple(files), tuple(facts), plan, pipeline.loras)
+
+
+def batches_of(wanted: SampleConfig) -> Iterator[SampleConfig]:
+    """`wanted`, a batch at a time."""
+    for first in range(0, len(wanted.prompts), wanted.batch_size):
+        prompts = wanted.prompts[first : first + wanted.batch_size]
+        yield wanted.model_copy(update={"prompts": prompts, "seed": wanted.seed + first})
+
+
+def batch_file(pipeline: Pipeline, plan: Plan, batch: SampleConfig, surroundings: Mapping[str, Any]) -> Path:
+    """Where the images of a batch are kept."""
+    what = {
+        "format": FORMAT,
+        "fewstep": __version__,
+        "loras": [[lora["sha256"], lora["weight"]] for lora in pipeline.loras],
+        "solver": plan.solver_name,
+        "timesteps": plan.timesteps,
+        "guidance_scale": plan.guidance_scale,
+        "prompts": batch.prompts,
+        "negative_prompt": batch.negative_prompt,
+        "seed": batch.seed,
+        "size": pipeline.model.size,
+        "dtype": batch.dtype,
+        **surroundings,
+    }
+    return cache_dir() / "compare" / f"{sha256_bytes(json.dumps(what, sort_keys=True).encode())}.safetensors"
+
+
+def batch_facts(file: Path) -> dict[str, Any] | None:
+    """What is known of the images in a file: how many, NFE, seconds; None if they have to be drawn."""
+    try:
+        with safe_open(file, "pt") as opened:
+            facts: dict[str, Any] = json.loads(opened.metadata()["facts"])
+            return facts if opened.get_slice("pixels").get_shape()[0] == facts["images"] else None
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError):
+        return None
+
+
+def draw_batch(pipeline: Pipeline, plan: Plan, batch: SampleConfig, file: Path) -> dict[str, Any]:
+    """Draw a batch, write its pixels to `file`, and say what `batch_facts` will."""
+    stopwatch = Stopwatch(pipeline.model.device)
+    pictures = list(pipeline.pictures(batch, plan, stopwatch))
+    facts = {"images": len(pictures), "nfe": pictures[0].recipe["nfe"], "seconds": stopwatch.seconds}
+    with atomic_path(file) as temporary:
+        save_file({"pixels": levels(pictures)}, temporary, {"facts": json.dumps(facts)})
+    return facts
+
+
+def levels(pictures: Sequence[Picture]) -> Tensor:
+    """Grey levels (B, 3, H, W) uint8, as PNGs hold them."""
+    pixels = torch.stack([picture.pixels for picture in pictures])
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,81 @@
+"""Features of images, kept in files beside them, so that each image goes through a network once."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fewstep.evaluate.drawn import Drawn
+from fewstep.evaluate.networks import EFFICIENTNET_SHA256, INCEPTION_SHA256, EfficientNet, Inception
+from fewstep.evaluate.prompts import reference_items
+from fewstep.images import read_image
+from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
+
+CHUNK = 32  # real images a file
+WEIGHTS = {Inception.label: INCEPTION_SHA256, EfficientNet.label: EFFICIENTNET_SHA256}
+
+
+class Real(NamedTuple):
+    """Real images, as FID and KID see them."""
+
+    source: str
+    sha256: str  # of all images
+    features: Tensor  # (M, D), on the CPU
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network is."""
+    return next(network.parameters()).device
+
+
+def features_of(network: Inception | EfficientNet, drawn: Drawn, title: str = "") -> Tensor:
+    """Features (N, D) of a row's images, on the CPU."""
+    device, suffix, parts = device_of(network), f".{identity(network)}.safetensors", []
+    batches = zip(drawn.files, drawn.batches(), strict=True)
+    for file, pixels in tqdm(
+        batches, desc=title, total=len(drawn.files), unit="batch", file=sys.stderr, leave=False, disable=None
+    ):
+        parts.append(kept(file.with_suffix(suffix), lambda pixels=pixels: network(pixels.to(device))))  # type: ignore[misc]
+    return torch.cat(parts)
+
+
+def read_real(source: Path, size: int, network: Inception) -> Real:
+    """The images of a folder or table, scaled to cover `size` pixels and cut at the centre, as training data is."""
+    paths = [item.path for item in reference_items(source)]
+    device, hashes, parts = device_of(network), [], []
+    starts = range(0, len(paths), CHUNK)
+    for start in tqdm(starts, desc="reference", unit="batch", file=sys.stderr, leave=False, disable=None):
+        chunk = paths[start : start + CHUNK]
+
+        def make(chunk: list[Path] = chunk) -> Tensor:
+            features: Tensor = network(torch.stack([read_image(path, size, size) for path in chunk]).to(device))
+            return features
+
+        hashes.append(sha256_bytes(*(sha256_file(path).encode() for path in chunk)))
+        name = sha256_bytes(f"{identity(network)} {size} {hashes[-1]}".encode())
+        parts.append(kept(cache_dir() / "compare" / f"real-{name}.safetensors", make))
+    return Real(str(source), sha256_bytes(*(value.encode() for value in hashes)), torch.cat(parts))
+
+
+def identity(network: Inception | EfficientNet) -> str:
+    """A short hash of the network and its resize, for names of files of features."""
+    return sha256_bytes(network.label.encode(), WEIGHTS[network.label].encode())[:12]
+
+
+def kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
+    """The features (N, D) in `file`; made and written there if they are not."""
+    try:
+        with safe_open(file, "pt") as opened:
+            found: Tensor = opened.get_tensor("features")
+            return found
+    except (OSError, SafetensorError):
+        features = make().cpu()
+        with atomic_path(file) as temporary:
+            save_file({"features": features}, temporary)
+        return features

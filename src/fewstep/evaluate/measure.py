@@ -1,0 +1,197 @@
+"""The numbers of a row's images: FID, KID, LPIPS to the teacher, agreement, diversity, EfficientNet's score."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from fewstep.assets import shipped_kit
+from fewstep.errors import FewstepError
+from fewstep.evaluate.agreement import Agreement, Pictures
+from fewstep.evaluate.diversity import diversity
+from fewstep.evaluate.drawn import Drawn
+from fewstep.evaluate.features import Real, device_of, features_of, read_real
+from fewstep.evaluate.frechet import frechet_distance, needed, statistics
+from fewstep.evaluate.inception_score import inception_score
+from fewstep.evaluate.kid import FEWEST, KID, kid
+from fewstep.evaluate.lpips import LPIPS, load_lpips
+from fewstep.evaluate.networks import EfficientNet, Inception, load_efficientnet, load_inception
+from fewstep.evaluate.prompts import Prompt
+from fewstep.evaluate.reference import Reference, agreement_with, ceiling_with, load_reference
+
+KID_BLOCKS = 10  # fewer with too few images
+SMALLEST = 31  # pixels a side, for LPIPS
+DIVERSE_PROMPTS, DIVERSE_IMAGES = 8, 4  # images of one prompt each, for diversity
+
+T = TypeVar("T")
+
+
+class Tools(NamedTuple):
+    """What measures; None for what this machine, or these prompts and images, cannot give."""
+
+    lpips: LPIPS | None = None
+    inception: Inception | None = None
+    real: Real | None = None
+    efficientnet: EfficientNet | None = None
+    drawings: Reference | None = None
+    notes: tuple[str, ...] = ()  # why something is None
+
+
+class Measures(NamedTuple):
+    """What was measured of a row, None where it was not."""
+
+    fid: float | None = None  # mean over the seed sets
+    fid_spread: float | None = None  # the largest less the smallest of the seed sets'
+    kid: KID | None = None
+    lpips_teacher: float | None = None
+    agreement: Agreement | None = None
+    diversity: float | None = None
+    efficientnet_score: float | None = None
+
+
+def load_tools(
+    reference: Path | None, prompts: Sequence[Prompt], size: int, images: int, sets: int, device: torch.device
+) -> Tools:
+    """Networks and references for `sets` times `images` images of `size` pixels."""
+    notes: list[str] = []
+
+    def attempt(what: str, load: Callable[[], T]) -> T | None:
+        try:
+            return load()
+        except FewstepError as error:
+            notes.append(f"{what} left out: {error.message}; {error.hint}")
+            return None
+
+    lpips = inception = real = drawings = None
+    if size < SMALLEST:
+        notes.append(f"LPIPS and diversity left out: they need images of {SMALLEST} pixels a side, not {size}")
+    else:
+        lpips = attempt("LPIPS and diversity", lambda: load_lpips(device))
+    efficientnet = attempt("agreement and EfficientNet score", lambda: load_efficientnet(device))
+    if efficientnet and any(prompt.style and prompt.concept for prompt in prompts):
+        drawings = attempt("agreement", lambda: drawings_for(prompts))
+    if reference is None:
+        notes.append("FID and KID left out: they compare with real images, which --reference names")
+    elif inception := attempt("FID and KID", lambda: load_inception(device)):
+        real = read_real(reference, size, inception)
+        notes += too_few(images, sets, real)
+    return Tools(lpips, inception, real, efficientnet, drawings, tuple(notes))
+
+
+def too_few(images: int, sets: int, real: Real) -> list[str]:
+    """Why FID and KID cannot be told from `sets` times `images` images and the real ones, if so."""
+    count, notes = len(real.features), []
+    fid, kid_ = needed(real.features.shape[1]), 2 * FEWEST
+    there = f"there are {images} (--images) and {count} real ones (--reference)"
+    if min(images, count) < fid:
+        notes.append(f"FID left out: it needs {fid} images on both sides, and {there}; KID does with fewer")
+    if min(images * sets, count) < kid_:
+        notes.append(f"KID left out: it needs {kid_} images on both sides, and {there}")
+    return notes
+
+
+def drawings_for(prompts: Sequence[Prompt]) -> Reference:
+    """The shipped reference, if it has a prompt's concept in another style. Raises FewstepError otherwise."""
+    drawings = load_reference(shipped_kit() / "reference.safetensors")
+    if not any(recognisable(prompt, pairs_of(drawings)) for prompt in prompts):
+        raise FewstepError(
+            "no prompt's concept is among the drawings that ship, in another style than its own",
+            "concepts are code points such as 1f431",
+        )
+    return drawings
+
+
+def pairs_of(drawings: Reference) -> frozenset[tuple[str, str]]:
+    """All pairs of concept and style that are drawn."""
+    return frozenset(zip(drawings.concepts, drawings.styles, strict=True))
+
+
+def recognisable(prompt: Prompt, pairs: frozenset[tuple[str, str]]) -> bool:
+    """Whether agreement can be told: the concept is drawn in another style."""
+    styles = {style for _, style in pairs}
+    return bool(prompt.style) and any((prompt.concept, style) in pairs for style in styles - {prompt.style})
+
+
+# --- the numbers -------------------------------------------------------------------------------------------
+
+
+def measure(
+    tools: Tools, drawn: Drawn, teacher: Drawn | None, diverse: Drawn | None, prompts: Sequence[Prompt], sets: int
+) -> Measures:
+    """The numbers of a row.
+
+    prompts: one an image of `drawn`, which holds `sets` seed sets one after another. teacher: from the same noise,
+    of the first images or all. diverse: DIVERSE_IMAGES of one prompt after another.
+    """
+    values = Measures()
+    if tools.inception and tools.real:
+        features = features_of(tools.inception, drawn, "FID and KID")
+        fid, spread = fid_over(features, tools.real.features, sets, tools.inception.label)
+        values = values._replace(fid=fid, fid_spread=spread, kid=kid_of(features, tools.real.features))
+    if tools.lpips:
+        values = values._replace(
+            lpips_teacher=lpips_between(tools.lpips, drawn, teacher) if teacher else None,
+            diversity=diversity_of(tools.lpips, diverse) if diverse else None,
+        )
+    if tools.efficientnet:
+        features = features_of(tools.efficientnet, drawn, "agreement")
+        score = inception_score(tools.efficientnet.probabilities(features.to(device_of(tools.efficientnet))), splits=1)
+        pictures = labelled_pictures(features, prompts) if tools.drawings else None
+        values = values._replace(
+            efficientnet_score=score.mean,
+            agreement=agreement_with(pictures, tools.drawings) if pictures and tools.drawings else None,
+        )
+    return values
+
+
+def fid_over(features: Tensor, real: Tensor, sets: int, label: str) -> tuple[float | None, float | None]:
+    """Mean FID of the seed sets (N, D) to the real images (M, D), and, of several, largest less smallest.
+
+    None with fewer images a set than a covariance takes: FID is then too large by an amount that depends on them.
+    """
+    parts = features.chunk(sets)
+    if min(len(real), *(len(part) for part in parts)) < needed(features.shape[1]):
+        return None, None
+    target = statistics([real], label)
+    values = [frechet_distance(statistics([part], label), target) for part in parts]
+    return sum(values) / sets, max(values) - min(values) if sets > 1 else None
+
+
+def kid_of(features: Tensor, real: Tensor) -> KID | None:
+    """KID with its interval over at most KID_BLOCKS disjoint blocks; None for too few images."""
+    blocks = min(KID_BLOCKS, len(features) // FEWEST, len(real) // FEWEST)
+    return kid(features, real, blocks) if blocks >= 2 else None
+
+
+def lpips_between(lpips: LPIPS, drawn: Drawn, teacher: Drawn) -> float:
+    """Mean LPIPS of the row's images and the teacher's from the same noise, as many as the teacher drew."""
+    device, distances = device_of(lpips), []
+    for x, y in zip(drawn.batches(), teacher.batches(), strict=False):
+        distances.append(lpips(x[: len(y)].to(device), y[: len(x)].to(device)).cpu())
+    return float(torch.cat(distances).double().mean())
+
+
+def diversity_of(lpips: LPIPS, diverse: Drawn) -> float:
+    """Mean over the prompts of the mean LPIPS of all pairs of a prompt's images."""
+    images = torch.split(torch.cat(list(diverse.batches())).to(device_of(lpips)), DIVERSE_IMAGES)
+    return sum(diversity(of_prompt, lpips) for of_prompt in images) / len(images)
+
+
+def ceiling_of(prompts: Sequence[Prompt], drawings: Reference) -> float | None:
+    """What the real drawings of the prompted pairs score; None if none of the pairs is drawn."""
+    pictures = labelled_pictures(torch.zeros(len(prompts), len(drawings.view.centre)), prompts)
+    try:
+        return ceiling_with(pictures, drawings).score if pictures else None
+    except FewstepError:
+        return None
+
+
+def labelled_pictures(features: Tensor, prompts: Sequence[Prompt]) -> Pictures | None:
+    """Those of the images (N, D) whose prompts say style and concept."""
+    said = [(i, p.style, p.concept) for i, p in enumerate(prompts) if p.style and p.concept]
+    if not said:
+        return None
+    rows, styles, concepts = zip(*said, strict=True)
+    return Pictures(features[list(rows)], styles, concepts)

@@ -1,0 +1,65 @@
+"""Quality over cost, as pictures (matplotlib, optional: extra `metrics`)."""
+
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import FewstepError
+from fewstep.evaluate.table import Row
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+MARKERS = "osD^vP*X"
+QUALITY = {
+    "fid": "FID (lower is better)",
+    "kid": "KID x 1000 (lower is better)",
+    "agreement": "agreement, % (higher is better)",
+    "lpips_teacher": "LPIPS to teacher (lower is nearer)",
+    "diversity": "diversity (higher is more diverse)",
+    "efficientnet_score": "EfficientNet score (higher is better)",
+}
+SCALE = {"kid": 1000, "agreement": 100}
+
+
+def check_matplotlib() -> None:
+    """Raise FewstepError unless matplotlib is there."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise FewstepError(
+            "the plots need matplotlib, which is not installed", "pip install 'matplotlib>=3.9', or 'fewstep[metrics]'"
+        ) from None
+
+
+def measured(rows: Sequence[Row]) -> list[str]:
+    """The qualities that all rows have."""
+    return [key for key in QUALITY if all(row[key] is not None for row in rows)]
+
+
+def plot(path: Path, rows: Sequence[Row], cost: str, label: str, scale: float = 1) -> None:
+    """Save a panel for each measured quality over the rows' `cost` times `scale`, on a log axis, as a PNG."""
+    from matplotlib.figure import Figure
+
+    qualities = measured(rows)
+    figure = Figure(figsize=(5.2 * len(qualities), 4.4), layout="constrained")
+    for axes, quality in zip(figure.subplots(1, len(qualities), squeeze=False)[0], qualities, strict=True):
+        panel(axes, [(row["row"], scale * row[cost], SCALE.get(quality, 1) * row[quality]) for row in rows])
+        axes.set_xlabel(label)
+        axes.set_ylabel(QUALITY[quality])
+    figure.savefig(path, format="png", dpi=110)  # with the Agg canvas: no screen is needed
+
+
+def panel(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Labelled points on matplotlib's axes: text, x, y."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    for (text, x, y), colour, marker in zip(points, cycle(COLOURS), cycle(MARKERS)):
+        axes.plot([x], [y], marker=marker, color=colour, markersize=8)
+        axes.annotate(text, (x, y), textcoords="offset points", xytext=(7, 6), fontsize=8, color="#1a1a1a")
+    axes.margins(0.22, 0.15)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,117 @@
+"""The prompts of a comparison: from a file, from the captions of real images, or those that ship."""
+
+import json
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+from fewstep.assets import shipped_kit
+from fewstep.data.folder import CAPTION_KEYS, Item, read_items
+from fewstep.errors import FewstepError
+
+NAMED = 5  # broken lines at most, in an error
+
+
+class Prompt(NamedTuple):
+    """What to draw, and, for agreement, what it shows."""
+
+    text: str
+    style: str | None = None
+    concept: str | None = None
+
+
+class Prompts(NamedTuple):
+    """Prompts in order, and where they are from."""
+
+    prompts: tuple[Prompt, ...]
+    source: str
+
+
+def prompts_for(file: Path | None, reference: Path | None) -> Prompts:
+    """The prompts of a file; without one the captions of the reference images, else of the shipped drawings.
+
+    Captions of a reference are shuffled, once and for all, so that the first few are of all kinds.
+    """
+    if file is not None:
+        return Prompts(read_prompts(file), str(file))
+    if reference is None:
+        return shipped_prompts()
+    table = reference if reference.suffix.lower() == ".jsonl" else reference / "metadata.jsonl"
+    items = reference_items(reference)
+    prompts = list(read_prompts(table)) if table.is_file() else [Prompt(item.caption) for item in items]
+    random.Random(0).shuffle(prompts)
+    return Prompts(tuple(prompts), f"captions of {reference}, shuffled")
+
+
+def reference_items(reference: Path) -> list[Item]:
+    """The captioned images of --reference."""
+    try:
+        return read_items(reference)
+    except FewstepError as error:
+        hint = error.hint.replace("--data", "--reference")
+        raise FewstepError(f"--reference {reference}: {error.message}", hint) from None
+
+
+def shipped_prompts() -> Prompts:
+    """The captions of the drawings that ship, in the order of the kit; files are named for concepts."""
+    try:
+        file = shipped_kit() / "drawings" / "metadata.jsonl"
+    except FewstepError as error:
+        hint = "give --prompts a file with one prompt a line, or --reference captioned images"
+        raise FewstepError(f"there are no prompts: {error.message}", hint) from None
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    prompts = (Prompt(row["text"], row["style"], Path(row["file_name"]).stem) for row in rows)
+    return Prompts(tuple(prompts), "captions of the drawings that ship")
+
+
+def read_prompts(file: Path) -> tuple[Prompt, ...]:
+    """The prompts in a text file, one a line, or in a .jsonl with text and optional style and concept.
+
+    Empty lines are skipped. Raises FewstepError naming the lines that are broken.
+    """
+    try:
+        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise FewstepError(
+            f"cannot read the prompts in {file} ({error.strerror or error})",
+            "--prompts takes a file, one prompt a line",
+        ) from None
+    parse = _from_json if file.suffix.lower() == ".jsonl" else Prompt
+    prompts, broken = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8").strip()
+            prompts += [parse(text)] if text else []
+        except ValueError as error:
+            broken.append(f"line {number} {_reason(error)}")
+    if broken:
+        more = f" and {len(broken) - NAMED} lines more" if len(broken) > NAMED else ""
+        raise FewstepError(
+            f"{file}: {'; '.join(broken[:NAMED])}{more}",
+            'write one {"text": "...", "style": "...", "concept": "..."} a line; style and concept may be left out'
+            if parse is _from_json
+            else "save the file as UTF-8, one prompt a line",
+        )
+    if not prompts:
+        raise FewstepError(f"there are no prompts in {file}", "write one prompt a line")
+    return tuple(prompts)
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "is not UTF-8"
+    return f"is not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _from_json(line: str) -> Prompt:
+    """The prompt of a line; ValueError says what is wrong with it."""
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("is not a JSON object")
+    text = next((row[key] for key in CAPTION_KEYS if row.get(key)), None)
+    if not isinstance(text, str):
+        raise ValueError("has no text")
+    for key in ("style", "concept"):
+        if not isinstance(row.get(key), str | None):
+            raise ValueError(f"has a {key} that is no text")
+    return Prompt(text.strip(), row.get("style"), row.get("concept"))

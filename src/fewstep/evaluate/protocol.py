@@ -1,0 +1,185 @@
+"""How a comparison was made: all that numbers depend on, as data and in words."""
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep import __version__
+from fewstep.configs import CompareConfig
+from fewstep.evaluate.agreement import Agreement
+from fewstep.evaluate.drawn import Drawn
+from fewstep.evaluate.features import WEIGHTS
+from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, ceiling_of
+from fewstep.evaluate.prompts import Prompt
+from fewstep.evaluate.weights import LPIPS_FILES
+from fewstep.io import sha256_bytes, sha256_file
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+LPIPS_LABEL = "lpips 0.1, alexnet"
+
+
+def model_sha256(folder: Path) -> str:
+    """Hash of all files of a model's parts."""
+    files = sorted(path for part in PARTS for path in (folder / part).rglob("*") if path.is_file())
+    return sha256_bytes(*(f"{file.relative_to(folder).as_posix()}:{sha256_file(file)}\n".encode() for file in files))
+
+
+def surroundings(model: str, device: torch.device) -> dict[str, Any]:
+    """What decides pixels and times beside what a row says; model: the hash of its files."""
+    packages = ("torch", "diffusers", "transformers")
+    return {
+        "model_sha256": model,
+        "machine": machine(device),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def machine(device: torch.device) -> str:
+    """What computes, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {platform.system()}"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}, {device.type}, {platform.system()}"
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def protocol_of(
+    config: CompareConfig,
+    around: dict[str, Any],
+    size: int,
+    source: str,
+    prompts: Sequence[Prompt],
+    tools: Tools,
+    teacher: Drawn | None,
+    agreement: Agreement | None,
+) -> dict[str, Any]:
+    """The protocol as it stands in table.json. prompts: of one seed set. agreement: any row's, for its chance."""
+    real = tools.real
+    return {
+        "fewstep": __version__,
+        "versions": around["versions"],
+        "machine": around["machine"],
+        "model": {"name": config.model, "sha256": around["model_sha256"]},
+        "dtype": config.dtype,
+        "size": size,
+        "prompts": {"source": source, "count": len(set(prompts)), "sha256": prompts_sha256(prompts)},
+        "images": config.images,
+        "seed_sets": config.seed_sets,
+        "seeds": "image i of seed set k has seed k * images + i, in every row",
+        "batch_size": config.batch_size,
+        "times": "seconds an image, median over full batches, after a warm-up",
+        "teacher": None if teacher is None else _teacher(teacher),
+        "diversity": {"prompts": min(DIVERSE_PROMPTS, len(set(prompts))), "images_each": DIVERSE_IMAGES}
+        if tools.lpips
+        else None,
+        "networks": networks(tools),
+        "reference": None if real is None else _reference(real.source, len(real.features), real.sha256),
+        "agreement": None
+        if agreement is None or tools.drawings is None
+        else {
+            "images": agreement.count,
+            "left_out": agreement.left_out,
+            "chance": agreement.chance,
+            "real_drawings": ceiling_of(prompts, tools.drawings),
+        },
+        "left_out": list(tools.notes),
+    }
+
+
+def _teacher(teacher: Drawn) -> dict[str, Any]:
+    images = sum(batch["images"] for batch in teacher.facts)
+    plan = teacher.plan
+    return {
+        "solver": plan.solver_name,
+        "steps": plan.steps,
+        "guidance_scale": plan.guidance_scale,
+        "images": images,
+    }
+
+
+def _reference(source: str, images: int, sha256: str) -> dict[str, Any]:
+    return {"source": source, "images": images, "sha256": sha256}
+
+
+def prompts_sha256(prompts: Sequence[Prompt]) -> str:
+    """Hash of the prompts' texts, styles and concepts, in order."""
+    return sha256_bytes(*("\t".join(part or "" for part in prompt).encode() + b"\n" for prompt in prompts))
+
+
+def networks(tools: Tools) -> dict[str, dict[str, str]]:
+    """Label, with its resize filter, and hash of the weights of each network that measured."""
+    found = {}
+    for name, network in (("inception", tools.inception), ("efficientnet", tools.efficientnet)):
+        if network:
+            found[name] = {"label": network.label, "sha256": WEIGHTS[network.label]}
+    if tools.lpips:
+        found["lpips"] = {"label": LPIPS_LABEL, "sha256": LPIPS_FILES["alex"].sha256}
+    return found
+
+
+def told(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The protocol in words, a line each, hashes cut."""
+    p, model, prompts = protocol, protocol["model"], protocol["prompts"]
+    sets = f" in each of {p['seed_sets']} seed sets" if p["seed_sets"] > 1 else ""
+    versions = ", ".join(f"{name} {value}" for name, value in p["versions"].items())
+    lines = [
+        f"model: {model['name']} (sha256 {cut(model['sha256'])}), {p['size']} px, {p['dtype']}",
+        f"prompts: {prompts['count']} ({prompts['source']}; sha256 {cut(prompts['sha256'])})",
+        f"images: {p['images']} a row{sets}; {p['seeds']}",
+        "guidance: " + ", ".join(f"{row['row']} {row['guidance_scale']:g}" for row in rows),
+        f"times: {p['times']}; batches of {min(p['batch_size'], p['images'] * p['seed_sets'])}; {p['machine']}",
+    ]
+    if p["reference"]:
+        real = p["reference"]
+        lines.append(f"reference: {real['images']} images of {real['source']} (sha256 {cut(real['sha256'])})")
+    if p["teacher"]:
+        lines.append(_teacher_told(p["teacher"]))
+    if p["diversity"]:
+        d = p["diversity"]
+        lines.append(
+            f"diversity: mean LPIPS of all pairs of {d['images_each']} images of a prompt, over {d['prompts']} prompts"
+        )
+    if p["agreement"]:
+        lines.append(_agreement_told(p["agreement"]))
+    if "efficientnet" in p["networks"]:
+        lines.append(
+            "EfficientNet score: the Inception score's formula with EfficientNet's classes; not comparable to it"
+        )
+    lines += [f"network: {net['label']} (sha256 {cut(net['sha256'])})" for net in p["networks"].values()]
+    lines.append(f"versions: fewstep {p['fewstep']}, {versions}")
+    return [*lines, *p["left_out"]]
+
+
+def _teacher_told(teacher: dict[str, Any]) -> str:
+    return (
+        f"LPIPS to teacher: to {teacher['solver']} at {teacher['steps']} steps and guidance"
+        f" {teacher['guidance_scale']:g}, the model without LoRAs, from the same noise, over {teacher['images']}"
+        " images; it favours ODE solvers, which aim at that very image, and says nothing of quality"
+    )
+
+
+def _agreement_told(agreement: dict[str, Any]) -> str:
+    real = agreement["real_drawings"]
+    return (
+        f"agreement: of {agreement['images']} images, how many show their concept by the nearest drawing of another"
+        f" style; chance {100 * agreement['chance']:.2f} %"
+        + ("" if real is None else f", the real drawings themselves {100 * real:.1f} %")
+    )
+
+
+def cut(sha256: str) -> str:
+    """The beginning of a hash, for people."""
+    return sha256[:12]

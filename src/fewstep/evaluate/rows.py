@@ -1,0 +1,106 @@
+"""What one row of a comparison draws, as it is typed: SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from fewstep.configs import CompareConfig, SampleConfig, build
+from fewstep.diffusion.solvers import SOLVERS
+from fewstep.errors import FewstepError, UsageError
+from fewstep.lora.files import parse_reference
+
+GRAMMAR = "SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5 or lcm:4+lcm:1+high-contrast:0.8"
+HEAD = re.compile(r"(?P<solver>[^:@]+):(?P<steps>[^@+]*)(@(?P<guidance>[^+]*))?(?P<loras>\+.*)?")
+LORA = re.compile(r"\+(.+?:-?[0-9.]+)(?=\+|$)")  # a file's name may hold a + too: its term ends with a weight
+
+
+class RowSpec(NamedTuple):
+    """A way to sample."""
+
+    text: str  # as typed
+    solver: str
+    steps: int
+    guidance_scale: float | None  # None is what the model or LoRA recommends
+    loras: tuple[str, ...]  # FILE:WEIGHT each
+
+
+def parse_row(text: str) -> RowSpec:
+    """The row that was typed. Raises UsageError with the row and what is wrong in it; no file is opened."""
+    head = HEAD.fullmatch(text.strip())
+    if head is None:
+        raise UsageError(f"--rows {text}: this is not SOLVER:STEPS", f"a row is {GRAMMAR}")
+    solver, steps, guidance = head["solver"], head["steps"], head["guidance"]
+    if solver not in SOLVERS:
+        raise UsageError(f"--rows {text}: unknown solver {solver!r}", f"known ones: {', '.join(SOLVERS)}")
+    if not re.fullmatch("[0-9]{1,6}", steps):
+        raise UsageError(f"--rows {text}: steps {steps!r} are no whole number", f"a row is {GRAMMAR}")
+    calls = SOLVERS[solver].calls
+    if int(steps) % calls:
+        raise UsageError(
+            f"--rows {text}: {solver} makes {calls} network calls a step, so {steps} do not come out even",
+            f"use a multiple of {calls}",
+        )
+    return RowSpec(
+        text.strip(),
+        solver,
+        int(steps),
+        None if guidance is None else _number(guidance, text),
+        _loras(head["loras"] or "", text),
+    )
+
+
+def _number(guidance: str, text: str) -> float:
+    try:
+        return float(guidance)
+    except ValueError:
+        raise UsageError(f"--rows {text}: guidance {guidance!r} is no number", "write @1 for none, or @7.5") from None
+
+
+def _loras(terms: str, text: str) -> tuple[str, ...]:
+    found = tuple(LORA.findall(terms))
+    rest = LORA.sub("", terms)
+    if rest:
+        raise UsageError(f"--rows {text}: {rest!r} is no LORA:WEIGHT", f"a row is {GRAMMAR}")
+    return found
+
+
+@contextmanager
+def naming(row: RowSpec) -> Iterator[None]:
+    """Errors of the block name the row."""
+    try:
+        yield
+    except FewstepError as error:
+        raise type(error)(f"--rows {row.text}: {error.message}", error.hint) from error
+
+
+def wanted(row: RowSpec, config: CompareConfig, prompts: tuple[str, ...]) -> SampleConfig:
+    """What `fewstep sample` would be told to draw these prompts as the row says, seeds counting up from 0.
+
+    Raises UsageError or FewstepError naming the row for values out of range and LoRA files that are not there.
+    """
+    with naming(row):
+        wish = build(
+            SampleConfig,
+            prompts=prompts,
+            model=config.model,
+            lora=row.loras,
+            solver=row.solver,
+            steps=row.steps,
+            guidance_scale=row.guidance_scale,
+            batch_size=config.batch_size,
+            dtype=config.dtype,
+            device=config.device,
+        )
+        for lora in row.loras:
+            _check_there(lora)
+    return wish
+
+
+def _check_there(lora: str) -> None:
+    try:
+        _ = parse_reference(lora).file
+    except FewstepError as error:
+        raise FewstepError(
+            error.message, "write the path of a .safetensors file, or the name of a LoRA that ships"
+        ) from None

@@ -1,0 +1,97 @@
+"""The table of a comparison: its rows as data, as Markdown, and what of it belongs side by side."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fewstep.evaluate.drawn import PARTS, Drawn
+from fewstep.evaluate.measure import Measures
+from fewstep.evaluate.rows import RowSpec
+
+Row = Mapping[str, Any]  # as `entry` makes it, and as it stands in table.json
+
+
+def entry(spec: RowSpec, drawn: Drawn, values: Measures) -> dict[str, Any]:
+    """A row as it stands in table.json; None is not measured. Times are seconds an image."""
+    split, kid, agreement = drawn.split_s, values.kid, values.agreement
+    return {
+        "row": spec.text,
+        "solver": drawn.plan.solver_name,
+        "steps": drawn.plan.steps,
+        "timesteps": list(drawn.plan.timesteps),
+        "guidance_scale": drawn.plan.guidance_scale,
+        "lora": list(drawn.loras),
+        "nfe": drawn.nfe,
+        "time_s": sum(split.values()),
+        "time_split_s": split,
+        "fid": values.fid,
+        "fid_spread": values.fid_spread,
+        "kid": kid.value if kid else None,
+        "kid_low": kid.low if kid else None,
+        "kid_high": kid.high if kid else None,
+        "lpips_teacher": values.lpips_teacher,
+        "agreement": agreement.score if agreement else None,
+        "diversity": values.diversity,
+        "efficientnet_score": values.efficientnet_score,
+    }
+
+
+class Column(NamedTuple):
+    """A column of the printed table; it is left out where no row has its key."""
+
+    title: str
+    key: str
+    text: Callable[[Row], str]
+
+
+def number(key: str, form: str = ".3f", scale: float = 1) -> Callable[[Row], str]:
+    """How a number is written."""
+    return lambda row: format(scale * row[key], form)
+
+
+def fid(row: Row) -> str:
+    """FID and, of several seed sets, how far it spreads."""
+    return f"{row['fid']:.2f}" + ("" if row["fid_spread"] is None else f" (spread {row['fid_spread']:.2f})")
+
+
+def kid(row: Row) -> str:
+    """KID and its confidence interval, in thousandths."""
+    return f"{1000 * row['kid']:.2f} [{1000 * row['kid_low']:.2f}, {1000 * row['kid_high']:.2f}]"
+
+
+def split(row: Row) -> str:
+    """Milliseconds of the parts of an image."""
+    return " + ".join(f"{1000 * row['time_split_s'][part]:.1f}" for part in PARTS)
+
+
+COLUMNS = (
+    Column("row", "row", lambda row: str(row["row"])),
+    Column("steps", "steps", number("steps", "d")),
+    Column("NFE", "nfe", number("nfe", "g")),
+    Column("guidance", "guidance_scale", number("guidance_scale", "g")),
+    Column("ms/image", "time_s", number("time_s", ".1f", 1000)),
+    Column(" + ".join(PARTS), "time_split_s", split),
+    Column("FID", "fid", fid),
+    Column("KID x 1000 [95 %]", "kid", kid),
+    Column("LPIPS to teacher", "lpips_teacher", number("lpips_teacher")),
+    Column("agreement %", "agreement", number("agreement", ".1f", 100)),
+    Column("diversity", "diversity", number("diversity")),
+    Column("EfficientNet score", "efficientnet_score", number("efficientnet_score", ".2f")),
+)
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Column titles, and the rows as text, of what was measured."""
+    shown = [column for column in COLUMNS if any(row[column.key] is not None for row in rows)]
+    lines = [["-" if row[column.key] is None else column.text(row) for column in shown] for row in rows]
+    return [column.title for column in shown], lines
+
+
+def shared(rows: Sequence[Row], key: str, within: float = 1.0) -> list[list[Row]]:
+    """Groups of several rows that have the same value, or values at most `within` times the smallest of them."""
+    ordered = sorted(rows, key=lambda row: float(row[key]))
+    groups: list[list[Row]] = []
+    for first, row in enumerate(ordered):
+        group = [other for other in ordered[first:] if other[key] <= row[key] * within]
+        if len(group) > 1 and not (groups and groups[-1][-1] is group[-1]):  # else it is part of the last one
+            groups.append(group)
+    return groups

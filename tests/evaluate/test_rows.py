@@ -1,0 +1,78 @@
+"""Rows as they are typed: every part is understood, and what is wrong is said with the row."""
+
+import pytest
+
+from fewstep.configs import CompareConfig, build
+from fewstep.errors import FewstepError, UsageError
+from fewstep.evaluate.rows import parse_row, wanted
+
+CONFIG = build(CompareConfig, model="m", batch_size=3, dtype="bf16", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "solver", "steps", "guidance_scale", "loras"),
+    [
+        ("ddim:32", "ddim", 32, None, ()),
+        ("ddim:32@7.5", "ddim", 32, 7.5, ()),
+        ("dpm-solver++:8", "dpm-solver++", 8, None, ()),
+        ("dpm-solver++2s:8@1", "dpm-solver++2s", 8, 1.0, ()),
+        ("lcm:4+lcm:1", "lcm", 4, None, ("lcm:1",)),
+        ("lcm:4@1.5+lcm:1+high-contrast:0.8", "lcm", 4, 1.5, ("lcm:1", "high-contrast:0.8")),
+        ("lcm:4+a+b.safetensors:-0.5", "lcm", 4, None, ("a+b.safetensors:-0.5",)),
+        ("lcm:4+C:/loras/x.safetensors:1", "lcm", 4, None, ("C:/loras/x.safetensors:1",)),
+        (" heun:6 ", "heun", 6, None, ()),
+    ],
+)
+def test_rows_are_understood(text, solver, steps, guidance_scale, loras):
+    assert parse_row(text) == (text.strip(), solver, steps, guidance_scale, loras)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("ddim", "this is not SOLVER:STEPS", "a row is SOLVER:STEPS[@GUIDANCE]"),
+        ("", "this is not SOLVER:STEPS", "a row is"),
+        ("dimm:32", "unknown solver 'dimm'", "known ones: ddim, dpm-solver"),
+        ("ddim:", "steps '' are no whole number", "a row is"),
+        ("ddim:4.5", "steps '4.5' are no whole number", "a row is"),
+        ("ddim:²", "steps '²' are no whole number", "a row is"),
+        ("ddim:-4", "steps '-4' are no whole number", "a row is"),
+        ("dpm-solver:15", "dpm-solver makes 2 network calls a step, so 15 do not come out even", "multiple of 2"),
+        ("ddim:4@", "guidance '' is no number", "@1 for none"),
+        ("ddim:4@high", "guidance 'high' is no number", "@1 for none"),
+        ("lcm:4+lcm", "'+lcm' is no LORA:WEIGHT", "a row is"),
+        ("lcm:4+lcm:x", "'+lcm:x' is no LORA:WEIGHT", "a row is"),
+        ("lcm:4+", "'+' is no LORA:WEIGHT", "a row is"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_row(text, message, hint):
+    with pytest.raises(UsageError) as caught:
+        parse_row(text)
+    assert caught.value.message == f"--rows {text}: {message}"
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("ddim:0", "--steps 0: "), ("ddim:1001", "--steps 1001: "), ("ddim:4@51", "--guidance-scale")]
+)
+def test_values_out_of_range_are_said_with_the_row(text, message):
+    with pytest.raises(UsageError) as caught:
+        wanted(parse_row(text), CONFIG, ("a cat",))
+    assert caught.value.message.startswith(f"--rows {text}: {message}")
+
+
+def test_a_lora_that_is_not_there_is_said_with_the_row():
+    with pytest.raises(FewstepError) as caught:
+        wanted(parse_row("lcm:4+nowhere.safetensors:1"), CONFIG, ("a cat",))
+    assert caught.value.message == "--rows lcm:4+nowhere.safetensors:1: LoRA file not found: nowhere.safetensors"
+    assert ".safetensors file" in caught.value.hint
+
+
+def test_what_is_wanted_is_what_sample_would_be_told(tmp_path):
+    (tmp_path / "x.safetensors").touch()
+    lora = f"{tmp_path}/x.safetensors:0.5"
+    wish = wanted(parse_row(f"lcm:4@1.5+{lora}"), CONFIG, ("a cat", "a dog"))
+    assert (wish.solver, wish.steps, wish.guidance_scale, wish.lora, wish.seed) == ("lcm", 4, 1.5, (lora,), 0)
+    assert (wish.model, wish.prompts, wish.batch_size, wish.dtype) == ("m", ("a cat", "a dog"), 3, "bf16")
+    assert wish.negative_prompt == ""
+    assert wish.device == "cpu"
