@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from fewstep import pipeline
@@ -18,9 +19,10 @@ from fewstep.evaluate import compare, drawn, measure
 from fewstep.evaluate.agreement import Pictures
 from fewstep.evaluate.networks import EfficientNet, Inception
 from fewstep.evaluate.prompts import Prompt
+from fewstep.evaluate.protocol import prompts_sha256
 from fewstep.evaluate.reference import compress, save_reference
 from fewstep.evaluate.rows import RowSpec
-from fewstep.evaluate.table import cells, shared
+from fewstep.evaluate.table import cells, shared, short
 from fewstep.lora.files import save_adapter
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
@@ -112,10 +114,8 @@ def config(model, tmp_path):
 def images_of(config):
     """The batches of pixels in the cache, by file."""
     folder = config.out.parent / "cache" / "compare"
-    from safetensors.torch import load_file
-
     tensors = {file.name: load_file(file) for file in folder.glob("*.safetensors")}
-    return {name: found["pixels"] for name, found in tensors.items() if "pixels" in found}
+    return {name: found["pixels"].clone() for name, found in tensors.items() if "pixels" in found}
 
 
 def test_the_document_has_its_schema(fewstep, config, tmp_path):
@@ -241,6 +241,19 @@ def test_rows_start_from_the_same_noise(config, monkeypatch):
     torch.testing.assert_close(noises, torch.stack(expected))
 
 
+def test_a_damaged_file_is_drawn_again(config, drawings, tmp_path):
+    before = compare.compare(config(rows=("ddim:2@1",)))
+    pixels = images_of(config())
+    for name in pixels:
+        file = tmp_path / "cache" / "compare" / name
+        file.write_bytes(file.read_bytes()[:-1])
+    drawings.clear()
+    after = compare.compare(config(rows=("ddim:2@1",)))
+    assert len(drawings) == len(pixels)
+    assert all(torch.equal(found, pixels[name]) for name, found in images_of(config()).items())
+    assert after["rows"][0]["lpips_teacher"] == before["rows"][0]["lpips_teacher"]
+
+
 def test_a_row_that_is_the_teacher_has_lpips_0(config):
     same, other = compare.compare(config(rows=("ddim:4", "ddim:2")))["rows"]
     assert same["lpips_teacher"] == 0
@@ -249,6 +262,8 @@ def test_a_row_that_is_the_teacher_has_lpips_0(config):
 
 def test_fid_over_seed_sets(config, tmp_path):
     real = tiny_images(tmp_path / "real", 14, 32)
+    for caption in real.glob("*.txt"):
+        caption.unlink()  # the prompts are in a file, so nobody asks for captions
     document = compare.compare(config(rows=("ddim:1@1",), images=13, seed_sets=2, batch_size=8, reference=real))
     (row,) = document["rows"]
     assert row["fid"] > 0 < row["fid_spread"]
@@ -378,8 +393,12 @@ def test_rows_that_cost_the_same_are_put_side_by_side():
     assert shared([{"nfe": 4}], "nfe") == []
 
 
-def test_prompts_differ_by_what_they_show():
-    from fewstep.evaluate.protocol import prompts_sha256
+def test_rows_are_cut_short_for_pictures():
+    assert short("dpm-solver++:4@2") == "dpm-solver++:4@2"
+    assert short("lcm:4+/a/b/fast/lora.safetensors:1+x.safetensors:0.5+c/y:-2") == "lcm:4+fast/lora:1+x:0.5+c/y:-2"
+    assert short(r"lcm:4+C:\runs\fast\lora.safetensors:1+lcm:1") == r"lcm:4+fast\lora:1+lcm:1"
 
+
+def test_prompts_differ_by_what_they_show():
     prompts = [Prompt("a cat"), Prompt("a cat", "flat"), Prompt("a cat", None, "flat")]
     assert len({prompts_sha256([prompt]) for prompt in prompts}) == 3

@@ -20,7 +20,7 @@ from fewstep.evaluate.report import figure, heading, page, paragraph, table, tex
 from fewstep.evaluate.rows import RowSpec, naming, parse_row, wanted
 from fewstep.evaluate.sheets import Row as SheetRow
 from fewstep.evaluate.sheets import grid
-from fewstep.evaluate.table import Row, cells, entry, shared
+from fewstep.evaluate.table import Row, cells, entry, shared, short
 from fewstep.images import to_image
 from fewstep.io import atomic_folder, write_json
 from fewstep.pipeline import Pipeline, load_pipeline, loras_of
@@ -162,7 +162,7 @@ def sheet_of(rows: Sequence[Row], results: Sequence[Result], prompts: Sequence[P
     lines = []
     for row, result in zip(rows, results, strict=True):
         notes = [f"{row['nfe']:g} NFE, {1000 * row['time_s']:.0f} ms", f"guidance {row['guidance_scale']:g}"]
-        notes += [f"{Path(lora['file']).name}:{lora['weight']:g}"[-30:] for lora in row["lora"]]
+        notes += [short(f"+{lora['file']}:{lora['weight']:g}")[:30] for lora in row["lora"]]
         lines.append(SheetRow(f"{row['solver']}:{row['steps']}", "\n".join(notes), first_images(result.drawn)))
     return grid(lines, [prompt.text for prompt in prompts[:SHOWN]])
 

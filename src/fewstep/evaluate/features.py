@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.networks import EFFICIENTNET_SHA256, INCEPTION_SHA256, EfficientNet, Inception
-from fewstep.evaluate.prompts import reference_items
+from fewstep.evaluate.prompts import reference_files
 from fewstep.images import read_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
 
@@ -47,7 +47,7 @@ def features_of(network: Inception | EfficientNet, drawn: Drawn, title: str = ""
 
 def read_real(source: Path, size: int, network: Inception) -> Real:
     """The images of a folder or table, scaled to cover `size` pixels and cut at the centre, as training data is."""
-    paths = [item.path for item in reference_items(source)]
+    paths = reference_files(source)
     device, hashes, parts = device_of(network), [], []
     starts = range(0, len(paths), CHUNK)
     for start in tqdm(starts, desc="reference", unit="batch", file=sys.stderr, leave=False, disable=None):

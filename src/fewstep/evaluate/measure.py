@@ -95,7 +95,8 @@ def too_few(images: int, sets: int, real: Real) -> list[str]:
 def drawings_for(prompts: Sequence[Prompt]) -> Reference:
     """The shipped reference, if it has a prompt's concept in another style. Raises FewstepError otherwise."""
     drawings = load_reference(shipped_kit() / "reference.safetensors")
-    if not any(recognisable(prompt, pairs_of(drawings)) for prompt in prompts):
+    pairs = frozenset(zip(drawings.concepts, drawings.styles, strict=True))
+    if not any(recognisable(prompt, pairs) for prompt in prompts):
         raise FewstepError(
             "no prompt's concept is among the drawings that ship, in another style than its own",
             "concepts are code points such as 1f431",
@@ -103,13 +104,8 @@ def drawings_for(prompts: Sequence[Prompt]) -> Reference:
     return drawings
 
 
-def pairs_of(drawings: Reference) -> frozenset[tuple[str, str]]:
-    """All pairs of concept and style that are drawn."""
-    return frozenset(zip(drawings.concepts, drawings.styles, strict=True))
-
-
 def recognisable(prompt: Prompt, pairs: frozenset[tuple[str, str]]) -> bool:
-    """Whether agreement can be told: the concept is drawn in another style."""
+    """Whether agreement can be told, by the pairs of concept and style drawn: the concept is, in another style."""
     styles = {style for _, style in pairs}
     return bool(prompt.style) and any((prompt.concept, style) in pairs for style in styles - {prompt.style})
 

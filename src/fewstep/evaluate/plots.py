@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.table import Row
+from fewstep.evaluate.table import Row, short
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
 MARKERS = "osD^vP*X"
@@ -19,6 +19,7 @@ QUALITY = {
     "efficientnet_score": "EfficientNet score (higher is better)",
 }
 SCALE = {"kid": 1000, "agreement": 100}
+COLUMNS = 3  # panels side by side
 
 
 def check_matplotlib() -> None:
@@ -41,9 +42,12 @@ def plot(path: Path, rows: Sequence[Row], cost: str, label: str, scale: float = 
     from matplotlib.figure import Figure
 
     qualities = measured(rows)
-    figure = Figure(figsize=(5.2 * len(qualities), 4.4), layout="constrained")
-    for axes, quality in zip(figure.subplots(1, len(qualities), squeeze=False)[0], qualities, strict=True):
-        panel(axes, [(row["row"], scale * row[cost], SCALE.get(quality, 1) * row[quality]) for row in rows])
+    columns = min(len(qualities), COLUMNS)
+    lines = -(-len(qualities) // columns)
+    figure = Figure(figsize=(5.2 * columns, 4.4 * lines), layout="constrained")
+    for number, quality in enumerate(qualities, 1):
+        axes = figure.add_subplot(lines, columns, number)
+        panel(axes, [(short(row["row"]), scale * row[cost], SCALE.get(quality, 1) * row[quality]) for row in rows])
         axes.set_xlabel(label)
         axes.set_ylabel(QUALITY[quality])
     figure.savefig(path, format="png", dpi=110)  # with the Agg canvas: no screen is needed

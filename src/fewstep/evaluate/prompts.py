@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.assets import shipped_kit
-from fewstep.data.folder import CAPTION_KEYS, Item, read_items
+from fewstep.data.folder import CAPTION_KEYS, SUFFIXES, TABLES, Item, read_items
 from fewstep.errors import FewstepError
 
 NAMED = 5  # broken lines at most, in an error
@@ -50,6 +50,15 @@ def reference_items(reference: Path) -> list[Item]:
     except FewstepError as error:
         hint = error.hint.replace("--data", "--reference")
         raise FewstepError(f"--reference {reference}: {error.message}", hint) from None
+
+
+def reference_files(reference: Path) -> list[Path]:
+    """The images of --reference; in a folder without a table they need no captions."""
+    if reference.is_dir() and not any((reference / f"metadata{suffix}").is_file() for suffix in TABLES):
+        files = sorted(path for path in reference.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if files:
+            return files
+    return [item.path for item in reference_items(reference)]
 
 
 def shipped_prompts() -> Prompts:

@@ -67,7 +67,6 @@ def protocol_of(
     agreement: Agreement | None,
 ) -> dict[str, Any]:
     """The protocol as it stands in table.json. prompts: of one seed set. agreement: any row's, for its chance."""
-    real = tools.real
     return {
         "fewstep": __version__,
         "versions": around["versions"],
@@ -81,37 +80,35 @@ def protocol_of(
         "seeds": "image i of seed set k has seed k * images + i, in every row",
         "batch_size": config.batch_size,
         "times": "seconds an image, median over full batches, after a warm-up",
-        "teacher": None if teacher is None else _teacher(teacher),
-        "diversity": {"prompts": min(DIVERSE_PROMPTS, len(set(prompts))), "images_each": DIVERSE_IMAGES}
-        if tools.lpips
-        else None,
-        "networks": networks(tools),
-        "reference": None if real is None else _reference(real.source, len(real.features), real.sha256),
-        "agreement": None
-        if agreement is None or tools.drawings is None
-        else {
-            "images": agreement.count,
-            "left_out": agreement.left_out,
-            "chance": agreement.chance,
-            "real_drawings": ceiling_of(prompts, tools.drawings),
-        },
+        **measured_with(prompts, tools, teacher, agreement),
         "left_out": list(tools.notes),
     }
 
 
-def _teacher(teacher: Drawn) -> dict[str, Any]:
-    images = sum(batch["images"] for batch in teacher.facts)
-    plan = teacher.plan
+def measured_with(
+    prompts: Sequence[Prompt], tools: Tools, teacher: Drawn | None, agreement: Agreement | None
+) -> dict[str, Any]:
+    """What each metric compared with; None for those left out."""
+    real, texts = tools.real, {prompt.text for prompt in prompts}
     return {
-        "solver": plan.solver_name,
-        "steps": plan.steps,
-        "guidance_scale": plan.guidance_scale,
-        "images": images,
+        "networks": networks(tools),
+        "reference": real and {"source": real.source, "images": len(real.features), "sha256": real.sha256},
+        "teacher": teacher
+        and {
+            "solver": teacher.plan.solver_name,
+            "steps": teacher.plan.steps,
+            "guidance_scale": teacher.plan.guidance_scale,
+            "images": sum(batch["images"] for batch in teacher.facts),
+        },
+        "diversity": tools.lpips and {"prompts": min(DIVERSE_PROMPTS, len(texts)), "images_each": DIVERSE_IMAGES},
+        "agreement": agreement
+        and {
+            "images": agreement.count,
+            "left_out": agreement.left_out,
+            "chance": agreement.chance,
+            "real_drawings": ceiling_of(prompts, tools.drawings) if tools.drawings else None,
+        },
     }
-
-
-def _reference(source: str, images: int, sha256: str) -> dict[str, Any]:
-    return {"source": source, "images": images, "sha256": sha256}
 
 
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:

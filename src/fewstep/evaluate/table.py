@@ -1,5 +1,6 @@
 """The table of a comparison: its rows as data, as Markdown, and what of it belongs side by side."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,11 @@ def entry(spec: RowSpec, drawn: Drawn, values: Measures) -> dict[str, Any]:
         "diversity": values.diversity,
         "efficientnet_score": values.efficientnet_score,
     }
+
+
+def short(text: str) -> str:
+    """A row as typed, of its LoRA files only the last folder and the name."""
+    return re.sub(r"\+[^+]*[/\\](?=[^+/\\]+[/\\][^+/\\]+(\+|$))", "+", text).replace(".safetensors:", ":")
 
 
 class Column(NamedTuple):
