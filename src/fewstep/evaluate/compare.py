@@ -107,8 +107,7 @@ def say(note: str) -> None:
 def draw_teacher(bare: Pipeline, config: CompareConfig, prompts: Sequence[Prompt], around: dict[str, Any]) -> Drawn:
     """What the first images would be with many steps and the guidance that the model recommends."""
     wish = wanted(TEACHER, config, tuple(prompt.text for prompt in prompts[:TEACHER_IMAGES]))
-    with naming(TEACHER):
-        return draw(bare, bare.plan(wish), wish, around, f"teacher {TEACHER.text}")
+    return draw(bare, bare.plan(wish), wish, around, f"teacher {TEACHER.text}")
 
 
 def draw_rows(
