@@ -47,6 +47,8 @@ class TextConfig(TrainingConfig):
     """The autoencoder that autoencoder.py exported."""
     tokenizer: Path = cache_dir() / "emoji" / "tokenizer"
     """The tokenizer's folder; made when it is not there."""
+    init: Path | None = None
+    """Go on from this text encoder instead of an untrained one."""
     train_steps: int = 1500
     """Optimiser steps."""
     batch_size: int = 128
@@ -129,7 +131,8 @@ def run(config: TextConfig) -> None:
     features = drawing_features(config.images, cache_dir() / "emoji", ["base"]).features
     seen = what_is_seen(features, packed.latents, config.dims)
     torch.manual_seed(config.seed)
-    module = Predictor(new_text_encoder(tokenizer, config.text_width, config.text_layers), seen.shape[1])
+    trained = config.init and CLIPTextModel.from_pretrained(config.init, local_files_only=True)
+    module = Predictor(trained or new_text_encoder(tokenizer, config.text_width, config.text_layers), seen.shape[1])
     parameters = dict(module.named_parameters())
     trainable = Trainable(module, parameters, {"export": average_of(parameters, config.ema)})
 
