@@ -182,6 +182,11 @@ def new_unet(channels: Sequence[int], text_width: int, size: int) -> UNet2DCondi
     return unet
 
 
+def load_text_encoder(folder: Path) -> CLIPTextModel:
+    """The text encoder that text.py or an export left in `folder`."""
+    return CLIPTextModel.from_pretrained(folder, local_files_only=True)
+
+
 def new_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
     """An untrained CLIP text encoder for this tokenizer; 1.05 M parameters at width 128 and 4 layers."""
     return CLIPTextModel(
@@ -202,7 +207,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPT
 
 def new_teacher(config: TeacherConfig, tokenizer: CLIPTokenizer, size: int) -> Teacher:
     """The networks to train: untrained ones drawn from config.seed, or those of config.init."""
-    trained = config.text_encoder and CLIPTextModel.from_pretrained(config.text_encoder, local_files_only=True)
+    trained = config.text_encoder and load_text_encoder(config.text_encoder)
     if config.init is None:
         torch.manual_seed(config.seed)
         unet = new_unet(config.channels, config.text_width, size)

@@ -8,6 +8,7 @@ latents at 4x4: things that look alike come to lie close together, and the UNet 
 minutes; teacher.py then trains both together.
 """
 
+import copy
 import random
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from captions import caption
 from features import drawing_features
 from latents import packed_latents
 from pydantic import Field
-from teacher import load_tokenizer, new_text_encoder, tokens_of
+from teacher import load_text_encoder, load_tokenizer, new_text_encoder, tokens_of
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -131,13 +132,13 @@ def run(config: TextConfig) -> None:
     features = drawing_features(config.images, cache_dir() / "emoji", ["base"]).features
     seen = what_is_seen(features, packed.latents, config.dims)
     torch.manual_seed(config.seed)
-    trained = config.init and CLIPTextModel.from_pretrained(config.init, local_files_only=True)
+    trained = config.init and load_text_encoder(config.init)
     module = Predictor(trained or new_text_encoder(tokenizer, config.text_width, config.text_layers), seen.shape[1])
     parameters = dict(module.named_parameters())
     trainable = Trainable(module, parameters, {"export": average_of(parameters, config.ema)})
 
     def export(step: int) -> None:
-        averaged = new_text_encoder(tokenizer, config.text_width, config.text_layers)
+        averaged = copy.deepcopy(module.text_encoder)
         prefix, shadow = "text_encoder.", trainable.averages["export"].shadow
         averaged.load_state_dict({n.removeprefix(prefix): x for n, x in shadow.items() if n.startswith(prefix)}, False)
         with atomic_folder(config.out / "text_encoder") as temporary:

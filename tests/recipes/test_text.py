@@ -17,10 +17,8 @@ from transformers import CLIPTextModel
 from fewstep.evaluate.agreement import Pictures
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def run_text(folder, **changes):
     """A run on twelve drawings whose features and latents are what their labels say."""
-    folder = tmp_path_factory.mktemp("text")
     rows = [{"style": "noto", "label": f"thing {i}", "tags": [f"tag {i}"]} for i in range(12)]
     chosen = torch.Generator().manual_seed(0)
     features = torch.randn(12, 16, generator=chosen)
@@ -28,17 +26,35 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "packed_latents", lambda *_: packed)
         patch.setattr(text, "drawing_features", lambda *_: Pictures(features, ["noto"] * 12, [""] * 12))
-        config = text.TextConfig(
-            out=folder / "run", tokenizer=folder / "tokenizer", train_steps=40, batch_size=12, warmup=2, dims=8,
-            text_width=32, text_layers=1, learning_rate=1e-2, ema=0.5, log_every=5, device="cpu",
-        )  # fmt: skip
+        settings = {
+            "out": folder / "run", "tokenizer": folder / "tokenizer", "train_steps": 40, "batch_size": 12, "warmup": 2,
+            "dims": 8, "text_width": 32, "text_layers": 1, "learning_rate": 1e-2, "ema": 0.5, "log_every": 5,
+            "device": "cpu",
+        }  # fmt: skip
+        config = text.TextConfig(**settings | changes)
         text.run(config)
     return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return run_text(tmp_path_factory.mktemp("text"))
 
 
 def test_it_learns_what_drawings_look_like(trained):
     losses = [json.loads(line)["loss"] for line in (trained.out / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_another_run_goes_on_from_it_with_its_own_sizes(trained, tmp_path):
+    start = trained.out / "text_encoder"
+    config = run_text(
+        tmp_path, tokenizer=trained.tokenizer, init=start, train_steps=1, learning_rate=1e-9, text_width=64
+    )
+    before, after = (CLIPTextModel.from_pretrained(f, local_files_only=True).state_dict()
+                     for f in (start, config.out / "text_encoder"))  # fmt: skip
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)
 
 
 def test_the_teacher_starts_from_it(trained):
