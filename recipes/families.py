@@ -8,29 +8,19 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
 
-from fewstep.families import FAMILIES, TABLES, Family, is_target
+from fewstep.families import FAMILIES, TABLES, Family, ModuleShape
+from fewstep.lora.layers import module_shapes
 
 
-def module_table(family: Family) -> dict[str, list[int]]:
-    """Every LoRA target of the family's UNet, in its own order: name -> [out, in, kernel side or 0 for Linear]."""
+def module_table(family: Family) -> dict[str, ModuleShape]:
+    """Every module of the family's UNet that a LoRA can adapt, in its own order."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**family.unet)
-    return {name: shape_of(module) for name, module in unet.named_modules() if is_target(name)}
-
-
-def shape_of(module: nn.Module) -> list[int]:
-    """[out, in, kernel side], the side 0 for a Linear."""
-    if isinstance(module, nn.Conv2d):
-        return [module.out_channels, module.in_channels, module.kernel_size[0]]
-    if isinstance(module, nn.Linear):
-        return [module.out_features, module.in_features, 0]
-    raise TypeError(f"not a LoRA target: {type(module).__name__}")
+        return module_shapes(UNet2DConditionModel(**family.unet))
 
 
 def main() -> None:
-    """Write one table per family, one module a line."""
+    """Write one table per family, one module a line: its name and [out, in, kernel side or 0 for a Linear]."""
     for family in FAMILIES.values():
         rows = [f"  {json.dumps(name)}: {json.dumps(shape)}" for name, shape in module_table(family).items()]
         Path(TABLES / f"{family.name}.json").write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The Stable Diffusion families: the UNet each is built from, and the shapes of its LoRA targets."""
+"""The Stable Diffusion families: the networks each is built from, their modules that a LoRA can adapt."""
 
 import json
 from collections.abc import Mapping
@@ -45,16 +45,47 @@ class ModuleShape(NamedTuple):
         return rank * (self.in_ * max(self.kernel, 1) ** 2 + self.out)
 
 
-@dataclass(frozen=True)
-class Family:
-    """One family of models: its name and what shapes its UNet (diffusers UNet2DConditionModel arguments)."""
+class TextEncoder(NamedTuple):
+    """What shapes a CLIP text encoder, as far as LoRAs adapt it."""
 
-    name: str
-    unet: Mapping[str, Any]
+    layers: int
+    width: int
+    mlp: int  # width between fc1 and fc2
+    projection: bool = False  # whether text_projection, width -> width, ends it
 
     def modules(self) -> dict[str, ModuleShape]:
-        """LoRA target name -> shape, in the UNet's order."""
-        return _table(self.name)
+        """Name -> shape of every Linear, in the network's order, as its checkpoints spell it.
+
+        transformers 5 drops the `text_model.` level from the module names of a CLIPTextModel, not from its files.
+        """
+        square = ModuleShape(self.width, self.width, 0)
+        layer = {f"self_attn.{name}": square for name in ("k_proj", "v_proj", "q_proj", "out_proj")}
+        layer |= {"mlp.fc1": ModuleShape(self.mlp, self.width, 0), "mlp.fc2": ModuleShape(self.width, self.mlp, 0)}
+        names = {f"text_model.encoder.layers.{i}.{name}": layer[name] for i in range(self.layers) for name in layer}
+        return names | ({"text_projection": square} if self.projection else {})
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models: its name and what shapes its networks."""
+
+    name: str
+    unet: Mapping[str, Any]  # diffusers UNet2DConditionModel arguments
+    text_encoders: tuple[TextEncoder, ...]
+
+    def modules(self) -> dict[str, ModuleShape]:
+        """The UNet's modules that LCM-LoRA adapts: name -> shape, in the UNet's order."""
+        return {name: shape for name, shape in _table(self.name).items() if is_target(name)}
+
+    def all_modules(self) -> dict[str, ModuleShape]:
+        """Every module that some LoRA may adapt: name -> shape, in the networks' order.
+
+        The UNet's names are bare; the text encoders' begin with `text_encoder.` and `text_encoder_2.`.
+        """
+        modules = dict(_table(self.name))
+        for prefix, encoder in zip(("text_encoder", "text_encoder_2"), self.text_encoders, strict=False):
+            modules |= {f"{prefix}.{name}": shape for name, shape in encoder.modules().items()}
+        return modules
 
 
 @cache
@@ -101,14 +132,19 @@ _EMOJI = {  # the model that ships; made by recipes/emoji
     "time_embedding_dim": 256,
 }
 
+_CLIP_L = TextEncoder(layers=12, width=768, mlp=3072)
+_OPENCLIP_H = TextEncoder(layers=23, width=1024, mlp=4096)  # the last of its 24 layers is not in SD 2.1's release
+_OPENCLIP_BIG_G = TextEncoder(layers=32, width=1280, mlp=5120, projection=True)
+_EMOJI_TEXT = TextEncoder(layers=4, width=128, mlp=512)
+
 FAMILIES = {
     family.name: family
     for family in (
-        Family("sd15", _SD15),
-        Family("sd21", _SD21),
-        Family("ssd-1b", _SSD_1B),
-        Family("sdxl", _SDXL),
-        Family("emoji", _EMOJI),
+        Family("sd15", _SD15, (_CLIP_L,)),
+        Family("sd21", _SD21, (_OPENCLIP_H,)),
+        Family("ssd-1b", _SSD_1B, (_CLIP_L, _OPENCLIP_BIG_G)),
+        Family("sdxl", _SDXL, (_CLIP_L, _OPENCLIP_BIG_G)),
+        Family("emoji", _EMOJI, (_EMOJI_TEXT,)),
     )
 }
 
