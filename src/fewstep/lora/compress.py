@@ -1,0 +1,111 @@
+"""Low-rank updates at a smaller rank, and what that loses."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.linalg import qr, svd
+
+from fewstep.errors import UsageError
+from fewstep.families import ModuleShape
+from fewstep.lora.low_rank import LowRank, linear_combination
+
+CANCELLED = 1e-6  # of the sum of absolute terms: below it a difference of Gram matrices has lost too many digits
+
+
+class Loss(NamedTuple):
+    """What an approximation of updates loses; a module's error is ||Delta W - kept||_F / ||Delta W||_F."""
+
+    energy: float  # kept of all modules' squared norms together: 1 - sum of squared errors / sum of squared norms
+    mean: float  # of the modules' errors
+    worst: float  # the largest of them
+    worst_module: str  # its name; empty when there are no modules
+
+    @classmethod
+    def of(cls, squares: Mapping[str, tuple[float, float]]) -> "Loss":
+        """From each module's squared norm and squared error. An error of nothing is 0, of something on 0 infinite."""
+        errors = {name: _relative(norm, error) for name, (norm, error) in squares.items()}
+        if not errors:
+            return cls(1.0, 0.0, 0.0, "")
+        norms, lost = (sum(column) for column in zip(*squares.values(), strict=True))
+        worst = max(errors, key=errors.__getitem__)
+        return cls(1 - _relative(norms, lost) ** 2, sum(errors.values()) / len(errors), errors[worst], worst)
+
+
+def _relative(squared_norm: float, squared_error: float) -> float:
+    if squared_error == 0:
+        return 0.0
+    return float("inf") if squared_norm == 0 else (squared_error / squared_norm) ** 0.5
+
+
+def compress(
+    modules: Mapping[str, LowRank], rank: int | None = None, energy: float | None = None
+) -> tuple[dict[str, LowRank], Loss]:
+    """Every module's update `compressed`, and what that loses. `energy` is kept by each module for itself."""
+    kept = {name: compressed(update, rank, energy) for name, update in modules.items()}
+    return kept, loss(modules, kept)
+
+
+def compressed(update: LowRank, rank: int | None = None, energy: float | None = None) -> LowRank:
+    """The best approximation of Delta W in the Frobenius norm (Eckart and Young 1936), in the update's dtype.
+
+    rank: at most so many; None = no cap. energy: as small a rank as keeps this share of ||Delta W||_F^2, in (0, 1];
+    None = all of it, so that only directions which add nothing are dropped. The rank never grows. An update of zeros
+    keeps rank 1, because a file has no rank 0. Of a product B A it takes two QR factorisations and the SVD of their
+    small core, min(out, R) x min(in k k, R), in float64.
+    """
+    check_wanted(rank, energy)
+    q_B, r_B = qr(update.B.flatten(1).double())
+    q_A, r_A = qr(update.A.flatten(1).double().T)
+    U, S, Vh = svd(r_B @ r_A.T, full_matrices=False)
+    count = kept_rank(S, float(S.square().sum()), rank, energy)
+    factors = balanced(q_B @ U[:, :count], S[:count], Vh[:count] @ q_A.T, update.shape)
+    return LowRank(*(factor.to(update.A.dtype) for factor in factors))
+
+
+def check_wanted(rank: int | None, energy: float | None) -> None:
+    """Raise UsageError unless the rank is at least 1 and the energy in (0, 1], where they are given."""
+    if rank is not None and rank < 1:
+        raise UsageError(f"rank {rank} is less than 1", "give the largest rank a module may keep, such as 64")
+    if energy is not None and not 0 < energy <= 1:
+        raise UsageError(f"energy {energy} is not in (0, 1]", "give the share to keep, such as 0.99")
+
+
+def kept_rank(S: Tensor, total: float, rank: int | None, energy: float | None) -> int:
+    """How many of the singular values S (descending) to keep: at least 1, at most `rank`, else `energy` of `total`."""
+    kept = S.double().square().cumsum(0)
+    wanted = min(total if energy is None else energy * total, float(kept[-1]))
+    count = int((kept < wanted).sum()) + 1
+    return count if rank is None else min(count, rank)
+
+
+def balanced(U: Tensor, S: Tensor, Vh: Tensor, shape: ModuleShape) -> LowRank:
+    """U diag(S) Vh as factors of equal norms, sqrt(S) in both, so that neither is small where fp16 is coarse.
+
+    U: (out, R), S: (R,), Vh: (R, in k k).
+    """
+    root = S.sqrt()
+    kernel, one = ((shape.kernel, shape.kernel), (1, 1)) if shape.kernel else ((), ())
+    A = (root[:, None] * Vh).reshape(-1, shape.in_, *kernel)
+    return LowRank(A.contiguous(), (U * root).reshape(shape.out, -1, *one).contiguous())
+
+
+def loss(full: Mapping[str, LowRank], kept: Mapping[str, LowRank]) -> Loss:
+    """What `kept` loses of `full`, from the factors alone; a module it lacks is lost whole."""
+    assert kept.keys() <= full.keys()
+    squares = {}
+    for name, update in full.items():
+        norm = squared_norm(update)
+        error = squared_norm(linear_combination([(1.0, update), (-1.0, kept[name])])) if name in kept else norm
+        squares[name] = (norm, error)
+    return Loss.of(squares)
+
+
+def squared_norm(update: LowRank) -> float:
+    """||B A||_F^2 in float64, from the Gram matrices B^T B and A A^T; from QR's triangles where those cancel."""
+    A, B = update.A.flatten(1).double(), update.B.flatten(1).double()
+    terms = (B.T @ B) * (A @ A.T)
+    total = float(terms.sum())
+    if total > CANCELLED * float(terms.abs().sum()):
+        return total
+    return float((qr(B, mode="r").R @ qr(A.T, mode="r").R.T).square().sum())
