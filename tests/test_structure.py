@@ -30,6 +30,8 @@ FLOORS = {
     "engines": 4,
     "planning": 5,
     "pipeline": 5,
+    "merge": 5,
+    "inspection": 5,
     "data": 6,
     "evaluate": 6,
     "plug": 6,

@@ -26,7 +26,7 @@ from fewstep.errors import FewstepError
 from fewstep.evaluate.agreement import Agreement, Pictures, agreement, ceiling, whitened
 from fewstep.evaluate.networks import load_efficientnet
 from fewstep.io import append_line, cache_dir
-from fewstep.lora.files import parse_reference
+from fewstep.lora.references import parse_reference
 from fewstep.models.load import pick_device
 from fewstep.pipeline import load_pipeline
 
@@ -87,7 +87,7 @@ def drawn_features(config: MeasureConfig, prompts: list[str]) -> tuple[torch.Ten
 
 def label(lora: str) -> str:
     """What the tables call a LoRA: its name, of a run's result the run's."""
-    path, weight = parse_reference(lora)
+    path, weight, _ = parse_reference(lora)
     name = path.parent.name if path.name == "lora.safetensors" else path.stem
     return name if weight == 1 else f"{name}:{weight:g}"
 

@@ -125,7 +125,7 @@ The weights are Apache-2.0. They were trained on drawings under the licences in 
 
 def lora_card(name: str, path: Path, measurements: Sequence[Mapping[str, Any]]) -> str:
     """The README of one LoRA."""
-    adapter, recipe = load_adapter(path, ())
+    adapter, recipe = load_adapter(path, {})
     if recipe is None:
         raise FewstepError(f"{path} has no recipe", "make it with fewstep")
     ranks = sorted({update.rank for update in adapter.modules.values()})

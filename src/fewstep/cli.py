@@ -14,9 +14,13 @@ from fewstep import __version__
 from fewstep.configs import (
     CompareConfig,
     Config,
+    DifferenceConfig,
     DistillConfig,
     DoctorConfig,
     FinetuneConfig,
+    InspectConfig,
+    MergeConfig,
+    ResizeConfig,
     SampleConfig,
     build,
     option_name,
@@ -28,10 +32,14 @@ OPTIONS = Parameter(negative=())  # no --no-json, no --empty-lora
 
 Run = Callable[[Any], None]
 
-COMMANDS: dict[str, tuple[type[Config], str]] = {  # name: its config, and the module whose `run` takes it
+COMMANDS: dict[str, tuple[type[Config], str]] = {  # name: its config, and what takes it
     "sample": (SampleConfig, "fewstep.pipeline"),
     "distill": (DistillConfig, "fewstep.training.distill"),
     "finetune": (FinetuneConfig, "fewstep.training.finetune"),
+    "merge": (MergeConfig, "fewstep.merge"),
+    "resize": (ResizeConfig, "fewstep.merge:run_resize"),
+    "difference": (DifferenceConfig, "fewstep.merge:run_difference"),
+    "inspect": (InspectConfig, "fewstep.inspection"),
     "compare": (CompareConfig, "fewstep.evaluate.compare"),
     "doctor": (DoctorConfig, "fewstep.doctor"),
 }
@@ -53,32 +61,36 @@ def new_app() -> App:
 
 
 def runner(module: str) -> Run:
-    """The module's `run`, imported when it is called: --help imports no torch."""
+    """The module's `run`, or the function named after a colon, imported when it is called: --help imports no torch."""
+
+    name, _, function = module.partition(":")
 
     def run(config: Config) -> None:
-        import_module(module).run(config)
+        getattr(import_module(name), function or "run")(config)
 
     return run
 
 
 def command(kind: type[Config], run: Run) -> Callable[..., None]:
-    """A function cyclopts can read: `kind`'s fields as options, its prompts, if any, as arguments."""
+    """A function cyclopts can read: `kind`'s fields as options, the one it names, if any, as arguments."""
     required = any(field.is_required() for field in kind.model_fields.values())
     flat: Any = Annotated[kind if required else kind | None, Parameter(name="*", name_transform=spelling)]
 
-    def with_prompts(*prompts: str, config: Config | None = None) -> None:
+    def with_arguments(*typed: str, config: Config | None = None) -> None:
+        assert kind.argument is not None
         given = config.model_dump(exclude_unset=True) if config else {}
-        run(build(kind, **(given | {"prompts": prompts})))
+        run(build(kind, **(given | {kind.argument[0]: typed})))
 
-    def without_prompts(*, config: Config | None = None) -> None:
+    def without_arguments(*, config: Config | None = None) -> None:
         run(config or build(kind))
 
-    function = with_prompts if "prompts" in kind.model_fields else without_prompts
-    function.__annotations__ = {
-        "config": flat,
-        "prompts": Annotated[str, Parameter(name="PROMPT", help="What to draw; several prompts give several images.")],
-        "return": None,
-    }
+    annotations: dict[str, Any] = {"config": flat, "return": None}
+    function: Callable[..., None] = without_arguments
+    if kind.argument is not None:
+        field, name = kind.argument
+        function = with_arguments
+        annotations["typed"] = Annotated[str, Parameter(name=name, help=kind.model_fields[field].description)]
+    function.__annotations__ = annotations
     function.__doc__ = kind.__doc__
     if required:
         function.__kwdefaults__ = {}

@@ -32,6 +32,7 @@ class Config(BaseModel):
     """What every command's config shares: it does not change, and unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    argument: ClassVar[tuple[str, str] | None] = None  # the field typed without an option, and what help calls it
 
 
 C = TypeVar("C", bound=Config)
@@ -69,6 +70,8 @@ SPELLINGS = {"train_steps": "steps", "prompt_file": "prompts", "as_json": "json"
 
 class SampleConfig(Config):
     """Draw images from prompts, in 1 to 8 steps with an acceleration LoRA."""
+
+    argument = ("prompts", "PROMPT")
 
     prompts: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     """What to draw; several prompts give several images."""
@@ -258,6 +261,110 @@ class CompareConfig(Config):
     """The folder for table.md, table.json, report.html and the pictures; an earlier comparison is replaced."""
     as_json: bool = False
     """Print the table and its protocol as one JSON document."""
+
+
+class AdapterOutput(Config):
+    """What the commands that write a LoRA share."""
+
+    out: Path
+    """The file to write; with --dialect peft a folder."""
+    rank: Annotated[int, Field(ge=1)] | None = None
+    """Cut every module to this rank by truncated SVD, and say what is lost; by default nothing is."""
+    energy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Or to the lowest rank that keeps this share of the squared singular values."""
+    dialect: Literal["kohya", "diffusers", "peft"] = "kohya"
+    """Layout: kohya is what ComfyUI, diffusers and kohya's scripts read; peft is a folder."""
+    dtype: Precision = "fp16"
+    """Precision of the file; all arithmetic is in fp32."""
+    as_json: bool = False
+    """Print one JSON document about what was done."""
+
+
+Loras = Annotated[tuple[str, ...], Parameter(parse=False)]
+
+
+class MergeConfig(AdapterOutput):
+    """Add LoRAs up, exactly: sum of WEIGHT x LoRA over any ranks, layouts and signs, to one file or into a model."""
+
+    argument = ("files", "LORA")
+
+    files: Loras = ()
+    """FILE, FILE:WEIGHT or FILE:WEIGHT,BLOCK=WEIGHT,... with blocks te, te1, te2, down, mid, up, down0, up1, ..."""
+    model: str | None = None
+    """The model they are for; by default the family that has all their modules."""
+    into: str | None = None
+    """Fold the sum into this model, a diffusers folder or a .safetensors checkpoint, and write that to --out."""
+    allow_partial: bool = False
+    """Leave out modules that have no place in the model, instead of stopping."""
+
+    @field_validator("files")
+    @classmethod
+    def _some(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if not files:
+            raise UsageError("no LoRA was given", "fewstep merge style.safetensors:0.8 lcm --out both.safetensors")
+        return files
+
+
+class ResizeConfig(AdapterOutput):
+    """Write a LoRA again at a lower rank: the best there is of that rank, and what it loses."""
+
+    argument = ("files", "LORA")
+
+    files: Loras = ()
+    """The LoRA, one."""
+    model: str | None = None
+    """The model it is for; by default the family that has all its modules."""
+    allow_partial: bool = False
+    """Leave out modules that have no place in the model, instead of stopping."""
+
+    @field_validator("files")
+    @classmethod
+    def _one(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if len(files) != 1:
+            raise UsageError(
+                f"{len(files)} LoRAs were given, not one", "fewstep resize FILE --rank 8 --out small.safetensors"
+            )
+        return files
+
+
+class DifferenceConfig(AdapterOutput):
+    """Get a LoRA out of two models of one family: what turns BASE into TUNED, cut to a rank."""
+
+    argument = ("files", "TUNED BASE")
+
+    files: Loras = ()
+    """Two models, diffusers folders or .safetensors checkpoints: the fine-tuned one, then its base."""
+    rank: Annotated[int, Field(ge=1)] | None = 64
+    """Rank of the LoRA at most."""
+
+    @field_validator("files")
+    @classmethod
+    def _two(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if len(files) != 2:
+            raise UsageError(
+                f"{len(files)} models were given, not two", "fewstep difference TUNED BASE --out lora.safetensors"
+            )
+        return files
+
+
+class InspectConfig(Config):
+    """Tell what a LoRA file is: layout, family, coverage, ranks, strength, and how it wants to be sampled."""
+
+    argument = ("files", "LORA")
+
+    files: Loras = ()
+    """The files."""
+    model: str | None = None
+    """Check it against this model; by default against every family."""
+    as_json: bool = False
+    """Print one JSON document."""
+
+    @field_validator("files")
+    @classmethod
+    def _some(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if not files:
+            raise UsageError("no LoRA was given", "fewstep inspect FILE")
+        return files
 
 
 class DemoConfig(Config):

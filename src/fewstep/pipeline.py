@@ -22,11 +22,11 @@ from fewstep.diffusion.sampler import ImageNoise, OnStep, sampling_levels
 from fewstep.diffusion.sampler import sample as sample_latents
 from fewstep.errors import FewstepError, UsageError
 from fewstep.images import read_image, save_png, to_image
-from fewstep.io import sha256_file
-from fewstep.lora.files import load_adapter, parse_reference
-from fewstep.lora.layers import fold, module_shapes
+from fewstep.lora.files import hash_of, load_adapter
+from fewstep.lora.layers import fold, shape_of
 from fewstep.lora.low_rank import check_fits
 from fewstep.lora.recipe import Recipe
+from fewstep.lora.references import parse_reference
 from fewstep.models.load import DTYPES, Model, load_model, pick_device
 from fewstep.models.network import UNetNetwork
 from fewstep.planning import DISTILLED_ONLY, Plan, plan_sampling
@@ -178,16 +178,20 @@ def load_pipeline(name: str, loras: Sequence[str], dtype: str = "fp32", device: 
     references = [parse_reference(text) for text in loras]
     paths = [reference.file for reference in references]
     model = load_model(name, DTYPES[dtype], pick_device(device))
-    shapes = module_shapes(model.unet)
+    layers = model.layers()
+    shapes = {name: shape for name, layer in layers.items() if (shape := shape_of(layer)) is not None}
     terms, recipes = [], [model.recipe] if model.recipe else []
-    for path, (typed, weight) in zip(paths, references, strict=True):
+    for path, reference in zip(paths, references, strict=True):
         adapter, recipe = load_adapter(path, shapes)
-        check_fits(adapter, shapes, str(typed), name)
-        terms.append((weight, adapter.modules))
-        if recipe is not None and weight > 0:
+        check_fits(adapter, shapes, str(reference.path), name)
+        terms.append((reference.weight_of, adapter.modules))
+        if recipe is not None and reference.weight > 0:
             recipes.append(recipe)
-    fold(model.unet, terms)
-    files = tuple({"file": str(r.path), "weight": r.weight, "sha256": sha256_file(r.file)} for r in references)
+    fold(layers, terms)
+    files = tuple(
+        {"file": str(r.path), "weight": r.weight, "blocks": dict(r.blocks), "sha256": hash_of(r.file)}
+        for r in references
+    )
     return Pipeline(model, files, tuple(recipes))
 
 

@@ -23,9 +23,9 @@ from fewstep.evaluate.protocol import prompts_sha256
 from fewstep.evaluate.reference import compress, save_reference
 from fewstep.evaluate.rows import RowSpec
 from fewstep.evaluate.table import cells, shared, short
-from fewstep.lora.files import save_adapter
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
+from fewstep.lora.writing import save_adapter
 from tests.tiny import tiny_images, tiny_model
 
 DIM = 12  # of the stand-ins' features; FID then needs 13 images

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from fewstep.errors import FewstepError
-from fewstep.lora.files import load_adapter, parse_reference, save_adapter
+from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import initial, module_shapes, target_shapes
 from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, linear_combination
 from fewstep.lora.recipe import Recipe
+from fewstep.lora.references import parse_reference
+from fewstep.lora.writing import save_adapter
 from tests.tiny import tiny_unet
 
 RECIPE = Recipe(method="lcd", solver="lcm", steps=4, guidance_scale=1.0, k=20, teacher_guidance_scale=(8.5, 8.5))
@@ -79,7 +81,7 @@ def test_a_lora_of_another_shape_does_not_fit(unet, adapter) -> None:
     [("a.safetensors", "a.safetensors", 1.0), ("a:0.8", "a", 0.8), ("C:/x/a", "C:/x/a", 1.0), ("a:-1", "a", -1.0)],
 )
 def test_a_weight_is_what_stands_after_the_last_colon_if_it_is_a_number(text, path, weight) -> None:
-    assert parse_reference(text) == (Path(path), weight)
+    assert parse_reference(text) == (Path(path), weight, {})
 
 
 @settings(deadline=None, max_examples=30)

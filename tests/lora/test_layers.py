@@ -9,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from fewstep.families import FAMILIES, TARGET_SUFFIXES, ModuleShape, family_of
-from fewstep.lora.layers import LoraLayers, fold, initial, module_shapes, target_shapes
+from fewstep.lora.layers import LoraLayers, fold, initial, layers_of, module_shapes, target_shapes
 from fewstep.lora.low_rank import LowRank
 from tests.tiny import tiny_unet
 
@@ -133,7 +133,7 @@ def test_folding_equals_the_live_sum_of_adapters(unet: nn.Module) -> None:
     layers.remove()
     folded = tiny_unet().double().eval()
     folded.load_state_dict(unet.state_dict())
-    fold(folded, [(0.8, a), (-0.5, b)])
+    fold(layers_of(folded), [(0.8, a), (-0.5, b)])
     torch.testing.assert_close(call(folded), live, rtol=1e-4, atol=1e-5)  # the fold computes in float32
 
 

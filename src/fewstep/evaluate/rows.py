@@ -8,11 +8,13 @@ from typing import NamedTuple
 from fewstep.configs import CompareConfig, SampleConfig, build
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import FewstepError, UsageError
-from fewstep.lora.files import parse_reference
+from fewstep.lora.references import parse_reference
 
 GRAMMAR = "SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5 or lcm:4+lcm:1+high-contrast:0.8"
 HEAD = re.compile(r"(?P<solver>[^:@]+):(?P<steps>[^@+]*)(@(?P<guidance>[^+]*))?(?P<loras>\+.*)?")
-LORA = re.compile(r"\+(.+?:-?[0-9.]+)(?=\+|$)")  # a file's name may hold a + too: its term ends with a weight
+LORA = re.compile(
+    r"\+(.+?:-?[0-9.]+(?:,[a-z0-9]+=-?[0-9.]+)*)(?=\+|$)"
+)  # a file's name may hold a + too: its term ends with a weight
 
 
 class RowSpec(NamedTuple):

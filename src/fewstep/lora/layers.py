@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.families import ModuleShape, is_target
-from fewstep.lora.low_rank import LowRank
+from fewstep.lora.low_rank import LowRank, Weight, weight_of
 
 Switch = tuple[tuple[str, float], ...]  # (adapter name, weight): what is added in a forward pass
 
@@ -22,6 +22,11 @@ def shape_of(module: nn.Module) -> ModuleShape | None:
     if isinstance(module, nn.Conv2d) and module.groups == 1 and module.kernel_size[0] == module.kernel_size[1]:
         return ModuleShape(module.out_channels, module.in_channels, module.kernel_size[0])
     return None
+
+
+def layers_of(network: nn.Module) -> dict[str, nn.Module]:
+    """Dotted name -> module, for every module of `network` that a LoRA can adapt."""
+    return {name: module for name, module in network.named_modules() if shape_of(module) is not None}
 
 
 def module_shapes(network: nn.Module) -> dict[str, ModuleShape]:
@@ -57,7 +62,7 @@ class LoraLayers(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.switch: Switch = ()
-        self._layers = {name: m for name, m in network.named_modules() if shape_of(m) is not None}
+        self._layers = layers_of(network)
         self._factors: dict[str, dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}  # module -> adapter -> A, B
         self._hooks: list[Any] = []
 
@@ -129,9 +134,8 @@ def update_output(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fold(network: nn.Module, terms: Sequence[tuple[float, Mapping[str, LowRank]]]) -> None:
+def fold(layers: Mapping[str, nn.Module], terms: Sequence[tuple[Weight, Mapping[str, LowRank]]]) -> None:
     """W0 <- W0 + sum_i weight_i B_i A_i, in place, computed in float32 and rounded once to the weights' type."""
-    layers = dict(network.named_modules())
     for name in dict.fromkeys(name for _, updates in terms for name in updates):
         weight = layers[name].weight
         assert isinstance(weight, Tensor)
@@ -139,5 +143,5 @@ def fold(network: nn.Module, terms: Sequence[tuple[float, Mapping[str, LowRank]]
         for scale, updates in terms:
             if name in updates:
                 A, B = (x.to(weight.device, torch.float32) for x in updates[name])
-                total = total + scale * LowRank(A, B).delta()
+                total = total + weight_of(scale, name) * LowRank(A, B).delta()
         weight.copy_(total)

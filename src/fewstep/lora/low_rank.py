@@ -1,6 +1,6 @@
 """Low-rank weight updates as values, and their arithmetic."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -32,6 +32,27 @@ class LowRank(NamedTuple):
         return (self.B.flatten(1) @ self.A.flatten(1)).view(self.B.shape[0], *self.A.shape[1:])
 
 
+class Lazy(Mapping[str, LowRank]):
+    """Updates that are made when they are asked for, and not kept: of a whole file, one is in memory at a time."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], LowRank]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> LowRank:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """One LoRA: an update per module of the network, and what its file said about itself."""
@@ -42,6 +63,15 @@ class Adapter:
     def parameters(self) -> int:
         """Values in all A and B."""
         return sum(u.A.numel() + u.B.numel() for u in self.modules.values())
+
+    def without(self, names: Iterable[str]) -> "Adapter":
+        """The adapter but for these modules."""
+        left_out = set(names)
+        kept = [name for name in self.modules if name not in left_out]
+        return Adapter(Lazy(kept, self.modules.__getitem__), self.metadata)
+
+
+Weight = float | Callable[[str], float]  # of all modules, or of each by its name
 
 
 def linear_combination(terms: Sequence[tuple[float, LowRank]]) -> LowRank:
@@ -55,25 +85,40 @@ def linear_combination(terms: Sequence[tuple[float, LowRank]]) -> LowRank:
     )
 
 
-def combine(terms: Sequence[tuple[float, Adapter]]) -> dict[str, LowRank]:
-    """The linear combination of whole adapters, over the union of their modules."""
+def combine(terms: Sequence[tuple[Weight, Adapter]]) -> Lazy:
+    """The linear combination of whole adapters, over the union of their modules, module by module."""
     names = dict.fromkeys(name for _, adapter in terms for name in adapter.modules)
-    return {name: linear_combination([(w, a.modules[name]) for w, a in terms if name in a.modules]) for name in names}
+
+    def make(name: str) -> LowRank:
+        return linear_combination([(weight_of(w, name), a.modules[name]) for w, a in terms if name in a.modules])
+
+    return Lazy(names, make)
+
+
+def weight_of(weight: Weight, name: str) -> float:
+    """The weight of one module."""
+    return weight(name) if callable(weight) else weight
+
+
+def misfits(adapter: Adapter, shapes: Mapping[str, ModuleShape]) -> list[str]:
+    """The adapter's modules that are not in the network, or not with that shape; missing ones first."""
+    missing = [name for name in adapter.modules if name not in shapes]
+    return missing + [name for name, u in adapter.modules.items() if name in shapes and u.shape != shapes[name]]
 
 
 def check_fits(adapter: Adapter, shapes: Mapping[str, ModuleShape], lora: str, model: str) -> None:
     """Raise FewstepError unless every module of the adapter is in the network, with its shape."""
-    missing = [name for name in adapter.modules if name not in shapes]
-    wrong = [name for name, u in adapter.modules.items() if name in shapes and u.shape != shapes[name]]
-    fitting = len(adapter.modules) - len(missing) - len(wrong)
-    if fitting == len(adapter.modules):
+    wrong = misfits(adapter, shapes)
+    if not wrong:
         return
-    first = missing[0] if missing else wrong[0]
+    first, total = wrong[0], len(adapter.modules)
     detail = (
-        f"{first} is not in it" if missing else f"{first} is {_size(adapter, first)} and not {_said(shapes[first])}"
+        f"{first} is {_size(adapter, first)} and not {_said(shapes[first])}"
+        if first in shapes
+        else f"{first} is not in it"
     )
     raise FewstepError(
-        f"LoRA {lora} does not fit {model}: {fitting} of {len(adapter.modules)} modules match; {detail}",
+        f"LoRA {lora} does not fit {model}: {total - len(wrong)} of {total} modules match; {detail}",
         "use a LoRA made for this model's family, or the model the LoRA was made for",
     )
 

@@ -22,7 +22,8 @@ from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError
 from fewstep.families import family_of
 from fewstep.io import read_json, sha256_bytes, sha256_file
-from fewstep.lora.layers import module_shapes
+from fewstep.lora.dialects import text_module
+from fewstep.lora.layers import layers_of, module_shapes
 from fewstep.lora.recipe import Recipe
 
 for _logging in (diffusers_logging, transformers_logging):
@@ -55,6 +56,11 @@ class Model:
     def family(self) -> str:
         """The family's label, `custom` for shapes of no known one."""
         return family_of(module_shapes(self.unet))
+
+    def layers(self) -> dict[str, Any]:
+        """Every module that a LoRA can adapt: the UNet's, and the text encoder's named as in checkpoints."""
+        text = layers_of(self.text_encoder)
+        return layers_of(self.unet) | {f"text_encoder.{text_module(name)}": layer for name, layer in text.items()}
 
     @property
     def factor(self) -> int:

@@ -16,10 +16,12 @@ from fewstep.data.folder import Item
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.errors import UsageError
 from fewstep.io import atomic_folder, write_json
-from fewstep.lora.files import Reference, load_adapter, save_adapter
+from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import LoraLayers, initial, module_shapes, target_shapes
 from fewstep.lora.low_rank import Adapter, LowRank, check_fits
 from fewstep.lora.recipe import Recipe
+from fewstep.lora.references import Reference
+from fewstep.lora.writing import save_adapter
 from fewstep.models.load import DTYPES, RECIPE_FILE, Model
 from fewstep.models.network import UNetNetwork
 from fewstep.training.checkpoint import Average, Trainable, average_of

@@ -1,0 +1,126 @@
+"""`fewstep inspect`: what a LoRA file is, whom it fits, how strong it is and how it wants to be sampled."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fewstep.configs import InspectConfig
+from fewstep.families import FAMILIES, ModuleShape
+from fewstep.lora.compress import squared_norm
+from fewstep.lora.dialects import layout_of
+from fewstep.lora.files import hash_of, load_adapter, open_source
+from fewstep.lora.low_rank import Adapter, misfits
+from fewstep.lora.recipe import KEY, Recipe
+from fewstep.lora.references import blocks_of, parse_reference
+from fewstep.models.weights import model_path, module_places, shapes_of
+
+SHOWN = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
+         "fewstep.version", "fewstep.sources")  # fmt: skip
+SAMPLING = ("method", "solver", "steps", "guidance_scale", "k", "teacher_guidance_scale", "base_model")
+
+
+class Coverage(NamedTuple):
+    """How much of a file has its place in a model."""
+
+    model: str
+    found: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.found} of {self.total} modules ({100 * self.found / self.total:.0f} %)"
+
+
+def run(config: InspectConfig) -> None:
+    """Print what there is to say about each file."""
+    models = candidates(config.model)
+    reports = [report(text, models) for text in config.files]
+    if config.as_json:
+        print(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
+        return
+    print("\n\n".join(as_text(facts) for facts in reports))
+
+
+def candidates(model: str | None) -> dict[str, Mapping[str, ModuleShape]]:
+    """The modules of the model asked about, or of every family."""
+    if model is not None:
+        return {model: shapes_of(module_places(model_path(model)))}
+    return {name: family.all_modules() for name, family in FAMILIES.items()}
+
+
+def report(text: str, models: Mapping[str, Mapping[str, ModuleShape]]) -> dict[str, Any]:
+    """All facts about one file, as JSON has them."""
+    file = parse_reference(text).file
+    coverages = [coverage(file, name, shapes) for name, shapes in models.items()]
+    best = max(coverages, key=lambda c: c.found)
+    adapter, recipe = load_adapter(file, models[best.model])
+    fits = [c.model for c in coverages if c.found == c.total]
+    return {
+        "file": text,
+        "sha256": hash_of(file),
+        "layout": layout_of(open_source(file).keys),
+        "fits": fits,
+        "coverage": [c._asdict() for c in ([best] if fits else sorted(coverages, key=lambda c: -c.found)[:2])],
+        "touched": f"{best.found} of {len(models[best.model])} modules of {best.model}",
+        **measured(adapter),
+        "sampling": sampling(recipe),
+        "metadata": {key: value for key, value in adapter.metadata.items() if key in SHOWN},
+        "other_metadata": sorted(key for key in adapter.metadata if key not in SHOWN and key != KEY),
+    }
+
+
+def coverage(file: Path, name: str, shapes: Mapping[str, ModuleShape]) -> Coverage:
+    """Of one file in one model. Sizes are only looked at in the model when a good part of the names is there."""
+    adapter, _ = load_adapter(file, shapes)
+    total = len(adapter.modules)
+    known = [module for module in adapter.modules if module in shapes]
+    wrong = len(misfits(adapter, shapes)) if known else total
+    return Coverage(name, total - wrong, total)
+
+
+def measured(adapter: Adapter) -> dict[str, Any]:
+    """Ranks, sizes and the strength of each block: the Frobenius norm of its Delta W."""
+    ranks: Counter[int] = Counter()
+    squares: dict[str, float] = {}
+    parameters = 0
+    for name, update in adapter.modules.items():
+        ranks[update.rank] += 1
+        parameters += update.A.numel() + update.B.numel()
+        block = (*blocks_of(name), "other")[0]
+        squares[block] = squares.get(block, 0.0) + squared_norm(update)
+    return {
+        "modules": len(adapter.modules),
+        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "parameters": parameters,
+        "strength": {block: square**0.5 for block, square in sorted(squares.items())},
+    }
+
+
+def sampling(recipe: Recipe | None) -> dict[str, Any]:
+    """What the recipe says about sampling; nothing when the file has none."""
+    return (
+        {name: getattr(recipe, name) for name in SAMPLING if getattr(recipe, name) not in (None, "")} if recipe else {}
+    )
+
+
+def as_text(facts: Mapping[str, Any]) -> str:
+    """The facts as lines a person reads."""
+    covered = [Coverage(**c) for c in facts["coverage"]]
+    lines = {
+        "file": facts["file"],
+        "sha256": facts["sha256"],
+        "layout": facts["layout"],
+        "fits": ", ".join(facts["fits"]) or "no known family: give --model",
+        "coverage": "; ".join(map(str, covered)),
+        "touched": facts["touched"],
+        "parameters": f"{facts['parameters']:,} in {facts['modules']} modules",
+        "rank": ", ".join(f"{rank} ({count} modules)" for rank, count in facts["ranks"].items()),
+        "strength": ", ".join(f"{block} {norm:.3g}" for block, norm in facts["strength"].items()),
+        "sampling": ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()) or "not said",
+        **facts["metadata"],
+    }
+    if facts["other_metadata"]:
+        lines["also says"] = ", ".join(facts["other_metadata"])
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())

@@ -1,0 +1,148 @@
+"""The layouts of LoRA files in the wild: every key taken apart into a module and what the tensor is to it.
+
+A layout is a way to spell a module and a way to spell a part; the two are independent in practice, so that one
+table of each reads kohya's files, the original LCM-LoRA files, diffusers', PEFT's, both kinds of old attention
+processors, `diffusion_model.` keys, and LyCORIS' LoCon, LoHa and LoKr.
+"""
+
+from collections.abc import Iterable
+
+from fewstep.errors import FewstepError
+from fewstep.families.ldm import ldm_names
+
+DOWN, UP = "down", "up"
+LYCORIS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+           "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")  # fmt: skip
+PARTS = {  # how a key ends: what the tensor is to its module
+    ".lora_down.weight": DOWN,
+    ".lora_up.weight": UP,
+    ".lora_mid.weight": "mid",
+    ".alpha": "alpha",
+    ".lora_A.weight": DOWN,
+    ".lora_B.weight": UP,
+    ".lora_A.default.weight": DOWN,
+    ".lora_B.default.weight": UP,
+    ".lora.down.weight": DOWN,
+    ".lora.up.weight": UP,
+    ".lora_linear_layer.down.weight": DOWN,
+    ".lora_linear_layer.up.weight": UP,
+    "_lora.down.weight": DOWN,  # attention processors: to_q_lora.down.weight
+    "_lora.up.weight": UP,
+    **{f".{name}": name for name in LYCORIS},
+    **{f".{name}.weight": name for name in LYCORIS},
+}
+DORA = "it is a DoRA, which rescales the whole weight of the model it was made for and cannot be added up"
+REFUSED = {  # how a key ends: why what it says is no low-rank update that can be added
+    ".dora_scale": DORA,
+    ".lora_magnitude_vector": DORA,
+    ".lora_magnitude_vector.weight": DORA,
+    ".diff": "it changes whole weights (.diff), not by factors",
+    ".diff_b": "it changes biases (.diff_b)",
+    ".lora_B.bias": "it changes biases",
+    ".on_input": "it is an (IA)3 adapter, which multiplies",
+    ".oft_blocks": "it is an OFT adapter, which rotates",
+    ".oft_diag": "it is an OFT adapter, which rotates",
+    ".a1.weight": "it is a GLoRA, which depends on the weights of its model",
+    ".b1.weight": "it is a GLoRA, which depends on the weights of its model",
+}
+PREFIXES = {  # how a key begins: the part of the model
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "unet.": "unet",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    "base_model.model.": "unet",
+    "diffusion_model.": "unet",
+    "model.diffusion_model.": "unet",
+}
+TEXT = ("text_encoder.", "text_encoder_2.")
+PROCESSORS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # in text encoders, once
+
+
+def taken_apart(keys: Iterable[str], what: str) -> dict[str, dict[str, str]]:
+    """Module as the file spells it -> part -> key. Raises FewstepError for a key that is no part of a LoRA.
+
+    what: the file, for errors.
+    """
+    endings = sorted(PARTS, key=len, reverse=True)
+    modules: dict[str, dict[str, str]] = {}
+    for key in sorted(keys):
+        for ending, reason in REFUSED.items():
+            if key.endswith(ending):
+                raise FewstepError(f"LoRA {what} cannot be used: {reason} ({key})", "use a plain LoRA, LoHa or LoKr")
+        found = next((ending for ending in endings if key.endswith(ending)), None)
+        if found is None:
+            raise FewstepError(
+                f"LoRA {what} has a key of no known layout: {key}", "see docs/lora-files.md for those there are"
+            )
+        parts = modules.setdefault(key.removesuffix(found), {})
+        if PARTS[found] in parts:
+            raise FewstepError(f"LoRA {what} says the same twice: {key}", "get the file again from its source")
+        parts[PARTS[found]] = key
+    return modules
+
+
+def layout_of(keys: Iterable[str]) -> str:
+    """What people call the layout of a file with these keys."""
+    text = "\n".join(keys)
+    for sign, name in (("hada_", "LoHa"), ("lokr_", "LoKr"), (".lora_mid.", "LoCon")):
+        if sign in text:
+            return f"LyCORIS ({name})"
+    for sign, name in (
+        ("diffusion_model.", "diffusion_model"),
+        ("base_model.model.", "PEFT"),
+        (".processor.", "attention processors"),
+        (".lora_A.", "diffusers"),
+        (".lora.down.", "diffusers (old)"),
+        ("_lora.down.", "attention processors"),
+    ):
+        if sign in text:
+            return name
+    return "kohya"
+
+
+class Spellings:
+    """Finds the module that a file means, whatever its layout, among the modules of one model or family.
+
+    names: canonical ones: the UNet's bare, the text encoders' as text_encoder.text_model... A spelling is looked up
+    with its dots flattened to underscores, as kohya writes it, in diffusers' names and in the original LDM names;
+    all of one family are different, so that nothing is guessed.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        names = list(names)
+        unet = [name for name in names if not name.startswith(TEXT)]
+        self._canonical = {flat(f"unet.{old}"): name for name, old in ldm_names(unet).items()}
+        self._canonical |= {flat(f"unet.{name}"): name for name in unet}
+        self._canonical |= {flat(name): name for name in names if name.startswith(TEXT)}
+
+    def find(self, spelled: str) -> str | None:
+        """The canonical name of a module as a file spells it, or None."""
+        prefix = next((prefix for prefix in sorted(PREFIXES, key=len, reverse=True) if spelled.startswith(prefix)), "")
+        part, body = PREFIXES.get(prefix, "unet"), spelled.removeprefix(prefix).replace(".processor.", ".")
+        if part != "unet":
+            start, _, last = body.rpartition(".")
+            body = f"{start}.{PROCESSORS.get(last, last)}" if start else body
+            return self._first(f"{part}.{body}", f"{part}.text_model.{body}")
+        return self._first(f"unet.{body}", f"unet.{body}.0", *text_bodies(body))
+
+    def _first(self, *spellings: str) -> str | None:
+        """The name of the first of these that there is; to_out.0 was once called to_out."""
+        return next((self._canonical[flat(s)] for s in spellings if flat(s) in self._canonical), None)
+
+
+def text_bodies(body: str) -> tuple[str, ...]:
+    """What a key without a sign of its part may be besides the UNet's: PEFT's of a text encoder."""
+    return (f"text_encoder.{body}",) if body.startswith("text_model.") else ()
+
+
+def text_module(name: str) -> str:
+    """A text encoder's module as checkpoints name it: transformers 5 no longer has the level text_model."""
+    return name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"
+
+
+def flat(name: str) -> str:
+    """A dotted name with underscores."""
+    return name.replace(".", "_")

@@ -1,0 +1,80 @@
+"""A LoRA as it is typed: FILE, FILE:WEIGHT, or FILE:WEIGHT,BLOCK=WEIGHT,..."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from fewstep.assets import shipped_lora
+from fewstep.errors import FewstepError, UsageError
+
+BLOCKS = ("te", "te1", "te2", "down", "mid", "up", *(f"down{i}" for i in range(4)), *(f"up{i}" for i in range(4)))
+
+
+class Reference(NamedTuple):
+    """A LoRA and how much of it; FILE may be the name of a shipped one."""
+
+    path: Path
+    weight: float
+    blocks: Mapping[str, float] = {}  # of BLOCKS, where another weight holds
+
+    @property
+    def file(self) -> Path:
+        """The file, or PEFT's folder, that is meant. Raises FewstepError when there is none."""
+        file = shipped_lora(str(self.path)) or self.path
+        if not file.is_file() and not (file / "adapter_config.json").is_file():
+            raise FewstepError(
+                f"LoRA file not found: {self.path}",
+                "check the path, or name one that ships: lcm, high-contrast, noto-mono",
+            )
+        return file
+
+    def weight_of(self, module: str) -> float:
+        """The weight of a module: that of the narrowest block it is in that was given one."""
+        return next((self.blocks[b] for b in blocks_of(module) if b in self.blocks), self.weight)
+
+    def weights_of(self, modules: Iterable[str]) -> dict[str, float]:
+        """Module -> weight."""
+        return {name: self.weight_of(name) for name in modules}
+
+
+def blocks_of(module: str) -> tuple[str, ...]:
+    """The blocks a module is in, narrowest first."""
+    first, _, rest = module.partition(".")
+    place = rest.partition(".")[0]
+    if first in ("text_encoder", "text_encoder_2"):
+        return ("te1" if first == "text_encoder" else "te2", "te")
+    if first in ("down_blocks", "up_blocks"):
+        side = first.removesuffix("_blocks")
+        return (f"{side}{place}", side)
+    return ("mid",) if first == "mid_block" else ()
+
+
+def parse_reference(text: str) -> Reference:
+    """The LoRA that was typed; a weight is what stands after the last colon if it is one, else 1.
+
+    Raises UsageError for a weight of a block there is not.
+    """
+    name, _, last = text.rpartition(":")
+    weights = parse_weights(last) if name else None
+    if weights is None:
+        return Reference(Path(text), 1.0)
+    unknown = [block for block in weights if block not in ("", *BLOCKS)]
+    if unknown:
+        raise UsageError(f"LoRA {text}: there is no block {unknown[0]!r}", f"blocks are {', '.join(BLOCKS)}")
+    return Reference(Path(name), weights.pop("", 1.0), weights)
+
+
+def parse_weights(text: str) -> dict[str, float] | None:
+    """0.8,te=0.5,mid=1.2 as block -> weight, "" for all others; None when it is no such thing."""
+    weights: dict[str, float] = {}
+    for term in text.split(","):
+        block, _, number = term.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            return None
+        if not math.isfinite(value) or block in weights:
+            return None
+        weights[block] = value
+    return weights

@@ -1,0 +1,156 @@
+"""Writing LoRA files: one module at a time, the same bytes for the same content."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import FewstepError
+from fewstep.io import atomic_folder, atomic_path, write_json
+from fewstep.lora.dialects import TEXT, flat
+from fewstep.lora.low_rank import Adapter
+from fewstep.lora.recipe import Recipe, to_metadata
+
+DIALECTS = ("kohya", "diffusers", "peft")
+DTYPES = {
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL",
+    torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+}  # fmt: skip
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+ALIGNMENT = 8  # of the data, in bytes: safetensors pads its header to it
+
+
+class Entry(NamedTuple):
+    """A tensor to be written: made when its turn comes."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+
+def save_adapter(
+    path: Path,
+    adapter: Adapter,
+    recipe: Recipe,
+    dtype: torch.dtype = torch.float16,
+    dialect: str = "kohya",
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Write the adapter whole or not at all, in one of DIALECTS; alpha is the rank, its scale is inside B.
+
+    kohya is the layout of the original LCM-LoRA files, with kohya's names for text encoders: what ComfyUI, kohya's own
+    scripts and diffusers read. diffusers is PEFT's spelling in one file; peft is a folder as PEFT saves it.
+    notes: more metadata.
+    """
+    plan = Planned(adapter, dtype)
+    metadata = to_metadata(recipe, max(plan.ranks.values(), default=0)) | dict(notes or {})
+    if dialect == "peft":
+        save_peft(path, plan, metadata)
+        return
+    spell = kohya_entries if dialect == "kohya" else diffusers_entries
+    with atomic_path(path) as temporary:
+        write_safetensors(temporary, spell(plan), metadata)
+
+
+class Planned:
+    """An adapter to be written: its factors' shapes are known, its values read when their turn comes."""
+
+    def __init__(self, adapter: Adapter, dtype: torch.dtype) -> None:
+        self.modules, self.dtype = adapter.modules, dtype
+        self.shapes = {name: (tuple(update.A.shape), tuple(update.B.shape)) for name, update in self.modules.items()}
+        self.ranks = {name: A[0] for name, (A, _) in self.shapes.items()}
+
+    def factors(self, name: str, down: str, up: str) -> list[Entry]:
+        """A and B of one module under these keys."""
+        A, B = self.shapes[name]
+        return [
+            Entry(down, A, self.dtype, lambda: self.modules[name].A),
+            Entry(up, B, self.dtype, lambda: self.modules[name].B),
+        ]
+
+    def alpha(self, name: str, key: str) -> Entry:
+        """The rank of one module under this key."""
+        return Entry(key, (), self.dtype, lambda: torch.tensor(float(self.ranks[name])))
+
+
+def kohya_entries(plan: Planned) -> list[Entry]:
+    """lora_unet_..., and lora_te_... or, when there are two text encoders, lora_te1_... and lora_te2_..."""
+    two = any(name.startswith(TEXT[1]) for name in plan.shapes)
+    entries = []
+    for name in plan.shapes:
+        key = kohya_key(name, two)
+        entries += plan.factors(name, f"{key}.lora_down.weight", f"{key}.lora_up.weight")
+        entries.append(plan.alpha(name, f"{key}.alpha"))
+    return entries
+
+
+def kohya_key(name: str, two_text_encoders: bool) -> str:
+    """A module as kohya spells it."""
+    if not name.startswith(TEXT):
+        return f"lora_unet_{flat(name)}"
+    part, _, rest = name.partition(".")
+    number = ("2" if part == "text_encoder_2" else "1") if two_text_encoders else ""
+    return f"lora_te{number}_{flat(rest)}"
+
+
+def diffusers_entries(plan: Planned) -> list[Entry]:
+    """unet. and text_encoder. with PEFT's lora_A and lora_B."""
+    keys = {name: name if name.startswith(TEXT) else f"unet.{name}" for name in plan.shapes}
+    return peft_entries(plan, keys)
+
+
+def peft_entries(plan: Planned, keys: Mapping[str, str]) -> list[Entry]:
+    """Every module's lora_A and lora_B under its key."""
+    return [e for name, key in keys.items() for e in plan.factors(name, f"{key}.lora_A.weight", f"{key}.lora_B.weight")]
+
+
+def save_peft(path: Path, plan: Planned, metadata: Mapping[str, str]) -> None:
+    """PEFT's folder, for the UNet alone: PEFT keeps one folder for each network."""
+    text = next((name for name in plan.shapes if name.startswith(TEXT)), None)
+    if text is not None:
+        raise FewstepError(f"a PEFT folder is of one network, and {text} is of another", "use --dialect diffusers")
+    ranks = list(plan.ranks.values())
+    common = max(set(ranks), key=ranks.count)
+    others = {name: rank for name, rank in plan.ranks.items() if rank != common}
+    config = {
+        "peft_type": "LORA", "r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": others,
+        "target_modules": sorted(plan.ranks), "bias": "none", "lora_dropout": 0.0, "inference_mode": True,
+    }  # fmt: skip
+    with atomic_folder(path) as temporary:
+        entries = peft_entries(plan, {name: f"base_model.model.{name}" for name in plan.shapes})
+        write_safetensors(temporary / PEFT_WEIGHTS, entries, metadata)
+        write_json(temporary / PEFT_CONFIG, config)
+
+
+def write_safetensors(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str]) -> None:
+    """Write the entries in the order of their keys, each made, written and forgotten in turn.
+
+    The library's own writer wants everything in memory and leaves the metadata unordered.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    entries, offset = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.key)), 0
+    for key, shape, dtype, _ in entries:
+        end = offset + dtype.itemsize * torch.Size(shape).numel()
+        header[key] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            file.write(bytes_of(entry))
+
+
+def bytes_of(entry: Entry) -> bytes:
+    """The tensor's bytes in its type. Raises FewstepError when a value does not survive it."""
+    tensor = entry.make().detach().to("cpu", entry.dtype)
+    assert tensor.shape == torch.Size(entry.shape), entry.key
+    if entry.dtype.is_floating_point and not tensor.isfinite().all():
+        raise FewstepError(
+            f"{entry.key} holds values too large for {DTYPES[entry.dtype]}", "write it with --dtype fp32"
+        )
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,220 @@
+"""LoRA arithmetic from the command line: merge, resize and difference, exactly unless a rank is asked for."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, ResizeConfig
+from fewstep.errors import FewstepError, UsageError
+from fewstep.families import FAMILIES, ModuleShape, family_of
+from fewstep.lora.compress import Loss, compress
+from fewstep.lora.difference import difference
+from fewstep.lora.files import hash_of, load_adapter
+from fewstep.lora.low_rank import Adapter, check_fits, combine, misfits
+from fewstep.lora.recipe import Recipe
+from fewstep.lora.references import Reference, parse_reference
+from fewstep.lora.writing import save_adapter
+from fewstep.models.fold import fold_on_disk
+from fewstep.models.load import DTYPES
+from fewstep.models.weights import model_path, module_places, read, shapes_of
+
+LICENCES = ("license", "modelspec.license", "ss_license")
+
+
+class Term(NamedTuple):
+    """One LoRA of a sum."""
+
+    reference: Reference
+    adapter: Adapter
+    recipe: Recipe | None
+
+
+class Fitted(NamedTuple):
+    """LoRAs whose modules all have their place in one model."""
+
+    terms: tuple[Term, ...]
+    family: str
+
+
+def run(config: MergeConfig) -> None:
+    """Write the linear combination of the LoRAs, or a model with it folded in; what was done goes to stdout."""
+    references = [parse_reference(text) for text in config.files]
+    model = config.into or config.model
+    if config.into:
+        check_into(config)
+    fitted = fit(references, model, config.allow_partial)
+    modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
+    if config.into:
+        fold_on_disk(model_path(config.into), config.out, modules)
+        tell(config, {"out": str(config.out), "into": config.into, **told_of(fitted)}, None)
+        return
+    write(config, modules, merged_recipe(fitted), fitted.family, sources_of(fitted), told_of(fitted))
+
+
+def check_into(config: MergeConfig) -> None:
+    """Raise UsageError for options that --into does not go with, and before anything that is there is replaced."""
+    if config.rank is not None or config.energy is not None:
+        raise UsageError("--rank and --energy are of LoRA files, and --into writes a model", "leave them out")
+    if config.out.exists():
+        raise UsageError(f"--out {config.out} is already there", "choose another --out for the model")
+
+
+def run_resize(config: ResizeConfig) -> None:
+    """Write one LoRA again at a lower rank, and say what that loses."""
+    if config.rank is None and config.energy is None:
+        raise UsageError("neither --rank nor --energy was given", "say how small: --rank 8, or --energy 0.95")
+    fitted = fit([parse_reference(text) for text in config.files], config.model, config.allow_partial)
+    modules = combine([(1.0, term.adapter) for term in fitted.terms])
+    write(config, modules, merged_recipe(fitted), fitted.family, sources_of(fitted), told_of(fitted))
+
+
+def run_difference(config: DifferenceConfig) -> None:
+    """Write the LoRA that turns the second model into the first."""
+    tuned, base = (module_places(model_path(name)) for name in config.files)
+    shapes = shapes_of(base)
+    if shapes_of(tuned) != shapes:
+        raise FewstepError(
+            f"{config.files[0]} and {config.files[1]} are of different families", "compare like with like"
+        )
+
+    def reader(places: Mapping[str, Any]) -> Any:
+        return lambda name: read(places[name]).float()
+
+    modules, loss = difference(reader(tuned), reader(base), shapes, rank=config.rank, energy=config.energy)
+    if not modules:
+        raise FewstepError(f"{config.files[0]} and {config.files[1]} have the same weights", "nothing was written")
+    recipe = Recipe(method="denoising", family=family_of(shapes), base_model=config.files[1])
+    finish(config, modules, recipe, {}, loss, {"tuned": config.files[0], "base": config.files[1]})
+
+
+def fit(references: Sequence[Reference], model: str | None, allow_partial: bool) -> Fitted:
+    """The LoRAs, with the names their modules have in `model`, or in the one family that has all of them.
+
+    Raises FewstepError with the coverage when some have no place, unless allow_partial: then they are left out.
+    """
+    if model is not None:
+        shapes = shapes_of(module_places(model_path(model)))
+        return fitted(references, shapes, model, family_of(shapes), allow_partial)
+    misplaced = count_misplaced(references)
+    best = min(misplaced, key=lambda name: misplaced[name])
+    fitting = [name for name, count in misplaced.items() if count == 0]
+    if len(fitting) > 1:
+        print(f"note: fits {' and '.join(fitting)}; taken as {best}, --model says otherwise", file=sys.stderr)
+    return fitted(references, FAMILIES[best].all_modules(), best, best, allow_partial)
+
+
+def count_misplaced(references: Sequence[Reference]) -> dict[str, int]:
+    """Family -> modules of the LoRAs that have no place in it; only families that lack the fewest names are told.
+
+    Names come first because sizes take reading the files.
+    """
+    tables = {name: family.all_modules() for name, family in FAMILIES.items()}
+    adapters = {
+        name: [load_adapter(reference.file, shapes)[0] for reference in references] for name, shapes in tables.items()
+    }
+    unknown = {name: sum(m not in tables[name] for a in found for m in a.modules) for name, found in adapters.items()}
+    likely = [name for name, count in unknown.items() if count == min(unknown.values())]
+    return {name: sum(len(misfits(adapter, tables[name])) for adapter in adapters[name]) for name in likely}
+
+
+def fitted(
+    references: Sequence[Reference], shapes: Mapping[str, ModuleShape], model: str, family: str, allow_partial: bool
+) -> Fitted:
+    """The LoRAs on these modules. Raises FewstepError for one that does not fit."""
+    terms = []
+    for reference in references:
+        adapter, recipe = load_adapter(reference.file, shapes)
+        wrong = misfits(adapter, shapes)
+        if wrong and allow_partial and len(wrong) < len(adapter.modules):
+            some = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+            print(f"note: {len(wrong)} modules of {reference.path} are left out: {some}", file=sys.stderr)
+            adapter = adapter.without(wrong)
+        else:
+            check_fits(adapter, shapes, str(reference.path), model)
+        terms.append(Term(reference, adapter, recipe))
+    return Fitted(tuple(terms), family)
+
+
+def merged_recipe(fitted: Fitted) -> Recipe:
+    """How the sum wants to be sampled: as the first acceleration in it that is added, else as the first LoRA."""
+    recipes = [term.recipe for term in fitted.terms if term.recipe and term.reference.weight > 0]
+    first = next((recipe for recipe in recipes if recipe.accelerates), next(iter(recipes), None))
+    if first is None:
+        return Recipe(method="denoising", family=fitted.family)
+    return first.model_copy(update={"family": fitted.family, "training": {}})
+
+
+def sources_of(fitted: Fitted) -> dict[str, str]:
+    """Metadata: what was added, and under which licences."""
+    sources = [
+        {
+            "file": str(term.reference.path.name),
+            "weight": term.reference.weight,
+            "blocks": dict(term.reference.blocks),
+            "sha256": hash_of(term.reference.file),
+        }
+        for term in fitted.terms
+    ]
+    found = (term.adapter.metadata.get(key) for term in fitted.terms for key in LICENCES)
+    licences = list(dict.fromkeys(licence for licence in found if licence))
+    return {"fewstep.sources": json.dumps(sources)} | ({"license": "; ".join(licences)} if licences else {})
+
+
+def told_of(fitted: Fitted) -> dict[str, Any]:
+    """What a person or program is told about the sum."""
+    return {
+        "family": fitted.family,
+        "sources": [
+            {"file": str(term.reference.path), "weight": term.reference.weight, "modules": len(term.adapter.modules)}
+            for term in fitted.terms
+        ],
+    }
+
+
+def write(
+    config: AdapterOutput,
+    modules: Mapping[str, Any],
+    recipe: Recipe,
+    family: str,
+    notes: Mapping[str, str],
+    told: Mapping[str, Any],
+) -> None:
+    """Write the modules, compressed if the config asks for it."""
+    loss = None
+    if config.rank is not None or config.energy is not None:
+        modules, loss = compress(modules, config.rank, config.energy)
+    finish(config, modules, recipe, notes, loss, told)
+
+
+def finish(
+    config: AdapterOutput,
+    modules: Mapping[str, Any],
+    recipe: Recipe,
+    notes: Mapping[str, str],
+    loss: Loss | None,
+    told: Mapping[str, Any],
+) -> None:
+    """Save and tell."""
+    save_adapter(config.out, Adapter(modules), recipe, DTYPES[config.dtype], config.dialect, notes)
+    ranks = [update.rank for update in modules.values()]
+    size = {"modules": len(ranks), "rank": max(ranks, default=0), "sha256": hash_of(config.out)}
+    tell(config, {"out": str(config.out), **size, **told}, loss)
+
+
+def tell(config: AdapterOutput, facts: Mapping[str, Any], loss: Loss | None) -> None:
+    """Print the facts, as lines or as one JSON document."""
+    lost = (
+        {"energy": loss.energy, "mean_error": loss.mean, "worst_error": loss.worst, "worst_module": loss.worst_module}
+        if loss
+        else {}
+    )
+    if config.as_json:
+        print(json.dumps({**facts, **lost}, indent=2))
+        return
+    for name, value in {**facts, **lost}.items():
+        if isinstance(value, list):
+            for item in value:
+                print(f"{'  added':<12}  {item['weight']:g} x {item['file']}, {item['modules']} modules")
+        else:
+            print(f"{name.replace('_', ' '):<12}  {value:.4g}" if isinstance(value, float) else f"{name:<12}  {value}")

@@ -1,0 +1,167 @@
+"""500 damaged and hostile files: refused in one line, or read whole and finite; nothing runs, nothing is left."""
+
+import json
+import pickle
+import random
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from fewstep.errors import FewstepError
+from fewstep.families import FAMILIES
+from fewstep.lora.files import load_adapter
+
+SHAPES = FAMILIES["emoji"].all_modules()
+NAMES = list(FAMILIES["emoji"].modules())[:6]
+MIB = 2**20
+Mutation = Callable[[bytes, random.Random], bytes]
+
+
+def good_file() -> bytes:
+    """A small LoRA in kohya's layout."""
+    tensors = {}
+    for name in NAMES:
+        key, shape = f"lora_unet_{name.replace('.', '_')}", SHAPES[name]
+        tail, ones = ((shape.kernel,) * 2, (1, 1)) if shape.kernel else ((), ())
+        tensors[f"{key}.lora_down.weight"] = torch.randn(2, shape.in_, *tail)
+        tensors[f"{key}.lora_up.weight"] = torch.randn(shape.out, 2, *ones)
+        tensors[f"{key}.alpha"] = torch.tensor(2.0)
+    return save(tensors, {"fewstep.recipe": json.dumps({"method": "lcd", "steps": 4})})
+
+
+def split(data: bytes) -> tuple[dict, bytes]:
+    """Header and body."""
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def joined(header: object, body: bytes, size: int | None = None) -> bytes:
+    """A file of these, its header's length as it is or as claimed."""
+    text = json.dumps(header).encode()
+    return (len(text) if size is None else size).to_bytes(8, "little") + text + body
+
+
+def truncated(data: bytes, chance: random.Random) -> bytes:
+    return data[: chance.randrange(len(data))]
+
+
+def claimed(data: bytes, chance: random.Random) -> bytes:
+    return joined(*split(data), size=chance.choice([0, 1, 2**31, 10 * 2**30, 2**63, 2**64 - 1]))
+
+
+def flipped(data: bytes, chance: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(chance.choice([1, 3, 30])):
+        changed[chance.randrange(min(len(changed), 4000))] = chance.randrange(256)
+    return bytes(changed)
+
+
+def garbled_body(data: bytes, chance: random.Random) -> bytes:
+    header, body = split(data)
+    at = chance.randrange(0, len(body) - 4, 4)
+    value = chance.choice([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff"])  # NaN, inf, -inf
+    return joined(header, body[:at] + value + body[at + 4 :])
+
+
+def changed_entry(data: bytes, chance: random.Random) -> bytes:
+    header, body = split(data)
+    entry = header[chance.choice([key for key in header if key != "__metadata__"])]
+    field = chance.choice(list(entry))
+    entry[field] = chance.choice(
+        ["F16", "I32", "F8_E4M3", "EVIL", [], [1], [2, 2], [-1, 5], [0, 0], [2**62, 2**62], [0, 10**12], None, 7, "x"]
+    )
+    return joined(header, body)
+
+
+def renamed(data: bytes, chance: random.Random) -> bytes:
+    header, body = split(data)
+    key = chance.choice([key for key in header if key != "__metadata__"])
+    name = chance.choice(
+        ["../../etc/passwd", "lora_unet_\x00.lora_down.weight", "a" * 100_000, "", ".alpha",
+         "lora_unet_.lora_up.weight", "💥.lora_down.weight", key + ".dora_scale",
+         "unet.__class__.lora_A.weight", key.replace("down", "mid")]
+    )  # fmt: skip
+    header[name] = header.pop(key)
+    return joined(header, body)
+
+
+ADAPTERS = ("no", "[]", '{"unet.lora_alpha": "x"}', '{"unet.alpha_pattern": 3}', '{"unet.use_dora": true}')
+
+
+def other_metadata(data: bytes, chance: random.Random) -> bytes:
+    header, body = split(data)
+    header["__metadata__"] = chance.choice(
+        [{"fewstep.recipe": "{"}, {"fewstep.recipe": "[]"}, {"fewstep.recipe": '{"method": 3}'}, {"x": 1}, [], "x",
+         None, *({"lora_adapter_metadata": text} for text in ADAPTERS)]
+    )  # fmt: skip
+    return joined(header, body)
+
+
+def dropped(data: bytes, chance: random.Random) -> bytes:
+    header, body = split(data)
+    del header[chance.choice(list(header))]
+    return joined(header, body)
+
+
+def noise(data: bytes, chance: random.Random) -> bytes:
+    return chance.randbytes(chance.choice([0, 7, 8, 100, 5000]))
+
+
+MUTATIONS: list[Mutation] = [
+    truncated, claimed, flipped, garbled_body, changed_entry, renamed, other_metadata, dropped, noise,
+]  # fmt: skip
+
+
+def outcome(path: Path) -> str:
+    """What happened: refused, or read when every module is there and finite."""
+    try:
+        adapter, _ = load_adapter(path, SHAPES)
+        for update in adapter.modules.values():
+            assert all(bool(x.isfinite().all()) for x in update)
+    except FewstepError as error:
+        return "refused" if error.message and error.hint and "\n" not in error.message else f"badly said: {error}"
+    return "read"
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+def test_damaged_files(mutation: Mutation, tmp_path: Path) -> None:
+    data, path = good_file(), tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    assert outcome(path) == "read"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seen = set()
+    for seed in range(56):
+        path.write_bytes(mutation(data, random.Random(seed)))
+        begun = time.process_time()
+        seen.add(outcome(path))
+        assert time.process_time() - begun < 1, seed
+    assert "refused" in seen
+    assert seen <= {"refused", "read"}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * MIB / 1024
+    assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+class Code:
+    """Runs something when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".ckpt", ".pth"])
+def test_pickles_with_code_do_not_run(suffix: str, tmp_path: Path) -> None:
+    for i, value in enumerate([Code(tmp_path / "ran"), {"a.lora_down.weight": Code(tmp_path / "ran")}, [1], "x"]):
+        path = tmp_path / f"{i}{suffix}"
+        path.write_bytes(pickle.dumps(value))
+        assert outcome(path) == "refused"
+        torch.save(value, path)
+        assert outcome(path) == "refused"
+    assert not (tmp_path / "ran").exists()
