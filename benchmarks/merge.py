@@ -27,9 +27,10 @@ from fewstep.cli import main_of
 from fewstep.configs import Config
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.lora.compress import compress
-from fewstep.lora.files import flattened, load_adapter, save_adapter
+from fewstep.lora.files import load_adapter
 from fewstep.lora.low_rank import Adapter, LowRank, combine
 from fewstep.lora.recipe import Recipe
+from fewstep.lora.writing import kohya_key, save_adapter
 
 WEIGHTS = (1.0, 0.8)
 RECIPE = Recipe(method="denoising")
@@ -115,8 +116,8 @@ def peft_merge(job: Job, combination_type: str) -> None:
     from peft import LoraConfig, get_peft_model
 
     names = [str(i) for i in range(len(WEIGHTS))]
-    config = LoraConfig(r=job.rank, lora_alpha=job.rank, target_modules=[flattened(n) for n in job.shapes])
-    network = nn.ModuleDict({flattened(name): weightless(shape) for name, shape in job.shapes.items()})
+    config = LoraConfig(r=job.rank, lora_alpha=job.rank, target_modules=[kohya_key(n, False) for n in job.shapes])
+    network = nn.ModuleDict({kohya_key(name, False): weightless(shape) for name, shape in job.shapes.items()})
     model = get_peft_model(network, config, names[0], low_cpu_mem_usage=True)
     for name in names[1:]:
         model.add_adapter(name, config, low_cpu_mem_usage=True)

@@ -204,17 +204,19 @@ def finish(
 
 def tell(config: AdapterOutput, facts: Mapping[str, Any], loss: Loss | None) -> None:
     """Print the facts, as lines or as one JSON document."""
-    lost = (
-        {"energy": loss.energy, "mean_error": loss.mean, "worst_error": loss.worst, "worst_module": loss.worst_module}
-        if loss
-        else {}
-    )
+    if loss is not None:
+        lost = {"energy": loss.energy, "mean_error": loss.mean, "worst_error": loss.worst}
+        facts = {**facts, **lost, "worst_module": loss.worst_module}
     if config.as_json:
-        print(json.dumps({**facts, **lost}, indent=2))
+        print(json.dumps(facts, indent=2))
         return
-    for name, value in {**facts, **lost}.items():
-        if isinstance(value, list):
-            for item in value:
-                print(f"{'  added':<12}  {item['weight']:g} x {item['file']}, {item['modules']} modules")
-        else:
-            print(f"{name.replace('_', ' '):<12}  {value:.4g}" if isinstance(value, float) else f"{name:<12}  {value}")
+    for name, value in facts.items():
+        for item in value if isinstance(value, list) else [value]:
+            print(f"{name.replace('_', ' '):<12}  {said(item)}")
+
+
+def said(value: Any) -> str:
+    """A fact as a person reads it."""
+    if isinstance(value, dict):
+        return f"{value['weight']:g} x {value['file']}, {value['modules']} modules"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -254,6 +254,7 @@ GOOD = dict(zip(LAYOUTS["original"](Q), pair(Q), strict=True))
         (GOOD | {f"unet.{Q}.lora_A.weight": draw(1)}, r"says the same twice"),
         ({f"{KEY}.lora_down.weight": draw(2, 8)}, r"the factors of lora_unet_.* do not fit \(up is missing\)"),
         (GOOD | {f"{KEY}.lora_up.weight": draw(6, 3)}, r"do not fit \(lora_down \(2, 8\) and lora_up \(6, 3\)"),
+        (dict(zip(GOOD, (torch.empty(0, 8), torch.empty(6, 0)), strict=True)), r"do not fit \(the rank is 0\)"),
         (GOOD | {f"{KEY}.alpha": draw(2)}, r"do not fit \(alpha has 2 values\)"),
         (GOOD | {f"{KEY}.hada_w1_a": draw(2)}, r"do not fit"),
         (GOOD | {f"{KEY}.lora_up.weight": draw(6, 2) * torch.inf}, r"holds values that are not finite"),

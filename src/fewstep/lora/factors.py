@@ -25,6 +25,8 @@ def low_rank_of(parts: Parts, kernel: int | None, scale_of: Scale | None = None)
     if make is None:
         raise ValueError("there are no factors")
     update, rank = make(parts, kernel or 0)
+    if update.rank == 0:
+        raise ValueError("the rank is 0")
     if alpha is not None:
         scale = float(alpha) / rank if rank else 1.0
     else:
