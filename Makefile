@@ -24,7 +24,7 @@ test-all: .venv/ready
 	$(BIN)/pytest
 
 demo: .venv/ready
-	$(BIN)/python recipes/shapes.py
+	$(BIN)/fewstep demo
 
 format: .venv/ready
 	$(BIN)/ruff format $(SOURCES)

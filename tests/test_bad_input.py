@@ -328,7 +328,7 @@ LORAS = pytest.mark.parametrize(
     [
         (not_safetensors, r"LoRA .*x\.safetensors is not a readable safetensors file \("),
         (cut_lora, r"LoRA .*x\.safetensors is not a readable safetensors file \("),
-        (no_up, r"LoRA .*x\.safetensors has no matching lora_down and lora_up for lora_unet_"),
+        (no_up, r"LoRA .*x\.safetensors: the factors of lora_unet_.* do not fit \(up is missing\)"),
         (not_finite, r"LoRA .*x\.safetensors holds values that are not finite"),
         (
             other_shape,
@@ -478,7 +478,7 @@ def full(*_, **__):
     [
         ("fewstep.io.Path.write_bytes", "config.json"),
         ("fewstep.training.checkpoint.save_file", "checkpoints/step-00000002.safetensors"),
-        ("fewstep.lora.files.save_file", "lora.safetensors"),
+        ("fewstep.lora.writing.write_safetensors", "lora.safetensors"),
     ],
 )
 def test_a_full_disk_in_training(fewstep, monkeypatch, tiny_model_folder, tiny_data_folder, out, lora, writer, file):

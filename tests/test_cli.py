@@ -65,8 +65,9 @@ def test_help_of_the_program_names_every_command(fewstep):
         ("sample x --model m --no-json", r"unknown option: --no-json"),
         ("sample x --model m -q", r"unknown option: -q"),
         ("smaple x", r'unknown command "smaple"\. Did you mean "sample"\?'),
-        ("sample x", r"--model is required"),
+        ("sample", r"no prompt was given"),
         ("sample --model m", r"no prompt was given"),
+        ("distill --data d --out o", r"--model is required"),
         ("distill --model m --data d", r"--out is required"),
         ("distill --model m --data d --out o stray", r"unused Tokens: \['stray'\]"),
         ("sample x --model", r"--model (requires an argument|is required)"),
@@ -109,10 +110,10 @@ def test_every_other_error_is_exit_code_1(fewstep):
 
 def test_the_installed_program_exits_with_the_code():
     environment = {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, "-c", "from fewstep.cli import entry; entry()", "sample", "x"]
+    command = [sys.executable, "-c", "from fewstep.cli import entry; entry()", "sample"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --model is required\n\nhint: ")
+    assert done.stderr.startswith("error: no prompt was given\n\nhint: ")
 
 
 def test_ctrl_c_and_a_program_of_one_command(capsys):

@@ -6,15 +6,16 @@ import pytest
 from PIL import Image
 
 from fewstep import demo
-from fewstep.assets import STYLES, complete
+from fewstep.assets import STYLES
 from fewstep.configs import DemoConfig
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import FewstepError
 
 
-def test_a_folder_that_is_no_demos_is_left_alone(tmp_path):
+def test_a_folder_that_is_no_demos_is_left_alone(tmp_path, fewstep):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(UsageError, match=r"--out .* holds other things than a demo"):
-        demo.run(DemoConfig(out=tmp_path))
+    done = fewstep("demo", out=tmp_path)
+    assert done.code == 2
+    assert re.match(r"--out .* holds other things than a demo", done.error)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -33,7 +34,6 @@ def test_every_style_that_ships_has_its_words():
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not complete(), reason="the embedded model does not ship yet")
 def test_the_story_is_played_whole(tmp_path, capsys):
     out = tmp_path / "demo"
     demo.run(DemoConfig(out=out, distill_steps=2))

@@ -13,7 +13,14 @@ from fewstep.cli import main
 from tests.tiny import tiny_images, tiny_model
 
 ROOT = Path(__file__).parents[1]
-QUICK = {"distill": ["--steps", "2", "--rank", "2"], "finetune": ["--steps", "2", "--rank", "2"], "sample": []}
+CPU = ["--device", "cpu"]
+QUICK = {
+    "distill": ["--steps", "2", "--rank", "2", *CPU],
+    "finetune": ["--steps", "2", "--rank", "2", *CPU],
+    "sample": CPU,
+    "merge": [],
+    "compare": ["--images", "2", *CPU],
+}
 
 
 def readme_commands() -> list[list[str]]:
@@ -36,9 +43,9 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         tiny_images(tmp_path / name, count=4)
     monkeypatch.chdir(tmp_path)
     commands = readme_commands()
-    assert {words[0] for words in commands} == {"distill", "sample", "finetune"}
+    assert {words[0] for words in commands} == QUICK.keys()
     for words in commands:
-        assert main([*words, *QUICK[words[0]], "--device", "cpu"]) == 0, words
+        assert main([*words, *QUICK[words[0]]]) == 0, words
     assert list((tmp_path / "images").glob("*.png"))
 
 

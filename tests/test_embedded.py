@@ -6,15 +6,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from fewstep.assets import ACCELERATION, MODEL, STYLES, complete, shipped_kit, shipped_lora, shipped_model
+from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_kit, shipped_lora, shipped_model
 from fewstep.configs import SampleConfig, build
 from fewstep.data.folder import read_items
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import module_shapes
 from fewstep.models.load import load_model
 from fewstep.pipeline import loras_of
-
-pytestmark = pytest.mark.skipif(not complete(), reason="the embedded model does not ship yet")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The reference kit: what metrics and the demo need of the drawings, in 3 MB, with its error against all of them.
+"""The reference kit: what metrics and the demo need of the drawings, in 5.5 MB, with its error against all of them.
 
     python recipes/emoji/kit.py [--out FILE]
 
@@ -42,9 +42,9 @@ class KitConfig(Config):
     """The folder dataset.py built."""
     out: Path = cache_dir() / "emoji" / "kit" / "reference.safetensors"
     """The reference; drawings/ and kit.json are written beside it."""
-    dims: Annotated[int, Field(ge=1)] = 64
+    dims: Annotated[int, Field(ge=1)] = 160
     """Dimensions kept of a drawing's 1280 features, a byte each."""
-    rank: Annotated[int, Field(ge=0)] = 24
+    rank: Annotated[int, Field(ge=0)] = 48
     """Of each style's covariance."""
     drawings: Annotated[int, Field(ge=1)] = 320
     """How many drawings go along, of well-known things in all base styles."""

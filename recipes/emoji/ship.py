@@ -61,6 +61,8 @@ def run(config: ShipConfig) -> None:
     measurements = read_lines(source / "measurements.jsonl")
     copy_folder(source / "teacher" / "model", out / MODEL)
     load_autoencoder(source / "decoder" / "vae").half().save_pretrained(out / MODEL / "vae")
+    for config_file in (out / MODEL).glob("*/config.json"):
+        write_json(config_file, without_origin(read_json(config_file, "config")))
     copy_folder(source / KIT, out / KIT)
     for name, path in loras.items():
         shutil.copyfile(path, out / f"{name}.safetensors")
@@ -77,6 +79,11 @@ def copy_folder(source: Path, target: Path) -> None:
     """Replace the folder `target` by a copy of `source`."""
     with atomic_folder(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
+def without_origin(config: dict[str, Any]) -> dict[str, Any]:
+    """A network's config without the path on this machine that diffusers notes in it."""
+    return {key: value for key, value in config.items() if key != "_name_or_path"}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -114,8 +121,9 @@ Agreement: the share of pictures whose nearest real drawing in another style sho
 
 ## Limits
 
-It knows emoji and nothing else. Pairs of style and concept it has not seen come out worse than those it has; words
-it does not know give something emoji-like. It draws no text and does not count.
+It knows emoji and nothing else; words it does not know give something emoji-like. It draws no text and does not count.
+It has seen far fewer drawings than it needs: faces, common animals, food and vehicles come out, many other things do
+not, as the agreement says. The longer it trains the more it draws; `recipes/emoji/README.md` says how to go on.
 
 ## Licence
 

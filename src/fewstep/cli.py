@@ -14,6 +14,7 @@ from fewstep import __version__
 from fewstep.configs import (
     CompareConfig,
     Config,
+    DemoConfig,
     DifferenceConfig,
     DistillConfig,
     DoctorConfig,
@@ -41,6 +42,7 @@ COMMANDS: dict[str, tuple[type[Config], str]] = {  # name: its config, and what 
     "difference": (DifferenceConfig, "fewstep.merge:run_difference"),
     "inspect": (InspectConfig, "fewstep.inspection"),
     "compare": (CompareConfig, "fewstep.evaluate.compare"),
+    "demo": (DemoConfig, "fewstep.demo"),
     "doctor": (DoctorConfig, "fewstep.doctor"),
 }
 

@@ -75,10 +75,11 @@ class SampleConfig(Config):
 
     prompts: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     """What to draw; several prompts give several images."""
-    model: str
-    """A Stable Diffusion model folder in diffusers' layout."""
+    model: str = "emoji"
+    """emoji, the small model that ships, or a Stable Diffusion model folder in diffusers' layout."""
     lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
-    """FILE or FILE:WEIGHT; give it several times to add several LoRAs."""
+    """FILE or FILE:WEIGHT, several times to add several LoRAs; lcm (the default for emoji), high-contrast and
+    noto-mono ship."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Network calls of one branch; by default what the LoRA was trained for, else 20."""
     solver: Solver = "auto"
@@ -116,7 +117,7 @@ class SampleConfig(Config):
     @classmethod
     def _some_prompt(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
         if not prompts:
-            raise UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox" --model FOLDER')
+            raise UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox"')
         return prompts
 
 
@@ -124,7 +125,7 @@ class Source(Config):
     """The model and the images a run starts from (listed first in help)."""
 
     model: str
-    """A Stable Diffusion model folder in diffusers' layout."""
+    """emoji, the small model that ships, or a Stable Diffusion model folder in diffusers' layout."""
     data: Path
     """Images with captions: a folder of name.png + name.txt, or a .jsonl or .csv table with file_name and text."""
     size: Annotated[int, Field(ge=8, le=4096)] | None = None
@@ -234,8 +235,8 @@ class FinetuneConfig(AdapterConfig):
 class CompareConfig(Config):
     """Compare ways to sample in one table with its protocol: time, FID, KID, LPIPS, agreement, diversity."""
 
-    model: str
-    """A Stable Diffusion model folder in diffusers' layout."""
+    model: str = "emoji"
+    """emoji, the small model that ships, or a Stable Diffusion model folder in diffusers' layout."""
     rows: Annotated[tuple[str, ...], Field(min_length=1), Parameter(consume_multiple=True)] = (
         "ddim:32",
         "dpm-solver:16",

@@ -23,21 +23,22 @@ from fewstep.pipeline import Picture, Pipeline, load_pipeline
 from fewstep.training import distill
 
 SOLVERS = (("ddim", 32), ("dpm-solver", 16), ("dpm-solver++", 8), ("lcm", 4), ("lcm", 2), ("lcm", 1))
-SUBJECTS = {  # label in a prompt: (style, code point) of the pair it names
+SUBJECTS = {  # label in a prompt: (style, code point) of the pair it names; what it draws best comes first
+    "noto emoji of panda": ("noto", "1f43c"),
+    "gradient emoji of red heart": ("fluent-color", "2764"),
+    "emojione emoji of christmas tree": ("emojione", "1f384"),
+    "black and white outline emoji of cat face": ("emojione-bw", "1f431"),
+    "noto emoji of sunflower": ("noto", "1f33b"),
+    "blob emoji of smiling face with sunglasses": ("noto-blob", "1f60e"),
+    "flat emoji of automobile": ("fluent-flat", "1f697"),
+    "3d glossy emoji of red apple": ("fluent-3d", "1f34e"),
     "3d glossy emoji of strawberry": ("fluent-3d", "1f353"),
     "flat emoji of octopus": ("fluent-flat", "1f419"),
-    "noto emoji of sunflower": ("noto", "1f33b"),
     "twemoji emoji of rocket": ("twemoji", "1f680"),
-    "black and white outline emoji of cat face": ("emojione-bw", "1f431"),
     "gradient emoji of robot": ("fluent-color", "1f916"),
     "emojione emoji of doughnut": ("emojione", "1f369"),
-    "blob emoji of smiling face with sunglasses": ("noto-blob", "1f60e"),
-    "3d glossy emoji of red apple": ("fluent-3d", "1f34e"),
-    "flat emoji of automobile": ("fluent-flat", "1f697"),
-    "noto emoji of panda": ("noto", "1f43c"),
     "twemoji emoji of hamburger": ("twemoji", "1f354"),
     "black and white outline emoji of umbrella": ("emojione-bw", "2602"),
-    "gradient emoji of red heart": ("fluent-color", "2764"),
     "emojione emoji of soccer ball": ("emojione", "26bd"),
     "noto 2018 emoji of tropical fish": ("noto-2018", "1f420"),
     "3d glossy emoji of guitar": ("fluent-3d", "1f3b8"),
@@ -46,7 +47,6 @@ SUBJECTS = {  # label in a prompt: (style, code point) of the pair it names
     "twemoji emoji of mushroom": ("twemoji", "1f344"),
     "black and white outline emoji of key": ("emojione-bw", "1f511"),
     "gradient emoji of pizza": ("fluent-color", "1f355"),
-    "emojione emoji of christmas tree": ("emojione", "1f384"),
     "noto 2018 emoji of ghost": ("noto-2018", "1f47b"),
 }
 SHOWN = 8  # of them on the sheet
@@ -233,8 +233,9 @@ SOLVERS_TOLD = (
         " LoRA: guidance is distilled into it, and a step is one row."
     ),
     paragraph(
-        f"Recognised, of {len(SUBJECTS)} pictures, are those whose nearest real drawing in another style shows the same"
-        " thing, among 1,644 things, by EfficientNet features. So few pictures tell two solvers apart only roughly.",
+        f"Shown are {SHOWN} things that this small model draws well; {len(SUBJECTS)} are counted. Recognised are"
+        " pictures whose nearest real drawing in another style shows the same thing, among 1,644 things, by"
+        " EfficientNet features. So few pictures tell two solvers apart only roughly.",
         faint=True,
     ),
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fewstep import __version__
-from fewstep.assets import ACCELERATION, MODEL, complete
+from fewstep.assets import ACCELERATION, MODEL
 from fewstep.configs import SampleConfig
 from fewstep.diffusion.consistency import ConsistencyDenoiser
 from fewstep.diffusion.guidance import Conditioning, Denoiser, Evaluations, GuidedDenoiser
@@ -166,7 +166,7 @@ class Pipeline:
 
 def loras_of(config: SampleConfig) -> tuple[str, ...]:
     """The LoRAs asked for; with none, the embedded model's own acceleration, if the solver is one for such."""
-    own = config.model == MODEL and complete() and config.solver in {"auto", *DISTILLED_ONLY}
+    own = config.model == MODEL and config.solver in {"auto", *DISTILLED_ONLY}
     return config.lora or ((ACCELERATION,) if own else ())
 
 

@@ -63,7 +63,6 @@ def test_other_names_are_not_shipped():
     assert assets.shipped_lora("lcm.safetensors") is None
 
 
-@pytest.mark.skipif(not assets.complete(), reason="the embedded model does not ship yet")
 def test_a_damaged_asset_stops_sampling_with_one_line(monkeypatch, tmp_path, fewstep):
     copy = tmp_path / "assets"
     shutil.copytree(assets.FOLDER, copy)

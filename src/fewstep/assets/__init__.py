@@ -19,20 +19,14 @@ STYLES = ("high-contrast", "noto-mono")  # style LoRAs that never met it
 KIT = "kit"  # reference features and a few hundred real drawings
 
 
-def complete() -> bool:
-    """Whether the embedded model and all its LoRAs are in this installation."""
-    loras = (f"{name}.safetensors" for name in (ACCELERATION, *STYLES))
-    return all((FOLDER / name).exists() for name in (f"{MODEL}/unet", KIT, *loras))
-
-
 def shipped_model(name: str) -> Path | None:
-    """The folder of the embedded model, checked; None for any other name, and while it does not ship."""
-    return verified(MODEL) if name == MODEL and complete() else None
+    """The folder of the embedded model, checked; None for any other name."""
+    return verified(MODEL) if name == MODEL else None
 
 
 def shipped_lora(name: str) -> Path | None:
-    """The file of a shipped LoRA, checked; None for any other name, and while none ships."""
-    return verified(f"{name}.safetensors") if name in (ACCELERATION, *STYLES) and complete() else None
+    """The file of a shipped LoRA, checked; None for any other name."""
+    return verified(f"{name}.safetensors") if name in (ACCELERATION, *STYLES) else None
 
 
 def shipped_kit() -> Path:

@@ -171,7 +171,7 @@ def _index(folder: Path, name: str) -> dict[str, Any]:
     if not folder.exists():
         raise FewstepError(
             f"model {name} not found",
-            "give --model the path of a Stable Diffusion folder",
+            "give --model the path of a Stable Diffusion folder, or emoji for the embedded model",
         )
     if not (folder / "model_index.json").is_file():
         raise FewstepError(
