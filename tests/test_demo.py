@@ -33,6 +33,14 @@ def test_every_style_that_ships_has_its_words():
     assert len(demo.STYLED) == demo.SHOWN
 
 
+def test_what_to_try_next_is_typed_as_the_demo_was(monkeypatch):
+    monkeypatch.setattr("sys.argv", [".venv/bin/fewstep", "demo"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert all(line.startswith("  .venv/bin/fewstep ") for line in demo.next_commands(DemoConfig()))
+    monkeypatch.setattr("sys.argv", ["/usr/bin/pytest"])
+    assert demo.next_commands(DemoConfig())[0] == '  fewstep sample "a happy red robot"'
+
+
 @pytest.mark.long
 def test_the_story_is_played_whole(tmp_path, capsys):
     out = tmp_path / "demo"

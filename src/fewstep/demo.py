@@ -104,13 +104,19 @@ def say(text: str) -> None:
 
 
 def next_commands(config: DemoConfig) -> list[str]:
-    """What to try after the demo."""
-    drawings = shipped_kit() / "drawings"
+    """What to try after the demo, to be typed as the demo itself was."""
+    drawings, fewstep = shipped_kit() / "drawings", program()
     return [
-        '  fewstep sample "a happy red robot"',
-        '  fewstep sample "thin line emoji of castle" --lora noto-mono:0.8 --lora lcm',
-        f"  fewstep distill --model {MODEL} --data {drawings} --steps 1000 --out {config.out / 'longer'}",
+        f'  {fewstep} sample "a happy red robot"',
+        f'  {fewstep} sample "thin line emoji of castle" --lora noto-mono:0.8 --lora lcm',
+        f"  {fewstep} distill --model {MODEL} --data {drawings} --steps 1000 --out {config.out / 'longer'}",
     ]
+
+
+def program() -> str:
+    """How the program is called here: by its name if the shell finds it, else by its path."""
+    path = Path(sys.argv[0])
+    return "fewstep" if shutil.which("fewstep") or path.stem != "fewstep" else str(path)
 
 
 def draw(pipeline: Pipeline, prompts: Sequence[str], config: DemoConfig, **options: object) -> Drawn:
