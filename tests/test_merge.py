@@ -168,6 +168,10 @@ def test_a_file_with_a_module_of_nowhere_is_refused_or_cut(fewstep, two, tmp_pat
 
 def test_a_whole_folder_is_never_replaced(fewstep, two, tmp_path):
     a, _, _, _ = two
+    done = fewstep("merge", a, dialect="peft", out=tmp_path)
+    assert (done.code, done.error) == (1, f"{tmp_path} is already there and no PEFT folder")
+    assert fewstep("merge", a, dialect="peft", out=tmp_path / "peft").code == 0
+    assert fewstep("merge", a, dialect="peft", out=tmp_path / "peft").code == 0  # its own is
     base_model(tmp_path / "base")
     shutil.copytree(tmp_path / "base", tmp_path / "other")
     done = fewstep("merge", a, into=tmp_path / "base", out=tmp_path / "other")

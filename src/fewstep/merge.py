@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, ResizeConfig
@@ -11,7 +12,7 @@ from fewstep.families import FAMILIES, ModuleShape, family_of
 from fewstep.lora.compress import Loss, compress
 from fewstep.lora.difference import difference
 from fewstep.lora.files import hash_of, load_adapter
-from fewstep.lora.low_rank import Adapter, check_fits, combine, misfits
+from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, misfits
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference, parse_reference
 from fewstep.lora.writing import save_adapter
@@ -39,17 +40,15 @@ class Fitted(NamedTuple):
 
 def run(config: MergeConfig) -> None:
     """Write the linear combination of the LoRAs, or a model with it folded in; what was done goes to stdout."""
-    references = [parse_reference(text) for text in config.files]
-    model = config.into or config.model
     if config.into:
         check_into(config)
-    fitted = fit(references, model, config.allow_partial)
+    fitted = fit([parse_reference(text) for text in config.files], config.into or config.model, config.allow_partial)
     modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
     if config.into:
         fold_on_disk(model_path(config.into), config.out, modules)
         tell(config, {"out": str(config.out), "into": config.into, **told_of(fitted)}, None)
         return
-    write(config, modules, merged_recipe(fitted), fitted.family, sources_of(fitted), told_of(fitted))
+    write_sum(config, modules, fitted)
 
 
 def check_into(config: MergeConfig) -> None:
@@ -65,8 +64,7 @@ def run_resize(config: ResizeConfig) -> None:
     if config.rank is None and config.energy is None:
         raise UsageError("neither --rank nor --energy was given", "say how small: --rank 8, or --energy 0.95")
     fitted = fit([parse_reference(text) for text in config.files], config.model, config.allow_partial)
-    modules = combine([(1.0, term.adapter) for term in fitted.terms])
-    write(config, modules, merged_recipe(fitted), fitted.family, sources_of(fitted), told_of(fitted))
+    write_sum(config, combine([(1.0, term.adapter) for term in fitted.terms]), fitted)
 
 
 def run_difference(config: DifferenceConfig) -> None:
@@ -78,14 +76,22 @@ def run_difference(config: DifferenceConfig) -> None:
             f"{config.files[0]} and {config.files[1]} are of different families", "compare like with like"
         )
 
-    def reader(places: Mapping[str, Any]) -> Any:
-        return lambda name: read(places[name]).float()
-
-    modules, loss = difference(reader(tuned), reader(base), shapes, rank=config.rank, energy=config.energy)
+    modules, loss = difference(
+        lambda name: read(tuned[name]).float(),
+        lambda name: read(base[name]).float(),
+        shapes,
+        rank=config.rank,
+        energy=config.energy,
+    )
     if not modules:
         raise FewstepError(f"{config.files[0]} and {config.files[1]} have the same weights", "nothing was written")
-    recipe = Recipe(method="denoising", family=family_of(shapes), base_model=config.files[1])
-    finish(config, modules, recipe, {}, loss, {"tuned": config.files[0], "base": config.files[1]})
+    family = family_of(shapes)
+    save(config, Adapter(modules), Recipe(method="denoising", family=family, base_model=config.files[1]))
+    tell(
+        config,
+        {**about(config.out, modules), "family": family, "tuned": config.files[0], "base": config.files[1]},
+        loss,
+    )
 
 
 def fit(references: Sequence[Reference], model: str | None, allow_partial: bool) -> Fitted:
@@ -172,34 +178,24 @@ def told_of(fitted: Fitted) -> dict[str, Any]:
     }
 
 
-def write(
-    config: AdapterOutput,
-    modules: Mapping[str, Any],
-    recipe: Recipe,
-    family: str,
-    notes: Mapping[str, str],
-    told: Mapping[str, Any],
-) -> None:
-    """Write the modules, compressed if the config asks for it."""
+def write_sum(config: AdapterOutput, modules: Mapping[str, LowRank], fitted: Fitted) -> None:
+    """Write the sum, cut to a rank if the config asks for it."""
     loss = None
     if config.rank is not None or config.energy is not None:
         modules, loss = compress(modules, config.rank, config.energy)
-    finish(config, modules, recipe, notes, loss, told)
+    save(config, Adapter(modules, sources_of(fitted)), merged_recipe(fitted))
+    tell(config, {**about(config.out, modules), **told_of(fitted)}, loss)
 
 
-def finish(
-    config: AdapterOutput,
-    modules: Mapping[str, Any],
-    recipe: Recipe,
-    notes: Mapping[str, str],
-    loss: Loss | None,
-    told: Mapping[str, Any],
-) -> None:
-    """Save and tell."""
-    save_adapter(config.out, Adapter(modules), recipe, DTYPES[config.dtype], config.dialect, notes)
+def save(config: AdapterOutput, adapter: Adapter, recipe: Recipe) -> None:
+    """Write the adapter as the config says, its metadata with it."""
+    save_adapter(config.out, adapter, recipe, DTYPES[config.dtype], config.dialect, adapter.metadata)
+
+
+def about(out: Path, modules: Mapping[str, LowRank]) -> dict[str, Any]:
+    """What a file that was written is."""
     ranks = [update.rank for update in modules.values()]
-    size = {"modules": len(ranks), "rank": max(ranks, default=0), "sha256": hash_of(config.out)}
-    tell(config, {"out": str(config.out), **size, **told}, loss)
+    return {"out": str(out), "modules": len(ranks), "rank": max(ranks, default=0), "sha256": hash_of(out)}
 
 
 def tell(config: AdapterOutput, facts: Mapping[str, Any], loss: Loss | None) -> None:

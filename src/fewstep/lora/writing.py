@@ -113,6 +113,8 @@ def save_peft(path: Path, plan: Planned, metadata: Mapping[str, str]) -> None:
     text = next((name for name in plan.shapes if name.startswith(TEXT)), None)
     if text is not None:
         raise FewstepError(f"a PEFT folder is of one network, and {text} is of another", "use --dialect diffusers")
+    if path.exists() and not (path / PEFT_CONFIG).is_file():
+        raise FewstepError(f"{path} is already there and no PEFT folder", "choose another --out")
     ranks = list(plan.ranks.values())
     common = max(set(ranks), key=ranks.count)
     others = {name: rank for name, rank in plan.ranks.items() if rank != common}
