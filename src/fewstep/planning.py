@@ -59,7 +59,7 @@ def plan_sampling(
 ) -> Plan:
     """The plan for sampling with models and LoRAs of these recipes; None and auto follow them.
 
-    grid: auto is lcm (the training grid) with an acceleration, else trailing; or leading or linspace.
+    grid: auto is lcm (the training grid) with an acceleration that was trained on one, else trailing.
     strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked.
     Raises UsageError for what cannot be.
     """
@@ -80,7 +80,8 @@ def plan_sampling(
         )
     reach = max(math.ceil(strength * T), count)
     if grid == "auto":
-        grid = "lcm" if fast or name in DISTILLED_ONLY else "trailing"
+        on_grid = name in DISTILLED_ONLY or (fast is not None and fast.k is not None)
+        grid = "lcm" if on_grid else "trailing"
     timesteps = lcm_grid(count, (fast and fast.k) or 20, reach) if grid == "lcm" else GRIDS[grid](count, reach)
     return Plan(
         name, tuple(timesteps), guidance_scale, tuple(_notes(name, fast, steps, guidance_scale, negative_prompt))
@@ -102,6 +103,11 @@ def _solver_steps(name: str, steps: int) -> int:
 
 def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, negative_prompt: bool) -> list[str]:
     notes = []
+    if fast and fast.recognised_by:
+        notes.append(
+            f"a LoRA carries no recipe; by the word {fast.recognised_by} in its name it is made for {fast.solver},"
+            f" {fast.steps} steps, guidance {fast.guidance_scale:g}"
+        )
     if fast and guidance_scale > 2:
         notes.append(
             f"guidance {guidance_scale:g} burns with an acceleration LoRA, which has guidance in it: use 1 to 2"

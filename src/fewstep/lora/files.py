@@ -17,6 +17,7 @@ from fewstep.families import ModuleShape
 from fewstep.io import read_json, sha256_file
 from fewstep.lora.dialects import PREFIXES, Spellings, taken_apart
 from fewstep.lora.factors import Scale, low_rank_of
+from fewstep.lora.known import known_recipe
 from fewstep.lora.low_rank import Adapter, Lazy, LowRank
 from fewstep.lora.recipe import Recipe, from_metadata
 
@@ -35,7 +36,7 @@ class Source(NamedTuple):
 
 
 def load_adapter(path: Path, shapes: Mapping[str, ModuleShape]) -> tuple[Adapter, Recipe | None]:
-    """The adapter in a file of any layout, read module by module, and its recipe if it carries one.
+    """The adapter in a file of any layout, read module by module, and its recipe if it carries one or is known.
 
     shapes: of the modules of the model it is for. A module that is none of them keeps the name the file gives it, so
     that `check_fits` can say so.
@@ -56,7 +57,8 @@ def load_adapter(path: Path, shapes: Mapping[str, ModuleShape]) -> tuple[Adapter
         spelled, keys = modules[name]
         return read_update(source, spelled, keys, shapes[name].kernel if name in shapes else None, str(path))
 
-    return Adapter(Lazy(modules, make), source.metadata), from_metadata(source.metadata, str(path))
+    recipe = from_metadata(source.metadata, str(path)) or known_recipe(path, modules)
+    return Adapter(Lazy(modules, make), source.metadata), recipe
 
 
 def read_update(source: Source, spelled: str, keys: Mapping[str, str], kernel: int | None, what: str) -> LowRank:

@@ -10,6 +10,7 @@ from fewstep import __version__
 from fewstep.errors import FewstepError
 
 KEY = "fewstep.recipe"
+ACCELERATIONS = ("lcd", "tcd", "hyper-sd", "lightning")
 
 
 class Recipe(BaseModel):
@@ -17,7 +18,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    method: str  # "lcd": an acceleration; "denoising": a style, a subject, a fine-tuned model
+    method: str  # of ACCELERATIONS, or "denoising": a style, a subject, a fine-tuned model
     family: str = "custom"
     prediction_type: str = "epsilon"
     solver: str = "auto"  # the sampler's; auto = as without this file
@@ -29,11 +30,12 @@ class Recipe(BaseModel):
     base_model: str = ""
     base_sha256: str = ""
     training: Mapping[str, Any] = {}
+    recognised_by: str = ""  # the word in its name that told all this, of a file of others that carries no recipe
 
     @property
     def accelerates(self) -> bool:
         """Whether it makes its model a few-step one."""
-        return self.method == "lcd"
+        return self.method in ACCELERATIONS
 
 
 def to_metadata(recipe: Recipe, rank: int | None = None) -> dict[str, str]:
