@@ -41,6 +41,17 @@ def test_what_to_try_next_is_typed_as_the_demo_was(monkeypatch):
     assert demo.next_commands(DemoConfig())[0] == '  fewstep sample "a happy red robot"'
 
 
+def test_a_demo_replaces_an_earlier_one(tmp_path, monkeypatch):
+    part = demo.Part("solvers", Image.new("RGB", (8, 8)), ())
+    monkeypatch.setattr(demo, "compare_solvers", lambda config: (part, []))
+    for name in ("combine_styles", "distil_anew"):
+        monkeypatch.setattr(demo, name, lambda *_: part)
+    (tmp_path / "report.html").write_text("of an earlier demo")
+    (tmp_path / "old.png").touch()
+    demo.run(DemoConfig(out=tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "solvers.png"}
+
+
 @pytest.mark.long
 def test_the_story_is_played_whole(tmp_path, capsys):
     out = tmp_path / "demo"
@@ -60,5 +71,3 @@ def test_the_story_is_played_whole(tmp_path, capsys):
     assert not re.search(r"https?://", report)
     with Image.open(out / "solvers.png") as sheet:
         assert sheet.size[0] > 1000
-    demo.run(DemoConfig(out=out, distill_steps=1))  # its own folder is replaced
-    assert (out / "report.html").is_file()
