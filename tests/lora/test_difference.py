@@ -9,6 +9,7 @@ from fewstep.families import ModuleShape
 from fewstep.lora.difference import difference, truncated_svd
 from tests.lora.updates import distance, random_update, ranks, seeds, shapes
 
+SIX = {"x": ModuleShape(6, 6, 0)}
 laws = settings(deadline=None, max_examples=30)
 
 
@@ -27,6 +28,15 @@ def test_an_update_comes_back_at_its_rank(shape: ModuleShape, rank: int, seed: i
     assert found["x"].shape == shape
     assert distance(found["x"], update) <= 1e-5 * scale
     assert loss.worst * float(update.delta().norm()) <= 1e-5 * scale
+
+
+def test_a_direction_a_ten_thousandth_as_strong_is_kept() -> None:
+    torch.manual_seed(0)
+    U, V = (torch.linalg.qr(torch.randn(6, 6)).Q for _ in range(2))
+    S = torch.tensor([10.0, 8.0, 5.0, 3.0, 1.0, 1e-3])
+    found, _ = difference({"x": U @ S.diag() @ V}.__getitem__, {"x": torch.zeros(6, 6)}.__getitem__, SIX, 6)
+    assert found["x"].rank == 6
+    assert (found["x"].delta() - U @ S.diag() @ V).norm() < 1e-5 * S.norm()
 
 
 @pytest.mark.parametrize("shape", [ModuleShape(200, 220, 0), ModuleShape(160, 30, 3)])

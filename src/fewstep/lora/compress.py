@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.linalg import qr, svd
 
@@ -72,10 +73,15 @@ def check_wanted(rank: int | None, energy: float | None) -> None:
 
 
 def kept_rank(S: Tensor, total: float, rank: int | None, energy: float | None) -> int:
-    """How many of the singular values S (descending) to keep: at least 1, at most `rank`, else `energy` of `total`."""
-    kept = S.double().square().cumsum(0)
-    wanted = min(total if energy is None else energy * total, float(kept[-1]))
-    count = int((kept < wanted).sum()) + 1
+    """How many of the singular values S (descending) to keep: at least 1, at most `rank`, else `energy` of `total`.
+
+    All of the energy means all that are more than rounding beside the largest: their squares would be lost in the sum.
+    """
+    if energy is None or energy == 1:
+        count = max(int((S[0] * torch.finfo(S.dtype).eps < S).sum()), 1)
+    else:
+        kept = S.double().square().cumsum(0)
+        count = int((kept < min(energy * total, float(kept[-1]))).sum()) + 1
     return count if rank is None else min(count, rank)
 
 
