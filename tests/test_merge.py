@@ -51,6 +51,14 @@ def test_a_merge_is_the_sum_of_its_parts(fewstep, two, tmp_path):
     assert [(s["file"], s["weight"]) for s in sources] == [("a.safetensors", 0.8), ("b.safetensors", 1.0)]
 
 
+def test_what_a_name_told_is_written_into_the_sum(fewstep, two, tmp_path):
+    a, _, _, _ = two
+    save_file(load_file(a), tmp_path / "lcm-lora.safetensors")  # of others: no recipe
+    assert fewstep("merge", tmp_path / "lcm-lora.safetensors", out=tmp_path / "x").code == 0
+    _, recipe = load_adapter(tmp_path / "x", EMOJI.all_modules())
+    assert (recipe.method, recipe.solver, recipe.steps, recipe.recognised_by) == ("lcd", "lcm", 4, "")
+
+
 def test_merging_again_gives_the_same_bytes(fewstep, two, tmp_path):
     a, _, b, _ = two
     for name in ("1", "2"):

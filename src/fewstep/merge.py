@@ -148,7 +148,7 @@ def merged_recipe(fitted: Fitted) -> Recipe:
     first = next((recipe for recipe in recipes if recipe.accelerates), next(iter(recipes), None))
     if first is None:
         return Recipe(method="denoising", family=fitted.family)
-    return first.model_copy(update={"family": fitted.family, "training": {}})
+    return first.model_copy(update={"family": fitted.family, "training": {}, "recognised_by": ""})
 
 
 def sources_of(fitted: Fitted) -> dict[str, str]:
