@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before torch is imported: these tensors are tiny, and cores are shared
+
+settings.register_profile(
+    "same", derandomize=True
+)  # a run that passed passes again; HYPOTHESIS_PROFILE=default looks further
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 COMPLAINT = re.compile(r"(?:^|\n)error: ([^\n]+)\n\nhint: ([^\n]+)\n\Z")
 
