@@ -71,12 +71,10 @@ def report(text: str, models: Mapping[str, Mapping[str, ModuleShape]]) -> dict[s
 
 
 def coverage(file: Path, name: str, shapes: Mapping[str, ModuleShape]) -> Coverage:
-    """Of one file in one model. Sizes are only looked at in the model when a good part of the names is there."""
+    """Of one file in one model."""
     adapter, _ = load_adapter(file, shapes)
     total = len(adapter.modules)
-    known = [module for module in adapter.modules if module in shapes]
-    wrong = len(misfits(adapter, shapes)) if known else total
-    return Coverage(name, total - wrong, total)
+    return Coverage(name, total - len(misfits(adapter, shapes)), total)
 
 
 def measured(adapter: Adapter) -> dict[str, Any]:

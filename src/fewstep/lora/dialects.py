@@ -120,7 +120,7 @@ class Spellings:
 
     def find(self, spelled: str) -> str | None:
         """The canonical name of a module as a file spells it, or None."""
-        prefix = next((prefix for prefix in sorted(PREFIXES, key=len, reverse=True) if spelled.startswith(prefix)), "")
+        prefix = prefix_of(spelled)
         part, body = PREFIXES.get(prefix, "unet"), spelled.removeprefix(prefix).replace(".processor.", ".")
         if part != "unet":
             start, _, last = body.rpartition(".")
@@ -131,6 +131,11 @@ class Spellings:
     def _first(self, *spellings: str) -> str | None:
         """The name of the first of these that there is; to_out.0 was once called to_out."""
         return next((self._canonical[flat(s)] for s in spellings if flat(s) in self._canonical), None)
+
+
+def prefix_of(spelled: str) -> str:
+    """The longest of PREFIXES that a module as a file spells it begins with, or nothing."""
+    return max((prefix for prefix in PREFIXES if spelled.startswith(prefix)), key=len, default="")
 
 
 def text_bodies(body: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.errors import FewstepError
 from fewstep.families import ModuleShape
 from fewstep.io import read_json, sha256_file
-from fewstep.lora.dialects import PREFIXES, Spellings, taken_apart
+from fewstep.lora.dialects import Spellings, prefix_of, taken_apart
 from fewstep.lora.factors import Scale, low_rank_of
 from fewstep.lora.known import known_recipe
 from fewstep.lora.low_rank import Adapter, Lazy, LowRank
@@ -186,7 +186,7 @@ def checked_peft(config: Any, what: str) -> Mapping[str, Any]:
 
 def peft_scale(config: Mapping[str, Any], spelled: str) -> Scale:
     """alpha / R of a module, or alpha / sqrt(R) with rslora (arXiv 2312.03732), by PEFT's config and its patterns."""
-    start = next((p for p in sorted(PREFIXES, key=len, reverse=True) if spelled.startswith(p)), "")
+    start = prefix_of(spelled)
     own = {key.removeprefix(start): value for key, value in config.items()} if start.startswith("text") else config
     module = spelled.removeprefix(start)
     alpha = matching(own.get("alpha_pattern") or {}, module, own.get("lora_alpha"))

@@ -1,7 +1,7 @@
 """A LoRA as it is typed: FILE, FILE:WEIGHT, or FILE:WEIGHT,BLOCK=WEIGHT,..."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +32,6 @@ class Reference(NamedTuple):
     def weight_of(self, module: str) -> float:
         """The weight of a module: that of the narrowest block it is in that was given one."""
         return next((self.blocks[b] for b in blocks_of(module) if b in self.blocks), self.weight)
-
-    def weights_of(self, modules: Iterable[str]) -> dict[str, float]:
-        """Module -> weight."""
-        return {name: self.weight_of(name) for name in modules}
 
 
 def blocks_of(module: str) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from fewstep.lora.dialects import TEXT, flat
 from fewstep.lora.low_rank import Adapter
 from fewstep.lora.recipe import Recipe, to_metadata
 
-DIALECTS = ("kohya", "diffusers", "peft")
 DTYPES = {
     torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL",
     torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
@@ -40,7 +39,7 @@ def save_adapter(
     dialect: str = "kohya",
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the adapter whole or not at all, in one of DIALECTS; alpha is the rank, its scale is inside B.
+    """Write the adapter whole or not at all, in a dialect; alpha is the rank, its scale is inside B.
 
     kohya is the layout of the original LCM-LoRA files, with kohya's names for text encoders: what ComfyUI, kohya's own
     scripts and diffusers read. diffusers is PEFT's spelling in one file; peft is a folder as PEFT saves it.
