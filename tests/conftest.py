@@ -64,6 +64,14 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SDXL-like folder for 16 px images; do not write to it."""
+    from tests.tiny import tiny_sdxl
+
+    return tiny_sdxl(tmp_path_factory.mktemp("model") / "tiny-xl")
+
+
+@pytest.fixture(scope="session")
 def tiny_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six captioned images; do not write to it."""
     from tests.tiny import tiny_images

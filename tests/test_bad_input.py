@@ -173,7 +173,7 @@ def other_width(model):
         ),
         (unknown_schedule, r"unknown beta_schedule 'sinus'"),
         (unknown_prediction, r"unknown prediction.* 'flow'"),
-        (two_encoders, r".*/model is an SDXL-like model \(two text encoders\)"),
+        (two_encoders, r"model folder .*/model has no text_encoder_2 folder"),
         (remove_vocabulary, r"cannot load .*/tokenizer \("),
         (cut_vocabulary, r"cannot load .*/tokenizer \("),
         (break_recipe, r"the sampling recipe .*/fewstep\.json is damaged"),
@@ -213,10 +213,11 @@ def test_a_model_is_found_wanting_before_training_begins(fewstep, model, tiny_da
     assert not out.exists()
 
 
-def test_a_model_is_a_folder(fewstep, model, out):
+def test_a_model_is_a_folder_or_a_checkpoint(fewstep, model, out):
     done = fewstep("sample", "a cat", model=model / "model_index.json", out=out)
     assert done.code == 1
-    assert "is not a Stable Diffusion model folder" in done.error
+    assert "is not a readable safetensors file" in done.error
+    assert "a Stable Diffusion folder or a .safetensors checkpoint is needed" in done.hint
 
 
 # Data

@@ -29,6 +29,7 @@ FLOORS = {
     "models": 4,
     "engines": 4,
     "planning": 5,
+    "canvas": 5,
     "pipeline": 5,
     "merge": 5,
     "inspection": 5,

@@ -5,9 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WORDS = ["a", "cat", "dog", "red", "blue", "house", "of", "the", "drawing", "fish"]
 
@@ -37,10 +43,54 @@ def tiny_unet(**changes: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(config | changes))
 
 
-def tiny_model(folder: Path, seed: int = 0, **scheduler: object) -> Path:
+def tiny_model(folder: Path, seed: int = 0, unet: dict[str, object] | None = None, **scheduler: object) -> Path:
     """A complete random SD 1.x-like model folder: 16 px images, 8x8 latents of 4 channels."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL(
+    vae = tiny_vae()
+    tokenizer = tiny_tokenizer(folder / "tokenizer-files")
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(tiny_text(tokenizer)),
+        tokenizer=tokenizer,
+        unet=tiny_unet(**(unet or {})),
+        scheduler=stable_diffusion_scheduler(**scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+SDXL = {  # what makes a tiny UNet one of SDXL's kind
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 24,
+    "cross_attention_dim": 16 + 24,
+    "use_linear_projection": True,
+    "transformer_layers_per_block": (1, 2),
+}
+
+
+def tiny_text(tokenizer: CLIPTokenizer, width: int = 16) -> CLIPTextConfig:
+    """The config of a text encoder of this width for this tokenizer."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+
+
+def tiny_vae() -> AutoencoderKL:
+    """Two pixels to a latent, in each direction."""
+    return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -49,35 +99,37 @@ def tiny_model(folder: Path, seed: int = 0, **scheduler: object) -> Path:
         sample_size=16,
         mid_block_add_attention=False,
     )
-    tokenizer = tiny_tokenizer(folder / "tokenizer-files")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
+
+
+def stable_diffusion_scheduler(**changes: object) -> DDIMScheduler:
+    """Stable Diffusion 1.5's."""
+    return DDIMScheduler(
+        **{
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+            **changes,
+        }
     )
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
+
+
+def tiny_sdxl(folder: Path, seed: int = 0, **changes: object) -> Path:
+    """A complete random SDXL-like model folder: two text encoders, told sizes, 16 px images."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer(folder / "tokenizer-files")
+    pipe = StableDiffusionXLPipeline(
+        vae=tiny_vae(),
+        text_encoder=CLIPTextModel(tiny_text(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(tiny_text(tokenizer, 24)),
         tokenizer=tokenizer,
-        unet=tiny_unet(),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            **scheduler,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        tokenizer_2=tokenizer,
+        unet=tiny_unet(**SDXL),
+        scheduler=stable_diffusion_scheduler(),
+        add_watermarker=False,
+        **changes,
     )
     pipe.save_pretrained(folder)
     return folder

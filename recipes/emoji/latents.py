@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fewstep.errors import FewstepError
 from fewstep.io import atomic_path, sha256_bytes, sha256_file
-from fewstep.models.load import encoder_sha256
+from fewstep.models.model import encoder_sha256
 
 FORMAT = "1"  # raise when the content of a packed file changes
 BATCH = 32

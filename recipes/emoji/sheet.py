@@ -16,7 +16,7 @@ from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Precision, SampleConfig, Solver, build
 from fewstep.evaluate.sheets import captioned
 from fewstep.io import atomic_path
-from fewstep.models.load import Model
+from fewstep.models.model import Model
 from fewstep.pipeline import Pipeline, load_pipeline
 
 SHEET_STYLES = ("fluent-3d", "noto", "twemoji", "emojione-bw")
@@ -94,7 +94,7 @@ def style_prompts(style: str) -> dict[str, bool]:
 
 def save_sheet(pipeline: Pipeline, path: Path, prompts: Mapping[str, bool], **options: object) -> None:
     """Draw the prompts, seeds 0, 1, ..., and write them as one PNG, starred where True; options: of SampleConfig."""
-    config = build(SampleConfig, prompts=tuple(prompts), model=str(pipeline.model.folder), **options)
+    config = build(SampleConfig, prompts=tuple(prompts), model=str(pipeline.model.path), **options)
     pictures = [picture.image for picture in pipeline.pictures(config, pipeline.plan(config))]
     labels = [prompt + " *" * held_out for prompt, held_out in prompts.items()]
     with atomic_path(path) as temporary:

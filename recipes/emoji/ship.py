@@ -189,6 +189,8 @@ Licence texts: MIT https://opensource.org/license/mit, Apache-2.0 https://www.ap
 CC-BY-4.0 https://creativecommons.org/licenses/by/4.0/, OFL-1.1 https://openfontlicense.org.
 
 Concept names and tags: emojibase-data {PACKAGES["emojibase-data"][0]} (MIT, Miles Johnson).
+
+The merges of CLIP's tokenizer (src/fewstep/assets/clip): MIT, OpenAI.
 """
 
 

@@ -32,9 +32,11 @@ from fewstep.configs import TrainingConfig
 from fewstep.diffusion.prediction import Prediction, prediction_named
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError
+from fewstep.families import SCHEDULER
 from fewstep.io import atomic_folder, cache_dir, read_json, write_json
 from fewstep.lora.recipe import Recipe
-from fewstep.models.load import RECIPE_FILE, Model, load_model, pick_device
+from fewstep.models.load import RECIPE_FILE, load_model, pick_device
+from fewstep.models.model import Model
 from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import SampleId, generator, integers, normal, uniform
 from fewstep.training.loop import loop
@@ -42,15 +44,6 @@ from fewstep.training.losses import denoising_loss
 from fewstep.training.progress import check_folder
 
 HEAD = 32  # channels of an attention head; all widths are multiples of it
-SCHEDULER = {  # Stable Diffusion 1.5's
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 
 
 class TeacherConfig(TrainingConfig):
@@ -291,14 +284,13 @@ class Exporter:
     def model(self, device: torch.device) -> Model:
         """The averaged networks, ready to sample with, in float32 on `device`."""
         return Model(
-            folder=self.config.out / "model",
+            path=self.config.out / "model",
             unet=self.teacher.unet.to(device),
             vae=self.vae.to(device),
             text_encoder=self.teacher.text_encoder.to(device),
             tokenizer=self.tokenizer,
             schedule=schedule_from_config(SCHEDULER),
             prediction_type=self.config.prediction,
-            recipe=None,
         )
 
 

@@ -4,10 +4,10 @@ Each field's docstring is its help; ranges are checked here, once, for every way
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from cyclopts import Parameter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fewstep.errors import UsageError
 
@@ -102,8 +102,23 @@ class SampleConfig(Config):
     """Pixels, likewise."""
     image: Path | None = None
     """A picture to start from (image-to-image)."""
-    strength: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """How far from --image to go: near 0 keeps it, 1 forgets it. The steps stay as many as asked."""
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    """How far from --image to go: near 0 keeps it, 1 forgets it; by default 0.6, with --mask or --outpaint 1. The
+    steps stay as many as asked."""
+    mask: Path | None = None
+    """What of --image to draw anew (inpainting): a picture, white there and black elsewhere; grey mixes."""
+    outpaint: str | None = None
+    """Pixels to add to --image and draw (outpainting): one number for all sides, or LEFT,TOP,RIGHT,BOTTOM."""
+    controlnet: str | None = None
+    """The folder of a ControlNet, which draws after --control-image."""
+    control_image: Path | None = None
+    """What the ControlNet follows, as it was trained on: edges, depth, a pose, a scribble in white on black."""
+    sketch: bool = False
+    """--control-image is dark lines on light paper: turn it over to white on black."""
+    control_scale: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """How strictly the ControlNet is followed."""
+    no_safety_checker: bool = False
+    """Do without the safety checker that the model's folder brings."""
     dtype: Precision = "fp32"
     """Precision of the networks."""
     device: Device = "auto"
@@ -119,6 +134,17 @@ class SampleConfig(Config):
         if not prompts:
             raise UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox"')
         return prompts
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        for name, value in (("mask", self.mask), ("outpaint", self.outpaint)):
+            if value is not None and self.image is None:
+                raise UsageError(f"--{name} needs --image", "give the picture to change")
+        if self.mask and self.outpaint:
+            raise UsageError("--mask and --outpaint exclude each other", "outpaint first, then inpaint the result")
+        if (self.controlnet is None) != (self.control_image is None):
+            raise UsageError("--controlnet and --control-image go together", "give both, or neither")
+        return self
 
 
 class Source(Config):

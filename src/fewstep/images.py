@@ -17,23 +17,49 @@ from fewstep.io import atomic_path
 
 def read_image(path: Path, width: int, height: int) -> Tensor:
     """The image as pixels (3, height, width) float32 in [-1, 1]: on white, scaled to cover, cut at the centre."""
+    rgba = opened(path)
+    image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    cut = np.array(covering(image, width, height))
+    return torch.from_numpy(cut).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def read_mask(path: Path, width: int, height: int) -> Tensor:
+    """A mask (1, height, width) float32 in [0, 1], scaled and cut as `read_image` does: black 0, white 1."""
+    cut = np.array(covering(opened(path).convert("L"), width, height))
+    return torch.from_numpy(cut)[None].float() / 255
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of the image in pixels."""
+    return opened(path).size
+
+
+def opened(path: Path) -> Image.Image:
+    """The image with its transparency. Raises FewstepError when there is none that can be read."""
     try:
         with Image.open(path) as file:
-            rgba = file.convert("RGBA")
+            return file.convert("RGBA")
     except FileNotFoundError:
         raise FewstepError(f"image not found: {path}", "check the path") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FewstepError(
             f"unreadable image: {path} ({error})", "replace the file, or take it out of the folder"
         ) from error
-    image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    scale = max(width / image.width, height / image.height)
-    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+
+
+def covering(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The image scaled to cover width x height, the rest cut off evenly."""
+    size, left, top = placed(image.size, width, height)
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    cut = np.array(image.crop((left, top, left + width, top + height)))
-    return torch.from_numpy(cut).permute(2, 0, 1).float() / 127.5 - 1
+    return image.crop((left, top, left + width, top + height))
+
+
+def placed(size: tuple[int, int], width: int, height: int) -> tuple[tuple[int, int], int, int]:
+    """How `covering` scales a picture of this width and height: to what size, and where the cut begins."""
+    scale = max(width / size[0], height / size[1])
+    scaled = (max(width, round(size[0] * scale)), max(height, round(size[1] * scale)))
+    return scaled, (scaled[0] - width) // 2, (scaled[1] - height) // 2
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -15,19 +15,21 @@ from tqdm import tqdm
 
 from fewstep import __version__
 from fewstep.assets import ACCELERATION, MODEL
+from fewstep.canvas import Canvas, Keeping, canvas_of, strength_of
 from fewstep.configs import SampleConfig
 from fewstep.diffusion.consistency import ConsistencyDenoiser
-from fewstep.diffusion.guidance import Conditioning, Denoiser, Evaluations, GuidedDenoiser
+from fewstep.diffusion.guidance import Conditioning, Denoiser, Evaluations, GuidedDenoiser, concatenate
 from fewstep.diffusion.sampler import ImageNoise, OnStep, sampling_levels
 from fewstep.diffusion.sampler import sample as sample_latents
 from fewstep.errors import FewstepError, UsageError
-from fewstep.images import read_image, save_png, to_image
+from fewstep.images import save_png, to_image
 from fewstep.lora.files import hash_of, load_adapter
 from fewstep.lora.layers import fold, shape_of
 from fewstep.lora.low_rank import check_fits
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import parse_reference
-from fewstep.models.load import DTYPES, Model, load_model, pick_device
+from fewstep.models.load import DTYPES, load_controlnet, load_model, pick_device
+from fewstep.models.model import Model
 from fewstep.models.network import UNetNetwork
 from fewstep.planning import DISTILLED_ONLY, Plan, plan_sampling
 
@@ -57,6 +59,7 @@ class Pipeline:
     model: Model
     loras: tuple[dict[str, Any], ...]  # file, weight and sha256 of each
     recipes: tuple[Recipe, ...]
+    controlnet: Any = None  # ControlNetModel
 
     def plan(self, config: SampleConfig) -> Plan:
         """How `config` will be drawn."""
@@ -66,7 +69,7 @@ class Pipeline:
             config.solver,
             config.steps,
             config.guidance_scale,
-            config.strength if config.image else 1.0,
+            strength_of(config),
             bool(config.negative_prompt),
             config.grid,
         )
@@ -76,41 +79,49 @@ class Pipeline:
 
         lap: a stopwatch's button. The text of all batches is embedded first, in one lap.
         """
-        height, width = self._size(config)
-        embeddings = {p: self.model.embed([p]) for p in dict.fromkeys([*config.prompts, config.negative_prompt])}
+        canvas = canvas_of(config, self.model)
+        texts = dict.fromkeys([*config.prompts, config.negative_prompt])
+        embeddings = {text: self._told(text, canvas) for text in texts}
         lap("text")
-        start = self._start_latents(config, height, width)
+        network = UNetNetwork(self.model.unet, self.controlnet, config.control_scale)
         wanted = [prompt for prompt in config.prompts for _ in range(config.count)]
         total = len(wanted) * len(plan.timesteps)
         with tqdm(total=total, unit="step", file=sys.stderr, leave=False, disable=None) as bar:
             for first in range(0, len(wanted), config.batch_size):
                 prompts = wanted[first : first + config.batch_size]
                 seeds = [config.seed + first + i for i in range(len(prompts))]
-                text = Conditioning(torch.cat([embeddings[prompt].text for prompt in prompts]))
                 denoise = GuidedDenoiser(
-                    UNetNetwork(self.model.unet),
+                    network,
                     self.model.prediction,
-                    text,
+                    concatenate([embeddings[prompt] for prompt in prompts]),
                     embeddings[config.negative_prompt].expand(len(prompts)),
                     plan.guidance_scale,
                     Evaluations(),
                 )
-                noise = ImageNoise(seeds, self._latent_shape(height, width), self.model.device)
-                latents = self._draw(denoise, plan, noise, start, lambda i, t, x: bar.update(len(x)))
+                noise = ImageNoise(seeds, self._latent_shape(canvas), self.model.device)
+                latents = self._draw(denoise, plan, noise, canvas, lambda i, t, x: bar.update(len(x)))
                 lap("network")
                 decoded = self._decoded(latents)
                 lap("decoder")
                 nfe = denoise.evaluations.rows / len(prompts)
-                for pixels, prompt, seed in zip(decoded, prompts, seeds, strict=True):
+                for drawn, prompt, seed in zip(decoded, prompts, seeds, strict=True):
+                    pixels = self._shown(canvas.kept(drawn), prompt, seed)
                     yield Picture(pixels, self._recipe(config, plan, pixels, prompt, seed, nfe))
 
+    def _told(self, text: str, canvas: Canvas) -> Conditioning:
+        """What one prompt and the canvas tell the networks."""
+        told = self.model.embed([text], canvas.height, canvas.width)
+        return told._replace(beside=canvas.beside, control=canvas.control)
+
     @torch.no_grad()
-    def _draw(self, denoise: Denoiser, plan: Plan, noise: ImageNoise, start: Tensor | None, on_step: OnStep) -> Tensor:
-        """Latents (B, C, H, W) of one batch, from noise or from the start latents noised to the first level."""
+    def _draw(self, denoise: Denoiser, plan: Plan, noise: ImageNoise, canvas: Canvas, on_step: OnStep) -> Tensor:
+        """Latents (B, C, H, W) of one batch, from noise or from the canvas noised to the first level."""
         levels = sampling_levels(self.model.schedule, plan.timesteps, device=self.model.device)
-        x = noise() if start is None else levels[0].alpha * start + levels[0].sigma * noise()
+        x = noise() if canvas.start is None else levels[0].alpha * canvas.start + levels[0].sigma * noise()
         if plan.consistency:
             denoise = ConsistencyDenoiser(denoise)
+        if canvas.latents is not None and canvas.drawn is not None and not self.model.inpaints:
+            denoise = Keeping(denoise, canvas.latents, canvas.drawn)
         return sample_latents(denoise, plan.solver, self.model.schedule, levels, x, noise, on_step)
 
     def _decoded(self, latents: Tensor) -> Tensor:
@@ -120,25 +131,16 @@ class Pipeline:
             raise FewstepError("the network's output is not finite", hint)
         return torch.cat([self.model.decode(part) for part in torch.split(latents, 1)]).cpu()
 
-    def _size(self, config: SampleConfig) -> tuple[int, int]:
-        """Height and width in pixels, checked against the autoencoder's factor."""
-        factor = self.model.factor
-        for option, value in (("--width", config.width), ("--height", config.height)):
-            if value is not None and value % factor:
-                raise UsageError(
-                    f"{option} {value} is not a multiple of {factor}", f"use {max(round(value / factor), 1) * factor}"
-                )
-        return config.height or self.model.size, config.width or self.model.size
+    def _shown(self, pixels: Tensor, prompt: str, seed: int) -> Tensor:
+        """The pixels (3, H, W), or black when the model's safety checker hides them, which stderr says."""
+        if self.model.safety_checker is None or not self.model.safety_checker.hides(pixels):
+            return pixels
+        print(f"note: the model's safety checker hid the picture of {prompt!r}, seed {seed}", file=sys.stderr)
+        return torch.full_like(pixels, -1)
 
-    def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+    def _latent_shape(self, canvas: Canvas) -> tuple[int, int, int]:
         model = self.model
-        return int(model.vae.config.latent_channels), height // model.factor, width // model.factor
-
-    def _start_latents(self, config: SampleConfig, height: int, width: int) -> Tensor | None:
-        """The latents image-to-image begins from, (1, C, H, W), or None."""
-        if config.image is None:
-            return None
-        return self.model.encode(read_image(config.image, width, height)[None]).to(self.model.device)
+        return int(model.vae.config.latent_channels), canvas.height // model.factor, canvas.width // model.factor
 
     def _recipe(
         self, config: SampleConfig, plan: Plan, pixels: Tensor, prompt: str, seed: int, nfe: float
@@ -156,7 +158,12 @@ class Pipeline:
             "nfe": nfe,
             "guidance_scale": plan.guidance_scale,
             "image": str(config.image) if config.image else None,
-            "strength": config.strength if config.image else None,
+            "strength": strength_of(config) if config.image else None,
+            "mask": str(config.mask) if config.mask else None,
+            "outpaint": config.outpaint,
+            "controlnet": config.controlnet,
+            "control_image": str(config.control_image) if config.control_image else None,
+            "control_scale": config.control_scale if config.controlnet else None,
             "width": pixels.shape[2],
             "height": pixels.shape[1],
             "dtype": config.dtype,
@@ -170,14 +177,22 @@ def loras_of(config: SampleConfig) -> tuple[str, ...]:
     return config.lora or ((ACCELERATION,) if own else ())
 
 
-def load_pipeline(name: str, loras: Sequence[str], dtype: str = "fp32", device: str = "auto") -> Pipeline:
+def load_pipeline(
+    name: str,
+    loras: Sequence[str],
+    dtype: str = "fp32",
+    device: str = "auto",
+    controlnet: str | None = None,
+    safety: bool = True,
+) -> Pipeline:
     """The model with its LoRAs folded in, exactly summed in float32 and rounded once.
 
-    loras: FILE or FILE:WEIGHT each. Raises FewstepError when a file is missing or does not fit.
+    loras: FILE or FILE:WEIGHT each. controlnet: a folder. safety: whether a safety checker that the model brings is
+    used. Raises FewstepError when a file is missing or does not fit.
     """
     references = [parse_reference(text) for text in loras]
     paths = [reference.file for reference in references]
-    model = load_model(name, DTYPES[dtype], pick_device(device))
+    model = load_model(name, DTYPES[dtype], pick_device(device), safety)
     layers = model.layers()
     shapes = {name: shape for name, layer in layers.items() if (shape := shape_of(layer)) is not None}
     terms, recipes = [], [model.recipe] if model.recipe else []
@@ -192,12 +207,15 @@ def load_pipeline(name: str, loras: Sequence[str], dtype: str = "fp32", device: 
         {"file": str(r.path), "weight": r.weight, "blocks": dict(r.blocks), "sha256": hash_of(r.file)}
         for r in references
     )
-    return Pipeline(model, files, tuple(recipes))
+    control = None if controlnet is None else load_controlnet(controlnet, model)
+    return Pipeline(model, files, tuple(recipes), control)
 
 
 def sample(config: SampleConfig) -> Iterator[Picture]:
     """The pictures of `config`, one by one as they are drawn; advice about the plan goes to stderr."""
-    pipeline = load_pipeline(config.model, loras_of(config), config.dtype, config.device)
+    pipeline = load_pipeline(
+        config.model, loras_of(config), config.dtype, config.device, config.controlnet, not config.no_safety_checker
+    )
     plan = pipeline.plan(config)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -16,6 +16,7 @@ CHECKSUMS = "checksums.json"
 MODEL = "emoji"  # a Stable Diffusion folder
 ACCELERATION = "lcm"  # its LCM-LoRA
 STYLES = ("high-contrast", "noto-mono")  # style LoRAs that never met it
+VOCABULARY = "clip"  # the merges of CLIP's tokenizer, which single-file checkpoints do without
 KIT = "kit"  # reference features and a few hundred real drawings
 
 
@@ -32,6 +33,11 @@ def shipped_lora(name: str) -> Path | None:
 def shipped_kit() -> Path:
     """The folder of the reference kit, checked."""
     return verified(KIT)
+
+
+def shipped_vocabulary() -> Path:
+    """The file of CLIP's merges, in order, checked."""
+    return verified(VOCABULARY) / "merges.txt.gz"
 
 
 @cache

@@ -1,6 +1,6 @@
 """Classifier-free guidance in one batched call, and the count of network evaluations (NFE)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -12,21 +12,43 @@ from fewstep.diffusion.schedule import NoiseLevel
 
 
 class Conditioning(NamedTuple):
-    """What the network is told besides x and t."""
+    """What the network is told besides x and t; what a kind of network does not take is None."""
 
     text: Tensor  # (B, L, D) text embeddings
+    pooled: Tensor | None = None  # (B, P) the whole text in one vector (SDXL)
+    sizes: Tensor | None = None  # (B, 6) original height and width, crop's top and left, target height and width (SDXL)
+    beside: Tensor | None = None  # (B, 1 + C, H, W) mask and latents of what is kept, beside x (inpainting UNets)
+    control: Tensor | None = None  # (B, 3, 8 H, 8 W) in [0, 1], the picture a ControlNet follows
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """Every part changed alike."""
+        return Conditioning(*(None if part is None else change(part) for part in self))  # type: ignore[arg-type]
 
     def expand(self, batch: int) -> "Conditioning":
         """This one conditioning for `batch` images."""
-        return Conditioning(self.text.expand(batch, -1, -1))
+        return self.map(lambda part: part.expand(batch, *part.shape[1:]))
+
+    def to(self, device: torch.device | str) -> "Conditioning":
+        """On the device."""
+        return self.map(lambda part: part.to(device))
 
     def __getitem__(self, index: slice) -> "Conditioning":  # type: ignore[override]
-        return Conditioning(self.text[index])
+        return self.map(lambda part: part[index])
+
+    def where(self, mask: Tensor, other: "Conditioning") -> "Conditioning":
+        """This one's rows where mask (B,) is true, the other's elsewhere."""
+        pairs = zip(self, other, strict=True)
+        return Conditioning(
+            *(None if a is None or b is None else torch.where(mask.view(-1, *(1,) * (a.dim() - 1)), a, b)
+              for a, b in pairs)  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
     """The conditionings one after another, along the batch."""
-    return Conditioning(torch.cat([part.text for part in parts]))
+    return Conditioning(
+        *(None if pieces[0] is None else torch.cat(pieces) for pieces in zip(*parts, strict=True))  # type: ignore[arg-type]
+    )
 
 
 class Network(Protocol):

@@ -15,7 +15,7 @@ from fewstep.evaluate.drawn import Drawn, draw
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, load_tools, measure
 from fewstep.evaluate.plots import check_matplotlib, measured, plot
 from fewstep.evaluate.prompts import Prompt, prompts_for
-from fewstep.evaluate.protocol import model_sha256, protocol_of, surroundings, told
+from fewstep.evaluate.protocol import protocol_of, surroundings, told
 from fewstep.evaluate.report import figure, heading, page, paragraph, table, text_table
 from fewstep.evaluate.rows import RowSpec, naming, parse_row, wanted
 from fewstep.evaluate.sheets import Row as SheetRow
@@ -23,6 +23,7 @@ from fewstep.evaluate.sheets import grid
 from fewstep.evaluate.table import Row, cells, entry, shared, short
 from fewstep.images import to_image
 from fewstep.io import atomic_folder, write_json
+from fewstep.models.model import parts_sha256
 from fewstep.pipeline import Pipeline, load_pipeline, loras_of
 
 TEACHER = RowSpec("ddim:100", "ddim", 100, None, ())
@@ -80,7 +81,7 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
     prompts = tuple(islice(cycle(listed.prompts), config.images))
     bare = load_pipeline(config.model, (), config.dtype, config.device)
     size, device = bare.model.size, bare.model.device
-    around = surroundings(model_sha256(bare.model.folder), device)
+    around = surroundings(parts_sha256(bare.model.path), device)
     tools = load_tools(config.reference, prompts, size, config.images, config.seed_sets, device)
     for note in tools.notes:
         say(note)

@@ -16,16 +16,9 @@ from fewstep.evaluate.features import WEIGHTS
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, ceiling_of
 from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.weights import LPIPS_FILES
-from fewstep.io import sha256_bytes, sha256_file
+from fewstep.io import sha256_bytes
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 LPIPS_LABEL = "lpips 0.1, alexnet"
-
-
-def model_sha256(folder: Path) -> str:
-    """Hash of all files of a model's parts."""
-    files = sorted(path for part in PARTS for path in (folder / part).rglob("*") if path.is_file())
-    return sha256_bytes(*(f"{file.relative_to(folder).as_posix()}:{sha256_file(file)}\n".encode() for file in files))
 
 
 def surroundings(model: str, device: torch.device) -> dict[str, Any]:

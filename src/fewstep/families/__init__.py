@@ -51,7 +51,26 @@ class TextEncoder(NamedTuple):
     layers: int
     width: int
     mlp: int  # width between fc1 and fc2
+    heads: int
     projection: bool = False  # whether text_projection, width -> width, ends it
+    activation: str = "gelu"
+    vocabulary: int = 49408  # tokens
+    length: int = 77  # tokens of a prompt
+    padding: str = "!"  # the token that fills a short prompt up
+
+    def config(self) -> dict[str, Any]:
+        """Arguments of transformers' CLIPTextConfig; its end-of-text is found as the largest token, as CLIP does."""
+        return {
+            "hidden_size": self.width,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "hidden_act": self.activation,
+            "vocab_size": self.vocabulary,
+            "max_position_embeddings": self.length,
+            "projection_dim": self.width,
+            "eos_token_id": 2,
+        }
 
     def modules(self) -> dict[str, ModuleShape]:
         """Name -> shape of every Linear, in the network's order, as its checkpoints spell it.
@@ -72,6 +91,8 @@ class Family:
     name: str
     unet: Mapping[str, Any]  # diffusers UNet2DConditionModel arguments
     text_encoders: tuple[TextEncoder, ...]
+    vae: Mapping[str, Any]  # diffusers AutoencoderKL arguments
+    prediction_type: str = "epsilon"
 
     def modules(self) -> dict[str, ModuleShape]:
         """The UNet's modules that LCM-LoRA adapts: name -> shape, in the UNet's order."""
@@ -132,19 +153,46 @@ _EMOJI = {  # the model that ships; made by recipes/emoji
     "time_embedding_dim": 256,
 }
 
-_CLIP_L = TextEncoder(layers=12, width=768, mlp=3072)
-_OPENCLIP_H = TextEncoder(layers=23, width=1024, mlp=4096)  # the last of its 24 layers is not in SD 2.1's release
-_OPENCLIP_BIG_G = TextEncoder(layers=32, width=1280, mlp=5120, projection=True)
-_EMOJI_TEXT = TextEncoder(layers=4, width=128, mlp=512)
+END = "<|endoftext|>"
+_CLIP_L = TextEncoder(layers=12, width=768, mlp=3072, heads=12, activation="quick_gelu", padding=END)
+_OPENCLIP_H = TextEncoder(layers=23, width=1024, mlp=4096, heads=16)  # SD 2.1 does without the last of its 24 layers
+_OPENCLIP_BIG_G = TextEncoder(layers=32, width=1280, mlp=5120, heads=20, projection=True)
+_EMOJI_TEXT = TextEncoder(4, 128, 512, heads=4, activation="quick_gelu", vocabulary=2000, length=32, padding=END)
+
+
+def _vae(widths: tuple[int, ...], size: int, scaling_factor: float, **more: Any) -> dict[str, Any]:
+    return {
+        "sample_size": size,
+        "block_out_channels": widths,
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "scaling_factor": scaling_factor,
+    } | more
+
+
+_SD_VAE = _vae((128, 256, 512, 512), 512, 0.18215)
+_SDXL_VAE = _vae((128, 256, 512, 512), 1024, 0.13025)
+_EMOJI_VAE = _vae((16, 32, 64, 128), 128, 0.52504, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False)
+SCHEDULER = {  # Stable Diffusion's, of all families
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 
 FAMILIES = {
     family.name: family
     for family in (
-        Family("sd15", _SD15, (_CLIP_L,)),
-        Family("sd21", _SD21, (_OPENCLIP_H,)),
-        Family("ssd-1b", _SSD_1B, (_CLIP_L, _OPENCLIP_BIG_G)),
-        Family("sdxl", _SDXL, (_CLIP_L, _OPENCLIP_BIG_G)),
-        Family("emoji", _EMOJI, (_EMOJI_TEXT,)),
+        Family("sd15", _SD15, (_CLIP_L,), _SD_VAE),
+        Family("sd21", _SD21, (_OPENCLIP_H,), _SD_VAE, "v_prediction"),  # 2.1 at 768 pixels
+        Family("ssd-1b", _SSD_1B, (_CLIP_L, _OPENCLIP_BIG_G), _SDXL_VAE),
+        Family("sdxl", _SDXL, (_CLIP_L, _OPENCLIP_BIG_G), _SDXL_VAE),
+        Family("emoji", _EMOJI, (_EMOJI_TEXT,), _EMOJI_VAE, "v_prediction"),
     )
 }
 

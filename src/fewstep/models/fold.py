@@ -1,18 +1,20 @@
 """Folding an update into a model on disk, tensor by tensor: W0 + Delta W, rounded once to the type it is stored in."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.families.single_file import Origin
 from fewstep.io import atomic_folder, atomic_path
 from fewstep.lora.low_rank import LowRank
 from fewstep.lora.writing import DTYPES, Entry, write_safetensors
-from fewstep.models.weights import Place, module_places, opened, read
+from fewstep.models.weights import at_origin, module_places, opened
 
+Changes = dict[tuple[Path, str], list[tuple[Origin, str]]]  # tensor of a file -> what parts of it are which modules
 TORCH = {name: dtype for dtype, name in DTYPES.items()}
 
 
@@ -25,8 +27,11 @@ def fold_on_disk(model: Path, out: Path, modules: Mapping[str, LowRank]) -> None
     missing = [name for name in modules if name not in places]
     if missing:
         raise FewstepError(f"{model} has no weight for {missing[0]}", "use a LoRA made for this model's family")
-    changes = {places[name]: name for name in modules}
-    files = {place.file for place in changes}
+    changes: Changes = {}
+    for name in modules:
+        place = places[name]
+        changes.setdefault((place.file, place.origin.key), []).append((place.origin, name))
+    files = {file for file, _ in changes}
     if model.is_file():
         with atomic_path(out) as temporary:
             rewrite(model, temporary, changes, modules)
@@ -43,23 +48,29 @@ def others(at: str, names: list[str], rewritten: set[str]) -> set[str]:
     return {name for name in names if str(Path(at) / name) in rewritten or name.startswith(".")}
 
 
-def rewrite(source: Path, target: Path, changes: Mapping[Place, str], modules: Mapping[str, LowRank]) -> None:
-    """Write the file's tensors again, those in `changes` with their update."""
+def rewrite(source: Path, target: Path, changes: Changes, modules: Mapping[str, LowRank]) -> None:
+    """Write the file's tensors again, those in `changes` with their updates."""
     file = opened(source)
     entries = []
     for key in file.keys():  # noqa: SIM118
-        part, place = file.get_slice(key), Place(source, key)
+        part = file.get_slice(key)
         dtype, shape = TORCH[part.get_dtype()], tuple(part.get_shape())
-        entries.append(Entry(key, shape, dtype, maker(place, changes.get(place), modules)))
+        entries.append(Entry(key, shape, dtype, maker(source, key, changes.get((source, key), ()), modules)))
     write_safetensors(target, entries, file.metadata() or {})
 
 
-def maker(place: Place, name: str | None, modules: Mapping[str, LowRank]) -> Callable[[], Tensor]:
-    """Makes one tensor: as stored, or with its update."""
-    return lambda: read(place) if name is None else updated(read(place), modules[name])
+def maker(
+    source: Path, key: str, changed: Sequence[tuple[Origin, str]], modules: Mapping[str, LowRank]
+) -> Callable[[], Tensor]:
+    """Makes one tensor: as stored, or W0 + Delta W in float32, of it or of its parts."""
 
+    def make() -> Tensor:
+        tensor: Tensor = opened(source).get_tensor(key)
+        if changed:
+            tensor = tensor.to(torch.float32, copy=True)
+        for origin, name in changed:
+            weight = at_origin(tensor, origin)
+            weight += modules[name].delta().view(weight.shape)  # the shapes may differ in a kernel of 1 x 1
+        return tensor
 
-def updated(weight: Tensor, update: LowRank) -> Tensor:
-    """W0 + Delta W in float32; the shapes may differ in a kernel of 1 x 1."""
-    total: Tensor = weight.to(torch.float32) + update.delta().view(weight.shape)
-    return total
+    return make

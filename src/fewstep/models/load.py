@@ -1,30 +1,26 @@
-"""A Stable Diffusion model folder (diffusers' layout) as parts ready to use. No code from the folder runs."""
+"""A Stable Diffusion model on disk as parts ready to use. No code from its files runs."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fewstep.assets import shipped_model
-from fewstep.diffusion.guidance import Conditioning
-from fewstep.diffusion.prediction import Prediction, prediction_named
+from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError
-from fewstep.families import family_of
-from fewstep.io import read_json, sha256_bytes, sha256_file
-from fewstep.lora.dialects import text_module
-from fewstep.lora.layers import layers_of, module_shapes
+from fewstep.io import read_json
 from fewstep.lora.recipe import Recipe
+from fewstep.models.model import Model
+from fewstep.models.safety import SafetyChecker
+from fewstep.models.single_file import load_single_file
 
 for _logging in (diffusers_logging, transformers_logging):
     _logging.set_verbosity_error()  # what matters of a folder's faults is raised, in our words
@@ -32,105 +28,6 @@ for _logging in (diffusers_logging, transformers_logging):
 
 RECIPE_FILE = "fewstep.json"  # beside model_index.json, in models that fewstep distilled whole
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Model:
-    """The parts of a model, in evaluation mode, nothing requiring gradients."""
-
-    folder: Path
-    unet: Any  # UNet2DConditionModel
-    vae: Any  # AutoencoderKL
-    text_encoder: Any  # CLIPTextModel
-    tokenizer: Any  # CLIPTokenizer
-    schedule: NoiseSchedule
-    prediction_type: str
-    recipe: Recipe | None
-
-    @property
-    def prediction(self) -> Prediction:
-        """What the network's output means."""
-        return prediction_named(self.prediction_type)
-
-    @property
-    def family(self) -> str:
-        """The family's label, `custom` for shapes of no known one."""
-        return family_of(module_shapes(self.unet))
-
-    def layers(self) -> dict[str, Any]:
-        """Every module that a LoRA can adapt: the UNet's, and the text encoder's named as in checkpoints."""
-        text = layers_of(self.text_encoder)
-        return layers_of(self.unet) | {f"text_encoder.{text_module(name)}": layer for name, layer in text.items()}
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent, in each direction."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
-
-    @property
-    def size(self) -> int:
-        """Side of the square images the model was trained on, in pixels."""
-        return int(self.unet.config.sample_size) * self.factor
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return torch.device(self.unet.device)
-
-    @property
-    def _scale(self) -> float:
-        return float(self.vae.config.scaling_factor)
-
-    @property
-    def _shift(self) -> float:
-        return float(self.vae.config.shift_factor or 0.0)
-
-    @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Conditioning:
-        """Text embeddings (B, L, D) of the prompts, cut at the text encoder's length."""
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings),
-            truncation=True,
-            return_tensors="pt",
-        )
-        return Conditioning(self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0].float())
-
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Latents (B, C, H, W) float32, scaled: the posterior's mean of pixels (B, 3, 8H, 8W) in [-1, 1]."""
-        mean: Tensor = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mean.float()
-        return (mean - self._shift) * self._scale
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, 8H, 8W) float32 in [-1, 1] from scaled latents; in float32 if half precision overflows."""
-        raw = latents / self._scale + self._shift
-        pixels: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.float()
-        if not pixels.isfinite().all() and self.vae.dtype != torch.float32:
-            pixels = self.vae.to(torch.float32).decode(raw.float()).sample
-        return pixels.clamp(-1, 1)
-
-    def text_sha256(self) -> str:
-        """Hash of what turns captions into embeddings: the text encoder's and tokenizer's files."""
-        parts = [self.folder / part for part in ("text_encoder", "tokenizer")]
-        files = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
-        return sha256_bytes(*(f"{f.relative_to(self.folder)}:{sha256_file(f)}".encode() for f in files))
-
-    def unet_sha256(self) -> str:
-        """Hash of the network's weight files."""
-        return sha256_bytes(*(sha256_file(f).encode() for f in sorted((self.folder / "unet").glob("*.safetensors"))))
-
-
-def encoder_sha256(vae: Any) -> str:
-    """Hash of what turns images into latents: an AutoencoderKL's scaling and encoder, rounded to half precision.
-
-    A decoder trained further on the same encoder leaves it as it is.
-    """
-    weights = {name: x for name, x in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
-    parts = (name.encode() + x.detach().cpu().half().numpy().tobytes() for name, x in sorted(weights.items()))
-    return sha256_bytes(f"{vae.config.scaling_factor} {vae.config.shift_factor}".encode(), *parts)
 
 
 def pick_device(name: str) -> torch.device:
@@ -145,26 +42,52 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_model(name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
-    """The embedded model, or the one in the folder `name`. Raises FewstepError naming what is missing or unreadable."""
-    folder = shipped_model(name) or Path(name).expanduser()
-    index = _index(folder, name)
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        if not (folder / part).is_dir():
-            raise FewstepError(f"model folder {folder} has no {part} folder", "copy the whole model folder again")
+def load_model(
+    name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", safety: bool = True
+) -> Model:
+    """The embedded model, a folder in diffusers' layout, or a single .safetensors file in the original one.
+
+    safety: False leaves out the safety checker of a folder that has one. Raises FewstepError naming what is missing
+    or unreadable.
+    """
+    path = shipped_model(name) or Path(name).expanduser()
+    if path.is_file():
+        return load_single_file(path, dtype, device)
+    index = _index(path, name)
+    parts: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     if "text_encoder_2" in index:
-        raise FewstepError(f"{folder} is an SDXL-like model (two text encoders)", "use an SD 1.x or 2.x-like folder")
-    schedule, prediction_type = _schedule(folder / "scheduler" / "scheduler_config.json")
+        parts["text_encoder_2"] = CLIPTextModelWithProjection
+    tokenizers = [part.replace("text_encoder", "tokenizer") for part in parts if part.startswith("text_encoder")]
+    for part in (*parts, *tokenizers, "scheduler"):
+        if not (path / part).is_dir():
+            raise FewstepError(f"model folder {path} has no {part} folder", "copy the whole model folder again")
+    schedule, prediction_type = _schedule(path / "scheduler" / "scheduler_config.json")
     return Model(
-        folder=folder,
-        unet=_part(UNet2DConditionModel, folder / "unet", dtype, device),
-        vae=_part(AutoencoderKL, folder / "vae", dtype, device),
-        text_encoder=_part(CLIPTextModel, folder / "text_encoder", dtype, device),
-        tokenizer=_tokenizer(folder / "tokenizer"),
+        path=path,
+        **{part: _part(kind, path / part, dtype, device) for part, kind in parts.items()},
+        **{part: _tokenizer(path / part) for part in tokenizers},
         schedule=schedule,
         prediction_type=prediction_type,
-        recipe=_recipe(folder / RECIPE_FILE),
+        recipe=_recipe(path / RECIPE_FILE),
+        zero_empty=bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in parts)),
+        safety_checker=_safety_checker(path, device) if safety and (path / "safety_checker").is_dir() else None,
     )
+
+
+def load_controlnet(name: str, model: Model) -> Any:
+    """The ControlNetModel in a folder, in the type and place of the model's network, which it must fit."""
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise FewstepError(f"controlnet {name} not found", "give the folder that holds its config.json and weights")
+    network = _part(ControlNetModel, folder, model.unet.dtype, model.device)
+    for part in ("cross_attention_dim", "block_out_channels", "addition_embed_type"):
+        if network.config[part] != model.unet.config[part]:
+            raise FewstepError(
+                f"controlnet {name} does not fit the model: {part} is {network.config[part]},"
+                f" not {model.unet.config[part]}",
+                "use a ControlNet made for this model's family",
+            )
+    return network
 
 
 def _index(folder: Path, name: str) -> dict[str, Any]:
@@ -225,6 +148,21 @@ def _part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | st
             f"cannot load {folder} (its weights lack {min(info['missing_keys'])})", "copy the whole model folder again"
         )
     return part.to(device).eval().requires_grad_(False)
+
+
+def _safety_checker(path: Path, device: torch.device | str) -> SafetyChecker:
+    from diffusers.pipelines.stable_diffusion.safety_checker import (
+        StableDiffusionSafetyChecker,
+    )  # slow, and few have it
+
+    network = _part(StableDiffusionSafetyChecker, path / "safety_checker", torch.float32, device)
+    try:
+        return SafetyChecker(network, CLIPImageProcessor.from_pretrained(path / "feature_extractor"))
+    except (OSError, ValueError, TypeError) as error:
+        raise FewstepError(
+            f"cannot load {path / 'feature_extractor'}, which its safety checker needs",
+            "copy the whole model folder again, or give --no-safety-checker",
+        ) from error
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -10,22 +10,21 @@ from torch import Tensor
 
 from fewstep.assets import shipped_model
 from fewstep.errors import FewstepError
-from fewstep.families import FAMILIES, ModuleShape
-from fewstep.families.ldm import ldm_names
+from fewstep.families import FAMILIES, Family, ModuleShape
+from fewstep.families.single_file import TEXT as LDM_TEXT
+from fewstep.families.single_file import Origin, text_origins, unet_origins
 from fewstep.lora.dialects import TEXT, text_module
 
 COMPONENTS = {"unet": "", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}
-LDM_UNET = "model.diffusion_model."
-LDM_TEXT = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")  # of SD 1.x, of SDXL
 TABLES = ("token_embedding", "position_embedding")  # 2-D weights of no Linear
 WEIGHT = ".weight"
 
 
 class Place(NamedTuple):
-    """Where one tensor lies."""
+    """Where one weight lies: in a file, and there as a tensor or as a part of one."""
 
     file: Path
-    key: str
+    origin: Origin
 
 
 def model_path(name: str) -> Path:
@@ -46,7 +45,7 @@ def module_places(path: Path) -> dict[str, Place]:
             for key in opened(file).keys():  # noqa: SIM118
                 name = module_of(key)
                 if name is not None:
-                    places.setdefault(prefix + text_module(name) if prefix else name, Place(file, key))
+                    places.setdefault(prefix + text_module(name) if prefix else name, Place(file, Origin(key)))
     if not any(not name.startswith(TEXT) for name in places):
         raise FewstepError(f"model folder {path} has no UNet in .safetensors files", "give a diffusers folder")
     return places
@@ -54,22 +53,36 @@ def module_places(path: Path) -> dict[str, Place]:
 
 def ldm_places(path: Path) -> dict[str, Place]:
     """The same of a single file: its family is the one whose LDM names it has."""
-    keys = {module_of(key): key for key in opened(path).keys()}  # noqa: SIM118
+    family = family_of_file(path)
+    keys = opened(path).keys()
+    origins = _unet_origins(family)
+    for part, prefixes in LDM_TEXT.items():
+        names = {name: name.removeprefix(f"{part}.") for name in family.all_modules() if name.startswith(f"{part}.")}
+        prefix = next((p for p in prefixes if any(key.startswith(p) for key in keys)), None)
+        if names and prefix is not None:
+            found = text_origins((body + WEIGHT for body in names.values()), prefix)
+            origins |= {name: found[body + WEIGHT] for name, body in names.items()}
+    return {name: Place(path, origin) for name, origin in origins.items() if origin.key in keys}
+
+
+def family_of_file(path: Path) -> Family:
+    """The family whose UNet a single file has. Raises FewstepError when there is none."""
+    keys = set(opened(path).keys())
     for family in FAMILIES.values():
-        modules = family.all_modules()
-        names = ldm_names([name for name in modules if not name.startswith(TEXT)])
-        wanted = {name: f"{LDM_UNET}{old}" for name, old in names.items()}
-        places = {name: Place(path, keys[old]) for name, old in wanted.items() if old in keys}
-        if len(places) == len(wanted) and fits(shapes_of(places), modules):
-            for name in modules:
-                body = name.removeprefix(TEXT[0])
-                old = next((start + body for start in LDM_TEXT if start + body in keys), None)
-                if name.startswith(TEXT[0]) and old is not None:
-                    places[name] = Place(path, keys[old])
-            return places
+        origins = _unet_origins(family)
+        if all(origin.key in keys for origin in origins.values()):
+            shapes = shapes_of({name: Place(path, origin) for name, origin in origins.items() if name != "conv_in"})
+            if fits(shapes, family.all_modules()):  # conv_in may take in more, of inpainting models
+                return family
     raise FewstepError(
         f"{path} is no Stable Diffusion checkpoint in the original layout", f"known ones: {', '.join(FAMILIES)}"
     )
+
+
+def _unet_origins(family: Family) -> dict[str, Origin]:
+    """Where the weights of the family's UNet lie in a single file."""
+    names = [name for name in family.all_modules() if not name.startswith(TEXT)]
+    return {key.removesuffix(WEIGHT): o for key, o in unet_origins(f"{name}{WEIGHT}" for name in names).items()}
 
 
 def fits(shapes: Mapping[str, ModuleShape], modules: Mapping[str, ModuleShape]) -> bool:
@@ -81,19 +94,29 @@ def fits(shapes: Mapping[str, ModuleShape], modules: Mapping[str, ModuleShape]) 
 def shapes_of(places: Mapping[str, Place]) -> dict[str, ModuleShape]:
     """Module -> shape, of those that a LoRA can adapt, from the files' headers."""
     shapes = {}
-    for name, place in places.items():
-        size = opened(place.file).get_slice(place.key).get_shape()
+    files = {file: opened(file) for file in {place.file for place in places.values()}}
+    for name, (file, origin) in places.items():
+        size = files[file].get_slice(origin.key).get_shape()
+        if origin.third is not None:
+            size = [size[0] // 3, *size[1:]]
         if len(size) == 2:
-            shapes[name] = ModuleShape(size[0], size[1], 0)
+            out, in_ = size[::-1] if origin.transposed else size
+            shapes[name] = ModuleShape(out, in_, 0)
         elif len(size) == 4 and size[2] == size[3]:
             shapes[name] = ModuleShape(size[0], size[1], size[2])
     return shapes
 
 
+def at_origin(tensor: Tensor, origin: Origin) -> Tensor:
+    """The part of a stored tensor that is one of a network: a view."""
+    if origin.third is not None:
+        tensor = tensor.chunk(3)[origin.third]
+    return tensor.T if origin.transposed else tensor
+
+
 def read(place: Place) -> Tensor:
-    """One tensor, as stored."""
-    tensor: Tensor = opened(place.file).get_tensor(place.key)
-    return tensor
+    """One weight, in the type it is stored in."""
+    return at_origin(opened(place.file).get_tensor(place.origin.key), place.origin)
 
 
 def module_of(key: str) -> str | None:
@@ -107,4 +130,7 @@ def opened(file: Path) -> Any:
     try:
         return safe_open(file, "pt")
     except (SafetensorError, OSError, ValueError) as error:
-        raise FewstepError(f"{file} is not a readable safetensors file ({error})", "copy the model again") from error
+        raise FewstepError(
+            f"{file} is not a readable safetensors file ({error})",
+            "a Stable Diffusion folder or a .safetensors checkpoint is needed; if it is one, get it again",
+        ) from error

@@ -22,8 +22,10 @@ from fewstep.lora.low_rank import Adapter, LowRank, check_fits
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference
 from fewstep.lora.writing import save_adapter
-from fewstep.models.load import DTYPES, RECIPE_FILE, Model
+from fewstep.models.load import DTYPES, RECIPE_FILE
+from fewstep.models.model import Model
 from fewstep.models.network import UNetNetwork
+from fewstep.models.single_file import save_folder
 from fewstep.training.checkpoint import Average, Trainable, average_of
 from fewstep.training.draws import SampleId, generator, normal, uniform
 
@@ -55,12 +57,12 @@ class LatentData:
         x_0 = self.encoded.latents(indices)
         eps = normal(generators, x_0.shape[1:])
         time, guidance, drop = uniform(generators), uniform(generators), uniform(generators) < self.drop_captions
-        empty = self.empty.expand(len(x_0)).text
-        text = torch.where(drop.view(-1, 1, 1), empty, self.encoded.conditioning(indices).text)
+        told = self.encoded.conditioning(indices)
+        empty = self.empty.expand(len(x_0))._replace(sizes=told.sizes)
         return Batch(
             x_0.to(device),
-            Conditioning(text.to(device)),
-            Conditioning(empty.to(device)),
+            empty.where(drop, told).to(device),
+            empty.to(device),
             eps.to(device),
             time,
             guidance,
@@ -69,13 +71,17 @@ class LatentData:
 
 def latent_data(items: Sequence[Item], model: Model, config: AdapterConfig) -> LatentData:
     """The images encoded by the model, once, and the empty caption's embedding."""
+    if model.inpaints:
+        raise UsageError(
+            f"{model.path} is an inpainting model, which trains on masks",
+            "train on the model it was made from; the LoRA plugs into the inpainting model",
+        )
     size = config.size or model.size
     if size % model.factor:
         raise UsageError(
             f"--size {size} is not a multiple of {model.factor}", f"use {size // model.factor * model.factor}"
         )
-    empty = Conditioning(model.embed([""]).text.cpu())
-    return LatentData(encode(items, model, size), empty, config.drop_captions)
+    return LatentData(encode(items, model, size), model.embed([""]).to("cpu"), config.drop_captions)
 
 
 class SwitchedNetwork:
@@ -156,7 +162,7 @@ def _initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
     if config.init_lora is None:
         return initial(shapes, config.rank, config.seed)
     adapter, _ = load_adapter(Reference(config.init_lora, 1.0).file, module_shapes(model.unet))
-    check_fits(adapter, module_shapes(model.unet), str(config.init_lora), str(model.folder))
+    check_fits(adapter, module_shapes(model.unet), str(config.init_lora), str(model.path))
     ranks = sorted({update.rank for update in adapter.modules.values()})
     if ranks != [config.rank]:
         raise UsageError(
@@ -186,7 +192,10 @@ def save_model(folder: Path, model: Model, unet: dict[str, Tensor], recipe: Reci
     changed = copy.deepcopy(model.unet).float()
     changed.load_state_dict(unet, strict=False)
     with atomic_folder(folder) as temporary:
-        shutil.copytree(model.folder, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "unet"))
+        if model.path.is_file():
+            save_folder(model, temporary)
+        else:
+            shutil.copytree(model.path, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "unet"))
         changed.to(torch.float16).save_pretrained(temporary / "unet")
         write_json(temporary / RECIPE_FILE, recipe.model_dump(mode="json"))
 
@@ -209,7 +218,7 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         guidance_scale=own.guidance_scale if own and not own.accelerates else None,
         family=model.family,
         prediction_type=model.prediction_type,
-        base_model=model.folder.resolve().name,
+        base_model=model.path.resolve().name,
         base_sha256=model.unet_sha256(),
         training=summary | training,
     )

@@ -12,7 +12,8 @@ from fewstep.diffusion.schedule import skipping_grid
 from fewstep.diffusion.solvers import Solver
 from fewstep.errors import UsageError
 from fewstep.lora.recipe import Recipe
-from fewstep.models.load import Model, load_model, pick_device
+from fewstep.models.load import load_model, pick_device
+from fewstep.models.model import Model
 from fewstep.planning import psi_named, refuse_zero_snr
 from fewstep.training.adapt import Batch, Roles, describe, latent_data, new_roles
 from fewstep.training.loop import loop

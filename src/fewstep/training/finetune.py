@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from fewstep.configs import FinetuneConfig
 from fewstep.data.folder import read_items
-from fewstep.models.load import Model, load_model, pick_device
+from fewstep.models.load import load_model, pick_device
+from fewstep.models.model import Model
 from fewstep.training.adapt import Batch, describe, latent_data, new_roles
 from fewstep.training.loop import loop
 from fewstep.training.losses import denoising_loss

@@ -1,0 +1,143 @@
+"""What a picture starts from: an image, the part of it that is drawn anew, a sketch to follow."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fewstep.configs import SampleConfig
+from fewstep.diffusion.guidance import Denoiser
+from fewstep.diffusion.schedule import NoiseLevel
+from fewstep.errors import UsageError
+from fewstep.images import image_size, read_image, read_mask
+from fewstep.models.model import Model
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The size of the pictures, and what is on them before the first step. Tensors are for one picture."""
+
+    height: int
+    width: int
+    pixels: Tensor | None = None  # (3, H, W) in [-1, 1]
+    mask: Tensor | None = None  # (1, H, W) in [0, 1]: how far each pixel is drawn anew
+    latents: Tensor | None = None  # (1, C, h, w) of the pixels
+    start: Tensor | None = None  # the same, where the first step begins from them; None begins from noise alone
+    beside: Tensor | None = None  # (1, 1 + C, h, w), what an inpainting network is told
+    control: Tensor | None = None  # (1, 3, H, W) in [0, 1], what a ControlNet follows
+
+    @property
+    def drawn(self) -> Tensor | None:
+        """Which latents (1, 1, h, w) are drawn anew: those that any such pixel belongs to."""
+        if self.mask is None or self.latents is None:
+            return None
+        factor = self.height // self.latents.shape[2]
+        return (F.max_pool2d(self.mask[None], factor) > 0).to(self.latents)
+
+    def kept(self, pixels: Tensor) -> Tensor:
+        """Drawn pixels (3, H, W) with the image's own wherever the mask is 0, to the bit."""
+        if self.mask is None or self.pixels is None:
+            return pixels
+        mixed = self.mask * pixels + (1 - self.mask) * self.pixels
+        return torch.where(self.mask == 0, self.pixels, mixed)
+
+
+def canvas_of(config: SampleConfig, model: Model) -> Canvas:
+    """The canvas that `config` asks for."""
+    height, width, pixels, mask = _image_and_mask(config, model)
+    latents = None if pixels is None else model.encode(pixels[None]).to(model.device)
+    control = None
+    if config.control_image is not None:
+        control = (read_image(config.control_image, width, height)[None].to(model.device) + 1) / 2
+        control = 1 - control if config.sketch else control
+    beside = _beside(model, height, width, pixels, mask) if model.inpaints else None
+    start = latents if strength_of(config) < 1 else None
+    return Canvas(height, width, pixels, mask, latents, start, beside, control)
+
+
+def strength_of(config: SampleConfig) -> float:
+    """How far from --image to go: as asked, else all the way where there is no image or a part of it is new."""
+    if config.image is None:
+        return 1.0
+    return config.strength or (1.0 if config.mask or config.outpaint else 0.6)
+
+
+def _image_and_mask(config: SampleConfig, model: Model) -> tuple[int, int, Tensor | None, Tensor | None]:
+    """Height, width, and what --image, --mask and --outpaint make."""
+    if config.image is None:
+        return *_size(config, model), None, None
+    if config.outpaint is not None:
+        return _extended(config, model)
+    height, width = _size(config, model)
+    mask = None if config.mask is None else read_mask(config.mask, width, height)
+    return height, width, read_image(config.image, width, height), mask
+
+
+def _size(config: SampleConfig, model: Model) -> tuple[int, int]:
+    """Height and width in pixels, checked against the autoencoder's factor."""
+    for option, value in (("--width", config.width), ("--height", config.height)):
+        if value is not None and value % model.factor:
+            fitting = max(round(value / model.factor), 1) * model.factor
+            raise UsageError(f"{option} {value} is not a multiple of {model.factor}", f"use {fitting}")
+    return config.height or model.size, config.width or model.size
+
+
+def _extended(config: SampleConfig, model: Model) -> tuple[int, int, Tensor, Tensor]:
+    """The image on a canvas larger by --outpaint, its edge drawn out; the mask is 1 beyond the image.
+
+    The canvas grows at the right and the bottom up to a multiple of the autoencoder's factor.
+    """
+    assert config.image is not None
+    own_width, own_height = image_size(config.image)
+    width, height = config.width or own_width, config.height or own_height
+    left, top, right, bottom = sides(config.outpaint or "")
+    right += -(left + width + right) % model.factor
+    bottom += -(top + height + bottom) % model.factor
+    around = (left, right, top, bottom)
+    pixels = F.pad(read_image(config.image, width, height)[None], around, mode="replicate")[0]
+    mask = F.pad(torch.zeros(1, height, width), around, value=1.0)
+    return pixels.shape[1], pixels.shape[2], pixels, mask
+
+
+def sides(text: str) -> tuple[int, int, int, int]:
+    """Pixels at the left, top, right and bottom that --outpaint asks for: one number for all, or four."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 4) or min(numbers) < 0 or not any(numbers):
+        raise UsageError(
+            f"--outpaint {text} is not pixels at the left, top, right and bottom", "such as 64, or 0,0,128,0"
+        )
+    left, top, right, bottom = numbers * (4 // len(numbers))
+    return left, top, right, bottom
+
+
+def _beside(model: Model, height: int, width: int, pixels: Tensor | None, mask: Tensor | None) -> Tensor:
+    """What an inpainting network is told beside x: the mask, and the latents of the image with grey under it.
+
+    Without an image all is drawn anew; with an image and no mask likewise, so that it is image-to-image.
+    """
+    whole = torch.ones(1, 1, height, width)
+    mask = whole if mask is None else mask[None]
+    shown = torch.zeros(1, 3, height, width) if pixels is None else pixels[None] * (mask < 0.5)
+    latents = model.encode(shown).to(model.device)
+    small = F.interpolate((mask >= 0.5).float(), size=latents.shape[2:])
+    return torch.cat([small.to(latents), latents], dim=1)
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """A denoiser whose estimate of x_0 is the image itself wherever nothing is drawn: inpainting without training.
+
+    Every solver then leads there to the image, and on the way to it with the picture's own noise.
+    """
+
+    denoise: Denoiser
+    latents: Tensor  # (1, C, H, W) of the image
+    drawn: Tensor  # (1, 1, H, W), 1 where the network's estimate counts
+
+    def __call__(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """x_t (B, C, H, W) -> x_0 estimate of the same shape."""
+        return torch.lerp(self.latents, self.denoise(x_t, level), self.drawn)

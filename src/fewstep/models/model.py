@@ -1,0 +1,145 @@
+"""A Stable Diffusion model as parts ready to use: text in, latents to pixels and back, what a LoRA can adapt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.guidance import Conditioning
+from fewstep.diffusion.prediction import Prediction, prediction_named
+from fewstep.diffusion.schedule import NoiseSchedule
+from fewstep.families import family_of
+from fewstep.io import sha256_bytes, sha256_file
+from fewstep.lora.dialects import text_module
+from fewstep.lora.layers import layers_of, module_shapes
+from fewstep.lora.recipe import Recipe
+from fewstep.models.safety import SafetyChecker
+from fewstep.models.text import embedded, embedded_twice, sizes_of
+
+TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+PARTS = ("unet", "vae", "scheduler", *TEXT_PARTS)  # folders of a model in diffusers' layout
+INPAINTING_CHANNELS = 9  # latents, a mask, and the latents of what is kept
+
+
+@dataclass(frozen=True)
+class Model:
+    """The parts of a model, in evaluation mode, nothing requiring gradients."""
+
+    path: Path  # a folder in diffusers' layout, or a single file in the original one
+    unet: Any  # UNet2DConditionModel
+    vae: Any  # AutoencoderKL
+    text_encoder: Any  # CLIPTextModel
+    tokenizer: Any  # CLIPTokenizer
+    schedule: NoiseSchedule
+    prediction_type: str
+    recipe: Recipe | None = None
+    text_encoder_2: Any = None  # CLIPTextModelWithProjection of SDXL
+    tokenizer_2: Any = None
+    zero_empty: bool = False  # whether an empty prompt is told as zeros, as SDXL's base model asks
+    safety_checker: SafetyChecker | None = None  # of a folder that has one
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network's output means."""
+        return prediction_named(self.prediction_type)
+
+    @property
+    def family(self) -> str:
+        """The family's label, `custom` for shapes of no known one."""
+        return family_of(module_shapes(self.unet))
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the network is told a mask and what is kept, beside x."""
+        return int(self.unet.config.in_channels) == INPAINTING_CHANNELS
+
+    def layers(self) -> dict[str, Any]:
+        """Every module that a LoRA can adapt: the UNet's, and the text encoders' named as in checkpoints."""
+        layers = layers_of(self.unet)
+        for part in ("text_encoder", "text_encoder_2"):
+            encoder = getattr(self, part)
+            named = layers_of(encoder) if encoder is not None else {}
+            layers |= {f"{part}.{text_module(name)}": layer for name, layer in named.items()}
+        return layers
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent, in each direction."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def size(self) -> int:
+        """Side of the square images the model was trained on, in pixels."""
+        return int(self.unet.config.sample_size) * self.factor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return torch.device(self.unet.device)
+
+    @property
+    def _scale(self) -> float:
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def _shift(self) -> float:
+        return float(self.vae.config.shift_factor or 0.0)
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str], height: int | None = None, width: int | None = None) -> Conditioning:
+        """What the prompts (B of them) tell the network, cut at the text encoder's length.
+
+        height, width: of the picture in pixels, which SDXL is told too; by default the model's own size.
+        """
+        if self.text_encoder_2 is None:
+            return embedded(prompts, self.tokenizer, self.text_encoder)
+        tokenizers, encoders = (self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2)
+        said = embedded_twice(prompts, tokenizers, encoders, self.zero_empty)
+        sizes = sizes_of(height or self.size, width or self.size)
+        return said._replace(sizes=sizes.expand(len(prompts), -1).to(said.text.device))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Latents (B, C, H, W) float32, scaled: the posterior's mean of pixels (B, 3, 8H, 8W) in [-1, 1]."""
+        mean: Tensor = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mean.float()
+        return (mean - self._shift) * self._scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, 8H, 8W) float32 in [-1, 1] from scaled latents; in float32 if half precision overflows."""
+        raw = latents / self._scale + self._shift
+        pixels: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.float()
+        if not pixels.isfinite().all() and self.vae.dtype != torch.float32:
+            pixels = self.vae.to(torch.float32).decode(raw.float()).sample
+        return pixels.clamp(-1, 1)
+
+    def text_sha256(self) -> str:
+        """Hash of what turns captions into embeddings: the text encoders' and tokenizers' files."""
+        return parts_sha256(self.path, TEXT_PARTS)
+
+    def unet_sha256(self) -> str:
+        """Hash of the network's weight files; of a single file, of all of it."""
+        if self.path.is_file():
+            return sha256_file(self.path)
+        return sha256_bytes(*(sha256_file(f).encode() for f in sorted((self.path / "unet").glob("*.safetensors"))))
+
+
+def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:
+    """Hash of all files of these parts of a model folder, or of a single file."""
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(file for part in parts for file in (path / part).rglob("*") if file.is_file())
+    return sha256_bytes(*(f"{f.relative_to(path).as_posix()}:{sha256_file(f)}\n".encode() for f in files))
+
+
+def encoder_sha256(vae: Any) -> str:
+    """Hash of what turns images into latents: an AutoencoderKL's scaling and encoder, rounded to half precision.
+
+    A decoder trained further on the same encoder leaves it as it is.
+    """
+    weights = {name: x for name, x in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
+    parts = (name.encode() + x.detach().cpu().half().numpy().tobytes() for name, x in sorted(weights.items()))
+    return sha256_bytes(f"{vae.config.scaling_factor} {vae.config.shift_factor}".encode(), *parts)

@@ -1,0 +1,47 @@
+"""Prompts to what the network is told of them: one CLIP text encoder, or SDXL's two."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.guidance import Conditioning
+
+
+def tokens_of(prompts: Sequence[str], tokenizer: Any, encoder: Any) -> Tensor:
+    """Token ids (B, L) on the encoder's device, padded and cut to its length."""
+    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids: Tensor = tokens.input_ids.to(encoder.device)
+    return ids
+
+
+def embedded(prompts: Sequence[str], tokenizer: Any, encoder: Any) -> Conditioning:
+    """The last hidden states of one text encoder, as SD 1.x and 2.x are told."""
+    return Conditioning(encoder(tokens_of(prompts, tokenizer, encoder))[0].float())
+
+
+def embedded_twice(
+    prompts: Sequence[str], tokenizers: Sequence[Any], encoders: Sequence[Any], zero_empty: bool
+) -> Conditioning:
+    """The last but one hidden states of two text encoders side by side, and the second's pooled text (SDXL).
+
+    SDXL (arXiv 2307.01952, section 2.1). zero_empty: an empty prompt is told as zeros, as the base model asks.
+    """
+    outputs = [
+        encoder(tokens_of(prompts, tokenizer, encoder), output_hidden_states=True)
+        for tokenizer, encoder in zip(tokenizers, encoders, strict=True)
+    ]
+    said = Conditioning(
+        torch.cat([output.hidden_states[-2].float() for output in outputs], dim=-1), outputs[1][0].float()
+    )
+    if not zero_empty:
+        return said
+    empty = torch.tensor([not prompt for prompt in prompts], device=said.text.device)
+    return said.map(torch.zeros_like).where(empty, said)
+
+
+def sizes_of(height: int, width: int) -> Tensor:
+    """SDXL's micro-conditioning (1, 6) of a picture that was never scaled or cut."""
+    return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
