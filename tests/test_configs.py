@@ -28,7 +28,7 @@ def test_defaults_are_the_documented_ones():
         None,
         None,
         0,
-        0.6,
+        None,
     )
     distill = build(DistillConfig, **DISTILL)
     assert (distill.method, distill.psi, distill.k, distill.rank, distill.ema) == ("lcd", "ddim", 20, 64, 0.95)

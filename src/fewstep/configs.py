@@ -89,7 +89,9 @@ class SampleConfig(Config):
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
     """1 = off; by default what the LoRA was trained for, else 7.5."""
     negative_prompt: Annotated[str, Parameter(show_default=False)] = ""
-    """What to keep away from; it works only with a guidance scale above 1."""
+    """What to keep away from; it works with a guidance scale above 1, or by --nag-scale."""
+    nag_scale: Annotated[float, Field(ge=1, le=50)] = 1.0
+    """Lead attention away from --negative-prompt, which works at guidance 1 too; 1 = off, 5 is usual."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the first image; the next ones count up from it."""
     count: Annotated[int, Field(ge=1, le=10000)] = 1

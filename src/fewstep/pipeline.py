@@ -30,6 +30,7 @@ from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import parse_reference
 from fewstep.models.load import DTYPES, load_controlnet, load_model, pick_device
 from fewstep.models.model import Model
+from fewstep.models.nag import use_guided_attention
 from fewstep.models.network import UNetNetwork
 from fewstep.planning import DISTILLED_ONLY, Plan, plan_sampling
 
@@ -70,7 +71,7 @@ class Pipeline:
             config.steps,
             config.guidance_scale,
             strength_of(config),
-            bool(config.negative_prompt),
+            bool(config.negative_prompt) and config.nag_scale == 1,
             config.grid,
         )
 
@@ -83,6 +84,10 @@ class Pipeline:
         texts = dict.fromkeys([*config.prompts, config.negative_prompt])
         embeddings = {text: self._told(text, canvas) for text in texts}
         lap("text")
+        if config.nag_scale > 1:
+            use_guided_attention(self.model.unet, config.nag_scale)
+            away = embeddings[config.negative_prompt].text
+            embeddings = {text: told._replace(negative=away) for text, told in embeddings.items()}
         network = UNetNetwork(self.model.unet, self.controlnet, config.control_scale)
         wanted = [prompt for prompt in config.prompts for _ in range(config.count)]
         total = len(wanted) * len(plan.timesteps)
@@ -157,6 +162,7 @@ class Pipeline:
             "timesteps": list(plan.timesteps),
             "nfe": nfe,
             "guidance_scale": plan.guidance_scale,
+            "nag_scale": config.nag_scale,
             "image": str(config.image) if config.image else None,
             "strength": strength_of(config) if config.image else None,
             "mask": str(config.mask) if config.mask else None,

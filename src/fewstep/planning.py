@@ -121,7 +121,7 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
             f"the {name} solver needs an acceleration LoRA or a distilled model; without one images are blurry"
         )
     if negative_prompt and guidance_scale == 1:
-        notes.append("the negative prompt has no effect at guidance 1")
+        notes.append("the negative prompt has no effect at guidance 1: --nag-scale 5 makes it work")
     return notes
 
 

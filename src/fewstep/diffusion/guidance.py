@@ -19,6 +19,7 @@ class Conditioning(NamedTuple):
     sizes: Tensor | None = None  # (B, 6) original height and width, crop's top and left, target height and width (SDXL)
     beside: Tensor | None = None  # (B, 1 + C, H, W) mask and latents of what is kept, beside x (inpainting UNets)
     control: Tensor | None = None  # (B, 3, 8 H, 8 W) in [0, 1], the picture a ControlNet follows
+    negative: Tensor | None = None  # (B, L, D) text that attention is led away from (NAG)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         """Every part changed alike."""

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fewstep.assets import shipped_model
@@ -151,9 +151,9 @@ def _part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | st
 
 
 def _safety_checker(path: Path, device: torch.device | str) -> SafetyChecker:
-    from diffusers.pipelines.stable_diffusion.safety_checker import (
-        StableDiffusionSafetyChecker,
-    )  # slow, and few have it
+    # Imported here because it is slow, and few models have one.
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPImageProcessor
 
     network = _part(StableDiffusionSafetyChecker, path / "safety_checker", torch.float32, device)
     try:

@@ -25,14 +25,15 @@ class UNetNetwork(nn.Module):
         x, t, sdxl = x.to(dtype), t.to(x.device), {}
         if told.pooled is not None:  # sizes go through sinusoids: not in half precision
             sdxl = {"text_embeds": told.pooled, "time_ids": conditioning.sizes}
-        common = {"encoder_hidden_states": told.text, "added_cond_kwargs": sdxl, "return_dict": False}
+        common = {"added_cond_kwargs": sdxl, "return_dict": False}
         residuals: dict[str, Any] = {}
         if self.controlnet is not None and told.control is not None:
             down, middle = self.controlnet(
-                x, t, controlnet_cond=told.control, conditioning_scale=self.control_scale, **common
+                x, t, told.text, controlnet_cond=told.control, conditioning_scale=self.control_scale, **common
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         if told.beside is not None:
             x = torch.cat([x, told.beside], dim=1)
-        output: Tensor = self.unet(x, t, **common, **residuals)[0]
+        text = told.text if told.negative is None else torch.cat([told.text, told.negative])
+        output: Tensor = self.unet(x, t, text, **common, **residuals)[0]
         return output.float()

@@ -1,0 +1,54 @@
+"""Normalized attention guidance (NAG, arXiv 2505.21179): a negative prompt that works at guidance 1."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CROSS = ".attn2.processor"  # how the processors of attention to the text are named
+
+
+def guided_attention(positive: Tensor, negative: Tensor, scale: float, tau: float, alpha: float) -> Tensor:
+    """What attention to the prompt becomes beside attention to the negative prompt, (B, N, C) each (eqs. 7 to 10).
+
+    The difference is extrapolated, Z = scale Z+ - (scale - 1) Z-; where its L1 norm is more than tau times Z+'s it is
+    cut to that; alpha of it is mixed with 1 - alpha of Z+. At scale 1 it is Z+.
+    """
+    extrapolated = scale * positive - (scale - 1) * negative
+    norms = (z.abs().sum(-1, keepdim=True) for z in (extrapolated, positive))
+    ratio = torch.div(*norms).nan_to_num(tau)
+    return alpha * extrapolated * (ratio.clamp(max=tau) / ratio.clamp(min=1e-6)) + (1 - alpha) * positive
+
+
+@dataclass(frozen=True)
+class GuidedAttention:
+    """diffusers' attention processor with NAG: the text is (2B, L, D), the prompts' first, then the negative ones'."""
+
+    scale: float
+    tau: float = 2.5
+    alpha: float = 0.5
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
+        """hidden_states (B, N, C) of a transformer block -> attended, of the same shape."""
+        query = heads(attn, attn.to_q(hidden_states))
+        both = [
+            F.scaled_dot_product_attention(query, heads(attn, attn.to_k(text)), heads(attn, attn.to_v(text)))
+            for text in encoder_hidden_states.chunk(2)
+        ]
+        positive, negative = (z.transpose(1, 2).flatten(2) for z in both)
+        output: Tensor = attn.to_out[0](guided_attention(positive, negative, self.scale, self.tau, self.alpha))
+        return output
+
+
+def heads(attn: Any, x: Tensor) -> Tensor:
+    """(B, N, C) -> (B, heads, N, C / heads)."""
+    return x.view(*x.shape[:2], attn.heads, -1).transpose(1, 2)
+
+
+def use_guided_attention(unet: Any, scale: float) -> None:
+    """Let the UNet's attention to the text be guided; every call of it then takes the negative text too."""
+    processors = unet.attn_processors
+    guided = {name: GuidedAttention(scale) for name in processors if name.endswith(CROSS)}
+    unet.set_attn_processor(processors | guided)
