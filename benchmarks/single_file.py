@@ -1,0 +1,193 @@
+"""Loading a single-file checkpoint of a family's full size and drawing with it: fewstep beside diffusers.
+
+    python benchmarks/single_file.py [--family sdxl] [--size 256] [--rounds 3]
+
+Every load runs in a process of its own, on a file of random fp16 weights in the original layout. diffusers' loader
+fetches configs and tokenizer from the hub; here it is given a folder that has them, written by fewstep beforehand.
+Afterwards all weights of both are compared, and one picture that each draws with one DDIM step from the same noise:
+the check that every weight went where it belongs. The floor reads the file's bytes, plainly.
+"""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.cli import main_of
+from fewstep.configs import Config, SampleConfig, build
+from fewstep.diffusion.sampler import ImageNoise
+from fewstep.families import FAMILIES, Family
+from fewstep.families.single_file import TEXT
+from fewstep.io import sha256_bytes
+from fewstep.lora.writing import Entry, write_safetensors
+from fewstep.models.load import DTYPES, load_model
+from fewstep.models.single_file import Part, save_folder, text_part, unet_part, vae_part
+from fewstep.pipeline import Pipeline
+
+PROMPT = "a photo of a cat"
+PREFIXES = {"sd15": (TEXT["text_encoder"][0],), "sd21": (TEXT["text_encoder"][2],)}
+SDXL_PREFIXES = (TEXT["text_encoder"][1], TEXT["text_encoder_2"][0])
+
+
+class BenchmarkConfig(Config):
+    """Load and draw with a single file of random weights, fewstep beside diffusers."""
+
+    family: Literal["sd15", "sd21", "ssd-1b", "sdxl"] = "sd15"
+    """Of which model."""
+    size: int = 256
+    """Side of the picture that is drawn, in pixels."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the networks."""
+    rounds: int = 3
+    """Measured loads of each, in a fresh process each; the median counts."""
+
+
+class Job(NamedTuple):
+    """One load."""
+
+    file: Path
+    folder: Path  # the same model in diffusers' layout, for its configs and tokenizer
+    family: str
+    size: int
+    dtype: torch.dtype
+
+
+class Result(NamedTuple):
+    """What a load took, and the picture drawn after it."""
+
+    load_s: float
+    draw_s: float
+    peak_gib: float
+    weights: str  # hash of all networks' weights, names and all
+    pixels: Tensor | None
+
+
+def hash_of_weights(parts: Any) -> str:
+    """SHA-256 of the networks' weights; parts: what has them as attributes."""
+    networks = [getattr(parts, name, None) for name in ("unet", "vae", *TEXT)]
+    tensors = ((k, x) for network in networks if network is not None for k, x in sorted(network.state_dict().items()))
+    return sha256_bytes(*(key.encode() + x.contiguous().view(torch.uint8).numpy().tobytes() for key, x in tensors))
+
+
+def parts_of(family: Family) -> list[Part]:
+    """The networks of the family and where their weights lie, as its released files have them."""
+    prefixes = PREFIXES.get(family.name, SDXL_PREFIXES)
+    encoders = zip(TEXT, family.text_encoders, prefixes, strict=False)
+    texts = [text_part(name, encoder, frozenset({prefix})) for name, encoder, prefix in encoders]
+    return [unet_part(family, 4), vae_part(family), *texts]
+
+
+def write_random(path: Path, family: Family) -> int:
+    """A file of random weights, small enough for sane activations; how many there are."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in parts_of(family):
+        for name, tensor in part.network.state_dict().items():
+            origin, shape = part.origins[name], tuple(tensor.shape)
+            if origin.third is not None:
+                shape = (3 * shape[0], *shape[1:])
+            shapes[origin.key] = shape[::-1] if origin.transposed else shape
+    entries = [Entry(key, shape, torch.float16, maker(key, shape, i)) for i, (key, shape) in enumerate(shapes.items())]
+    write_safetensors(path, entries, {})
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def maker(key: str, shape: tuple[int, ...], seed: int) -> Callable[[], Tensor]:
+    """Makes one tensor: norms' weights about 1, all others scaled by their inputs."""
+    about = 1.0 if len(shape) == 1 and key.endswith("weight") else 0.0
+    scale = 0.5 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.05
+    return lambda: torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale + about
+
+
+def ours(job: Job) -> tuple[float, Any, Callable[[], Tensor]]:
+    """fewstep."""
+    begun = time.perf_counter()
+    pipeline = Pipeline(load_model(str(job.file), job.dtype), (), ())
+    options: dict[str, Any] = {"solver": "ddim", "steps": 1, "guidance_scale": 1, "width": job.size, "height": job.size}
+    config = build(SampleConfig, prompts=(PROMPT,), model=str(job.file), **options)
+    took = time.perf_counter() - begun
+    return took, pipeline.model, lambda: next(pipeline.pictures(config, pipeline.plan(config))).pixels
+
+
+def diffusers(job: Job) -> tuple[float, Any, Callable[[], Tensor]]:
+    """diffusers' from_single_file."""
+    import diffusers as library
+
+    two = len(FAMILIES[job.family].text_encoders) == 2
+    kind = library.StableDiffusionXLPipeline if two else library.StableDiffusionPipeline
+    begun = time.perf_counter()
+    pipe = kind.from_single_file(str(job.file), config=str(job.folder), torch_dtype=job.dtype)
+    took = time.perf_counter() - begun
+    pipe.scheduler = library.DDIMScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    noise = ImageNoise([0], (4, job.size // 8, job.size // 8), torch.device("cpu"))().to(job.dtype)
+    how = {"num_inference_steps": 1, "guidance_scale": 1.0, "width": job.size, "height": job.size, "output_type": "pt"}
+    return took, pipe, lambda: pipe(PROMPT, latents=noise, **how).images[0].float() * 2 - 1
+
+
+def floor(job: Job) -> tuple[float, None, None]:
+    """The file's bytes read."""
+    begun = time.perf_counter()
+    with job.file.open("rb", buffering=0) as file:
+        while file.read(2**24):
+            pass
+    return time.perf_counter() - begun, None, None
+
+
+def measured(arrangement: Callable[[Job], Any], job: Job) -> Result:
+    """The result in a process that does nothing else."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (arrangement, job))
+
+
+def _measured(arrangement: Callable[[Job], Any], job: Job) -> Result:
+    if arrangement is diffusers:
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # noqa: F401  (not timed)
+    load_s, parts, draw = arrangement(job)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    begun = time.perf_counter()
+    with torch.no_grad():
+        pixels = draw() if draw else None
+    return Result(load_s, time.perf_counter() - begun, peak, hash_of_weights(parts), pixels)
+
+
+def run(config: BenchmarkConfig) -> None:
+    """Print the table."""
+    with TemporaryDirectory() as folder:
+        job = Job(
+            Path(folder) / "model.safetensors", Path(folder) / "model", config.family, config.size, DTYPES[config.dtype]
+        )
+        weights = write_random(job.file, FAMILIES[config.family])
+        save_folder(load_model(str(job.file), torch.float16), job.folder)
+        print(f"{config.family}, {weights / 1e6:.0f} M weights, {job.file.stat().st_size / 2**30:.2f} GiB,"
+              f" {config.size} px, {config.dtype}, {torch.get_num_threads()} threads")  # fmt: skip
+        arrangements = (ours, diffusers, floor)
+        results: dict[Callable[[Job], Any], list[Result]] = {a: [] for a in arrangements}
+        for _ in range(config.rounds):
+            for arrangement in arrangements:
+                results[arrangement].append(measured(arrangement, job))
+    print("| arrangement | load s | peak GiB after loading | one step and decoding, s |\n|---|---|---|---|")
+    for arrangement, rows in results.items():
+        load, draw = (median(row[i] for row in rows) for i in (0, 1))
+        print(f"| {arrangement.__name__} | {load:.2f} | {max(r.peak_gib for r in rows):.2f} | {draw:.2f} |")
+    mine, theirs = results[ours][0].pixels, results[diffusers][0].pixels
+    assert mine is not None
+    assert theirs is not None
+    same = results[ours][0].weights == results[diffusers][0].weights
+    print(f"all weights equal, to the bit: {'yes' if same else 'NO'}")
+    print(f"largest difference of the pictures: {float((mine - theirs).abs().max()):.2g}"
+          f" (their spread: {float(mine.std()):.2g})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main_of(BenchmarkConfig, run))
