@@ -163,7 +163,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, device: torch.devi
         tokenizer=_tokenizer(folder / "tokenizer"),
         schedule=schedule,
         prediction_type=prediction_type,
-        recipe=_recipe(folder / RECIPE_FILE),
+        recipe=model_recipe(folder),
     )
 
 
@@ -200,7 +200,9 @@ def _schedule(path: Path) -> tuple[NoiseSchedule, str]:
     return schedule, name
 
 
-def _recipe(path: Path) -> Recipe | None:
+def model_recipe(folder: Path) -> Recipe | None:
+    """The recipe of a model that fewstep made whole, or None. Raises FewstepError for a damaged one."""
+    path = folder / RECIPE_FILE
     if not path.exists():
         return None
     try:
