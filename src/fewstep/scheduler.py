@@ -128,7 +128,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         steps = [self.solver.levels(self.schedule, s, t) for s, t in pairwise(levels)]
         told = torch.cat([level.t for step in steps for level in step[: self.solver.calls]])
         self._steps = [tuple(level.to(device or "cpu") for level in step) for step in steps]
-        self.timesteps = (told.long() if bool((told == told.floor()).all()) else told).to(device)
+        self.timesteps = (told.long() if bool((told == told.floor()).all()) else told).to(device or "cpu")
         self.num_inference_steps = len(self.timesteps)
         self.begin_index = self.step_index = None
         self._restart()
