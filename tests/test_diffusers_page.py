@@ -32,7 +32,7 @@ STEPS = {"AnimateDiff": 5}
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 
 
-def nameless(path: Path, pipe: Any, keep: str = "") -> None:
+def nameless(path: Path, pipe: Any) -> None:
     """A LoRA file without a recipe, as others write them."""
     path.parent.mkdir(exist_ok=True)
     weights = load_file(random_lora(path, pipe, text=False))
@@ -51,7 +51,6 @@ def motion_lora(path: Path, pipe: Any) -> None:
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A folder with the files the page names, and loaders that give tiny models; UNet calls are counted."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch, "manual_seed", lambda seed: torch.Generator().manual_seed(seed))
     calls: list[int] = []
 
     def loader(title: str, family: str) -> Callable[..., Any]:

@@ -258,7 +258,7 @@ def test_another_pipeline_around_the_same_unet_shares(pipe, lora):
         with fast.share(other):
             draw(other, IMAGE, strength=0.1)
         assert type(other) is StableDiffusionImg2ImgPipeline
-        with pytest.raises(FewstepError, match="^StableDiffusionPipeline has another UNet"):
+        with pytest.raises(FewstepError, match=r"^StableDiffusionPipeline has another UNet"):
             fast.share(pipes.build(TEXT, "sd15"))
     assert len(calls) == 4
 
@@ -274,11 +274,13 @@ def test_factors_follow_their_layers_type(pipe, lora):
 
 
 def test_pipelines_of_another_kind():
-    with pytest.raises(FewstepError, match="^str is no diffusers pipeline\n\nhint: accelerate is for pipelines around"):
+    with pytest.raises(
+        FewstepError, match=r"^str is no diffusers pipeline\n\nhint: accelerate is for pipelines around"
+    ):
         accelerate("emoji")
     transformer = DiTTransformer2DModel(num_layers=1, num_attention_heads=1, attention_head_dim=4, sample_size=4)
     dit = DiTPipeline(transformer, AutoencoderKL(norm_num_groups=4, block_out_channels=(8,)), DDIMScheduler())
-    with pytest.raises(FewstepError, match="^DiTPipeline has no UNet\n\nhint: "):
+    with pytest.raises(FewstepError, match=r"^DiTPipeline has no UNet\n\nhint: "):
         accelerate(dit)
 
 
@@ -310,18 +312,18 @@ def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path, pipe, lora):
             accelerate(pipe, **arguments)
     assert type(pipe) is kind
     assert all(torch.equal(x, before[key]) for key, x in weights(pipe).items())
-    with accelerate(pipe, lora), pytest.raises(FewstepError, match="^this StableDiffusionPipeline is accelerated al"):
+    with accelerate(pipe, lora), pytest.raises(FewstepError, match=r"^this StableDiffusionPipeline is accelerated al"):
         accelerate(pipe, lora)
 
 
 def test_hooks_that_would_go_unseen_are_refused(pipe, lora):
     pipe.unet.compile()
-    with pytest.raises(FewstepError, match="^the UNet is compiled.*\n\nhint: accelerate first, or use folded=True$"):
+    with pytest.raises(FewstepError, match=r"^the UNet is compiled.*\n\nhint: accelerate first, or use folded=True$"):
         accelerate(pipe, lora)
     accelerate(pipe, lora, folded=True).undo()
     pipe.unet._compiled_call_impl = None
     pipe.unet.fuse_qkv_projections()
-    with pytest.raises(FewstepError, match="^the projections of the UNet are fused\n\nhint: call pipe.unfuse"):
+    with pytest.raises(FewstepError, match=r"^the projections of the UNet are fused\n\nhint: call pipe.unfuse"):
         accelerate(pipe, lora)
 
 
@@ -330,7 +332,7 @@ def test_quantised_weights_are_not_folded_into(pipe, lora):
     layer.weight = torch.nn.Parameter(layer.weight.to(torch.int8), requires_grad=False)
     before = weights(pipe)
     with pytest.raises(
-        FewstepError, match="^the weight of mid_block.*to_q is quantised or offloaded\n\nhint: use fold"
+        FewstepError, match=r"^the weight of mid_block.*to_q is quantised or offloaded\n\nhint: use fold"
     ):
         accelerate(pipe, lora, folded=True)
     assert all(torch.equal(x, before[key]) for key, x in weights(pipe).items())

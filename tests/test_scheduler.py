@@ -168,16 +168,16 @@ def test_what_cannot_be():
         FewstepScheduler(solver="euler")
     with pytest.raises(UsageError, match=r"^unknown grid 'karras'\n\nhint: known ones: auto, lcm, trailing, "):
         FewstepScheduler(grid="karras")
-    with pytest.raises(FewstepError, match="^epsilon prediction on a zero-terminal-SNR schedule"):
+    with pytest.raises(FewstepError, match=r"^epsilon prediction on a zero-terminal-SNR schedule"):
         FewstepScheduler(**ZERO_SNR | {"prediction_type": "epsilon"})
-    with pytest.raises(UsageError, match="^dpm-solver divides by alpha"):
+    with pytest.raises(UsageError, match=r"^dpm-solver divides by alpha"):
         FewstepScheduler(**ZERO_SNR, solver="dpm-solver")
     scheduler = FewstepScheduler(**STABLE_DIFFUSION, solver="dpm-solver-3")
     with pytest.raises(ValueError, match="set_timesteps comes before step"):
         scheduler.step(torch.zeros(1, 4, 2, 2), 999, torch.zeros(1, 4, 2, 2))
-    with pytest.raises(UsageError, match="^dpm-solver-3 makes 3 network calls a step.*\n\nhint: use a multiple of 3$"):
+    with pytest.raises(UsageError, match=r"^dpm-solver-3 makes 3 network calls a step.*\n\nhint: use a multiple of 3$"):
         scheduler.set_timesteps(4)
     with pytest.raises(UsageError, match=r"^timesteps \[1000, 3\] are not all inside 0 to 999\n\nhint: "):
         scheduler.set_timesteps(timesteps=[1000, 3])
-    with pytest.raises(UsageError, match="^neither num_inference_steps nor timesteps given"):
+    with pytest.raises(UsageError, match=r"^neither num_inference_steps nor timesteps given"):
         scheduler.set_timesteps()
