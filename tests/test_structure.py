@@ -35,6 +35,7 @@ FLOORS = {
     "inspection": 5,
     "data": 6,
     "evaluate": 6,
+    "scheduler": 6,
     "plug": 6,
     "training": 7,
     "export": 7,

@@ -1,7 +1,8 @@
 """fewstep: turn any Stable Diffusion model into a 4-step generator.
 
 The public door: `sample`, `distill`, `finetune` and `compare` each take their config, the same object the command line
-builds. Names are imported when they are first used, so `import fewstep` is quick and imports no torch.
+builds. `accelerate` makes any diffusers pipeline a few-step one, with `FewstepScheduler` inside. Names are imported
+when they are first used, so `import fewstep` is quick and imports no torch.
 """
 
 from importlib import import_module
@@ -14,6 +15,9 @@ _HOMES = {
     "distill": ("fewstep.training.distill", "run"),
     "finetune": ("fewstep.training.finetune", "run"),
     "compare": ("fewstep.evaluate.compare", "compare"),
+    "accelerate": ("fewstep.plug", "accelerate"),
+    "FewstepScheduler": ("fewstep.scheduler", "FewstepScheduler"),
+    "SchedulerMixin": ("diffusers", "SchedulerMixin"),  # looked up here to load a pipeline saved with the one above
     "SampleConfig": ("fewstep.configs", "SampleConfig"),
     "DistillConfig": ("fewstep.configs", "DistillConfig"),
     "FinetuneConfig": ("fewstep.configs", "FinetuneConfig"),
@@ -25,8 +29,10 @@ __all__ = [
     "CompareConfig",
     "DistillConfig",
     "FewstepError",
+    "FewstepScheduler",
     "FinetuneConfig",
     "SampleConfig",
+    "accelerate",
     "compare",
     "distill",
     "finetune",

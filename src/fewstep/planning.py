@@ -11,6 +11,7 @@ from fewstep.lora.recipe import Recipe
 
 DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE_SCALE = 7.5
+DEFAULT_K = 20
 GRIDS = {"trailing": trailing_grid, "leading": leading_grid, "linspace": linspace_grid}
 FOLLOWS_CONSISTENCY = {"lcm"}  # solvers that step with the consistency function
 DISTILLED_ONLY = {"lcm", "tcd"}  # solvers for distilled networks, sampled on the training grid
@@ -25,6 +26,8 @@ class Plan:
     timesteps: tuple[int, ...]  # descending; the clean end follows
     guidance_scale: float
     notes: tuple[str, ...] = ()  # one-line advice for the person
+    grid: str = "trailing"  # that the timesteps are of: a name of GRIDS or lcm
+    k: int = DEFAULT_K  # skipping step of the lcm grid
 
     @property
     def solver(self) -> Solver:
@@ -65,32 +68,53 @@ def plan_sampling(
     """
     fast = next((recipe for recipe in recipes if recipe.accelerates), None)
     name = (fast.solver if fast else "dpm-solver++") if solver == "auto" else solver
-    if name not in SOLVERS:
-        raise UsageError(f"unknown solver {name!r}", f"known ones: {', '.join(SOLVERS)}")
     if steps is None:
         steps = (fast and fast.steps) or DEFAULT_STEPS
     if guidance_scale is None:
         recommended = (recipe.guidance_scale for recipe in ([fast] if fast else recipes))
         guidance_scale = next((scale for scale in recommended if scale is not None), DEFAULT_GUIDANCE_SCALE)
     refuse_zero_snr(name, schedule)
-    count, T = _solver_steps(name, steps), len(schedule)
+    if grid == "auto" and fast is not None and fast.k is not None:
+        grid = "lcm"
+    grid, k = grid_named(grid, name), (fast and fast.k) or DEFAULT_K
+    timesteps = lay_timesteps(name, steps, grid, k, len(schedule), strength)
+    notes = _notes(name, fast, steps, guidance_scale, negative_prompt)
+    return Plan(name, tuple(timesteps), guidance_scale, tuple(notes), grid, k)
+
+
+def solver_named(name: str) -> Solver:
+    """The solver of that name. Raises UsageError for an unknown one."""
+    if name not in SOLVERS:
+        raise UsageError(f"unknown solver {name!r}", f"known ones: {', '.join(SOLVERS)}")
+    return SOLVERS[name]
+
+
+def grid_named(grid: str, solver: str) -> str:
+    """lcm or a name of GRIDS; of auto, lcm for the solvers of distilled networks, else trailing."""
+    if grid == "auto":
+        return "lcm" if solver in DISTILLED_ONLY else "trailing"
+    if grid not in ("lcm", *GRIDS):
+        raise UsageError(f"unknown grid {grid!r}", f"known ones: auto, lcm, {', '.join(GRIDS)}")
+    return grid
+
+
+def lay_timesteps(solver: str, steps: int, grid: str, k: int, T: int, strength: float = 1.0) -> list[int]:
+    """The timesteps, descending, at which the steps of a solver begin: `steps` network evaluations in all.
+
+    strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked.
+    """
+    count = _solver_steps(solver, steps)
     if not 0 < strength <= 1:
         raise UsageError(
             f"strength {strength:g} is outside 0 to 1", "0.6 keeps the picture's layout; 1 forgets the picture"
         )
     reach = max(math.ceil(strength * T), count)
-    if grid == "auto":
-        on_grid = name in DISTILLED_ONLY or (fast is not None and fast.k is not None)
-        grid = "lcm" if on_grid else "trailing"
-    timesteps = lcm_grid(count, (fast and fast.k) or 20, reach) if grid == "lcm" else GRIDS[grid](count, reach)
-    return Plan(
-        name, tuple(timesteps), guidance_scale, tuple(_notes(name, fast, steps, guidance_scale, negative_prompt))
-    )
+    return lcm_grid(count, k, reach) if grid == "lcm" else GRIDS[grid](count, reach)
 
 
 def _solver_steps(name: str, steps: int) -> int:
     """Solver steps for `steps` network evaluations."""
-    calls = SOLVERS[name].calls
+    calls = solver_named(name).calls
     if steps < 1 or steps % calls:
         raise UsageError(
             f"{name} makes {calls} network calls a step, so --steps {steps} does not come out even",

@@ -59,10 +59,11 @@ class LoraLayers(nn.Module):
     this module's parameters. `switch` says which are added; no name in it is the bare network.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module | Mapping[str, nn.Module]) -> None:
+        """network: or its layers, by the names that updates have."""
         super().__init__()
         self.switch: Switch = ()
-        self._layers = layers_of(network)
+        self._layers = layers_of(network) if isinstance(network, nn.Module) else dict(network)
         self._factors: dict[str, dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}  # module -> adapter -> A, B
         self._hooks: list[Any] = []
 
@@ -83,6 +84,9 @@ class LoraLayers(nn.Module):
         def add_updates(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             for adapter, weight in self.switch:
                 if adapter in factors and weight:
+                    for factor in factors[adapter]:
+                        if factor.device != inputs[0].device:  # the network was moved, or its layers come and go
+                            factor.data = factor.data.to(inputs[0].device)
                     output = output + weight * update_output(layer, inputs[0], *factors[adapter])
             return output
 

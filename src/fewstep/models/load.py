@@ -68,7 +68,7 @@ def load_model(
         **{part: _tokenizer(path / part) for part in tokenizers},
         schedule=schedule,
         prediction_type=prediction_type,
-        recipe=_recipe(path / RECIPE_FILE),
+        recipe=model_recipe(path),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in parts)),
         safety_checker=_safety_checker(path, device) if safety and (path / "safety_checker").is_dir() else None,
     )
@@ -123,7 +123,9 @@ def _schedule(path: Path) -> tuple[NoiseSchedule, str]:
     return schedule, name
 
 
-def _recipe(path: Path) -> Recipe | None:
+def model_recipe(folder: Path) -> Recipe | None:
+    """The recipe of a model that fewstep made whole, or None. Raises FewstepError for a damaged one."""
+    path = folder / RECIPE_FILE
     if not path.exists():
         return None
     try:

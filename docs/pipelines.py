@@ -1,0 +1,68 @@
+"""Write docs/pipelines.md, which pipelines accelerate is run with: `python docs/pipelines.py [FILE]`."""
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tiny pipelines are those of the tests
+
+from fewstep.plug import accelerate
+from tests.pipes import FAMILIES, LCM, ROWS, Row, build, draw, random_lora
+
+SAME = 1e-4  # a sum beside the layers and one inside the weights are rounded differently
+NONE = "–"
+
+
+def cell(row: Row, family: str) -> str:
+    """What works, of `live` and `folded`; a dash where diffusers has no such pipeline."""
+    if not (row.two if FAMILIES[family].encoders == 2 else row.one):
+        return NONE
+    with TemporaryDirectory() as folder:
+        pipe = build(row, family)
+        lora = random_lora(Path(folder) / "lora.safetensors", pipe)
+        before = draw(pipe, row, num_inference_steps=2)
+        drawn = {folded: accelerated(pipe, row, lora, folded) for folded in (False, True)}
+        fault = "" if torch.equal(draw(pipe, row, num_inference_steps=2), before) else "not undone"
+    if not fault and not torch.allclose(drawn[False], drawn[True], rtol=0, atol=SAME):
+        fault = "live and folded differ"
+    return fault or "live, folded"
+
+
+def accelerated(pipe: object, row: Row, lora: Path, folded: bool) -> torch.Tensor:
+    """What it draws in the recipe's steps. AssertionError if it takes others, or the LoRA is not felt."""
+    calls: list[int] = []
+    hook = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        with accelerate(pipe, lora, weight=0.0, solver="lcm", steps=4, guidance_scale=1.0):
+            without = draw(pipe, row)
+        calls.clear()
+        with accelerate(pipe, lora, folded=folded):
+            drawn = draw(pipe, row)
+    finally:
+        hook.remove()
+    assert len(calls) == LCM.steps, f"{len(calls)} calls"
+    assert drawn.isfinite().all()
+    assert (drawn - without).abs().max() > 0.01
+    return drawn
+
+
+def table() -> str:
+    """Every kind of pipeline in every family, in Markdown."""
+    head = ["", *FAMILIES]
+    rows = [[row.title, *(cell(row, family) for family in FAMILIES)] for row in ROWS]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def page() -> str:
+    """docs/pipelines.md."""
+    import diffusers
+
+    text = Path(__file__).with_name("pipelines.txt").read_text(encoding="utf-8")
+    return text.format(table=table(), version=diffusers.__version__, none=NONE)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_name("pipelines.md")
+    target.write_text(page(), encoding="utf-8")

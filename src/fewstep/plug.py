@@ -1,0 +1,289 @@
+"""accelerate(): a few-step plan, its solver and its LoRAs on any diffusers pipeline that has a UNet."""
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.diffusion.prediction import prediction_named
+from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
+from fewstep.errors import FewstepError, UsageError
+from fewstep.lora.dialects import text_module
+from fewstep.lora.files import load_adapter
+from fewstep.lora.layers import LoraLayers, fold, layers_of, shape_of
+from fewstep.lora.low_rank import Adapter, LowRank, Weight, check_fits, combine
+from fewstep.lora.recipe import Recipe
+from fewstep.lora.references import Reference, parse_reference
+from fewstep.models.load import model_recipe
+from fewstep.planning import Plan, plan_sampling
+from fewstep.scheduler import FewstepScheduler
+
+ADAPTER = "fewstep"
+MARK = "_fewstep"  # on a UNet that carries LoRAs of ours, and on the class of a pipeline that is accelerated
+NETWORKS = {"unet": "", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}
+OF_THE_MODEL = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
+                "rescale_betas_zero_snr", "prediction_type")  # fmt: skip
+WHICH = "accelerate is for pipelines around a Stable Diffusion UNet: SD 1.x, SD 2.x, SSD-1B, SDXL"
+Term = tuple[Weight, Adapter]
+
+
+@dataclass(frozen=True, eq=False)
+class Accelerated:
+    """An accelerated pipeline, until `undo` or the end of a `with` block."""
+
+    pipe: Any = field(repr=False)
+    plan: Plan
+    _stack: ExitStack = field(repr=False)
+
+    def undo(self) -> None:
+        """Put scheduler, weights (bit for bit), call and defaults back as they were; nothing, the second time."""
+        self._stack.close()
+
+    def share(self, pipe: Any) -> "Accelerated":
+        """The same for another pipeline around the same UNet, which has the LoRAs already (diffusers' `from_pipe`).
+
+        Undone by itself, and before this one.
+        """
+        if getattr(pipe, "unet", None) is not self.pipe.unet:
+            raise FewstepError(f"{type(pipe).__name__} has another UNet", "use accelerate for it")
+        refuse_accelerated(pipe)
+        with ExitStack() as stack:
+            dress(pipe, self.plan, stack)
+            return Accelerated(pipe, self.plan, stack.pop_all())
+
+    def __enter__(self) -> "Accelerated":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+def accelerate(
+    pipe: Any,
+    lora: str | Path | Sequence[str | Path] | None = None,
+    weight: float | Sequence[float] = 1.0,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    solver: str = "auto",
+    folded: bool = False,
+) -> Accelerated:
+    """`pipe`, a diffusers pipeline, made a few-step one in place; the returned object undoes it.
+
+    lora: FILE or FILE:WEIGHT as on the command line, one or several, which add up exactly. weight: of all of them, or
+    one each; it multiplies the ones in their names. steps, guidance_scale, solver: None and auto follow the LoRAs'
+    recipes. steps are network evaluations; calls of `pipe` may still say num_inference_steps and guidance_scale, of
+    which these are the defaults. folded: LoRAs are added into the weights (faster; a copy of those weights is kept on
+    the CPU) instead of beside them.
+
+    Image-to-image and inpainting run all the steps, laid inside strength's range. Raises FewstepError for a pipeline
+    without a UNet, a LoRA that does not fit, and steps or solvers that cannot be.
+    """
+    check_pipeline(pipe)
+    schedule, layers = schedule_of(pipe), layers_of_pipeline(pipe)
+    terms, recipes = read_loras(pipe, layers, references_of(lora, weight))
+    if terms:
+        check_layers(pipe, folded)
+    plan = plan_sampling(schedule, recipes, solver, steps, guidance_scale)
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
+    with ExitStack() as stack:
+        if terms:
+            (put_in if folded else put_beside)(layers, terms, stack)
+            setattr(pipe.unet, MARK, True)
+            stack.callback(delattr, pipe.unet, MARK)
+        dress(pipe, plan, stack)
+        return Accelerated(pipe, plan, stack.pop_all())
+
+
+# --- what can be accelerated --------------------------------------------------------------------------------
+
+
+def check_pipeline(pipe: Any) -> None:
+    """Raise FewstepError unless it is a pipeline with a UNet, not accelerated yet."""
+    name = type(pipe).__name__
+    if not hasattr(pipe, "scheduler") or not hasattr(pipe, "components"):
+        raise FewstepError(f"{name} is no diffusers pipeline", WHICH)
+    if not isinstance(getattr(pipe, "unet", None), nn.Module):
+        raise FewstepError(f"{name} has no UNet", WHICH)
+    refuse_accelerated(pipe)
+
+
+def refuse_accelerated(pipe: Any) -> None:
+    """Raise FewstepError for a pipeline that is accelerated."""
+    if MARK in vars(type(pipe)):
+        raise FewstepError(
+            f"this {type(pipe).__name__} is accelerated already", "undo() that first; give several LoRAs as one list"
+        )
+
+
+def check_layers(pipe: Any, folded: bool) -> None:
+    """Raise FewstepError where LoRAs would have no effect, or one they should not have."""
+    unet = pipe.unet
+    if getattr(unet, MARK, False):
+        raise FewstepError(
+            f"the UNet of this {type(pipe).__name__} has LoRAs from another accelerated pipeline",
+            "use share(pipe) of what that accelerate returned",
+        )
+    modules = list(unet.modules())
+    if any(getattr(module, "fused_projections", False) for module in modules):
+        raise FewstepError("the projections of the UNet are fused", "call pipe.unfuse_qkv_projections() before")
+    compiled = hasattr(unet, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in modules)
+    if compiled and not folded:
+        raise FewstepError("the UNet is compiled, and hooks would go unseen", "accelerate first, or use folded=True")
+
+
+def schedule_of(pipe: Any) -> NoiseSchedule:
+    """The noise schedule the pipeline's model was trained on. Raises FewstepError where there is none of our kind."""
+    config, name = pipe.scheduler.config, type(pipe.scheduler).__name__
+    learned = str(config.get("variance_type") or "").startswith("learned")
+    if "beta_schedule" not in config or learned or config.get("timestep_type") == "continuous":
+        raise FewstepError(f"{name} of {type(pipe).__name__} is not for a Stable Diffusion model", WHICH)
+    prediction_named(config.get("prediction_type", "epsilon"))
+    return schedule_from_config(config)
+
+
+def layers_of_pipeline(pipe: Any) -> dict[str, nn.Module]:
+    """Every module that a LoRA can adapt, named as in checkpoints; where PEFT has wrapped one, the one inside."""
+    layers = {}
+    for part, prefix in NETWORKS.items():
+        network = getattr(pipe, part, None)
+        network = getattr(network, "_orig_mod", network)
+        for name, layer in layers_of(network).items() if isinstance(network, nn.Module) else ():
+            if ".lora_" not in name:
+                name = name.removesuffix(".base_layer")
+                layers[prefix + text_module(name) if prefix else name] = layer
+    return layers
+
+
+# --- LoRAs --------------------------------------------------------------------------------------------------
+
+
+def references_of(lora: str | Path | Sequence[str | Path] | None, weight: float | Sequence[float]) -> list[Reference]:
+    """The LoRAs meant, with their weights."""
+    files = [] if lora is None else [lora] if isinstance(lora, str | Path) else list(lora)
+    weights = [weight] * len(files) if isinstance(weight, int | float) else list(weight)
+    if len(weights) != len(files) or not all(math.isfinite(w) for w in weights):
+        raise UsageError(f"weight {weight} does not go with {len(files)} LoRAs", "give one number, or one for each")
+    named = zip(map(parse_reference, map(str, files)), weights, strict=True)
+    return [Reference(r.path, w * r.weight, {b: w * own for b, own in r.blocks.items()}) for r, w in named]
+
+
+def read_loras(
+    pipe: Any, layers: Mapping[str, nn.Module], references: Sequence[Reference]
+) -> tuple[list[Term], list[Recipe]]:
+    """The LoRAs with their weights, and the recipes: the model's own first. Raises FewstepError for misfits."""
+    name = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
+    shapes = {module: shape for module, layer in layers.items() if (shape := shape_of(layer)) is not None}
+    own = model_recipe(Path(name))
+    terms: list[Term] = []
+    recipes = [own] if own else []
+    for reference in references:
+        adapter, recipe = load_adapter(reference.file, shapes)
+        check_fits(adapter, shapes, str(reference.path), name)
+        terms.append((reference.weight_of, adapter))
+        if recipe is not None and reference.weight > 0:
+            recipes.append(recipe)
+    return terms, recipes
+
+
+def put_beside(layers: Mapping[str, nn.Module], terms: Sequence[Term], stack: ExitStack) -> None:
+    """Add the sum of the LoRAs to the layers' outputs, until the stack is closed."""
+    live = LoraLayers(layers)
+    stack.callback(live.remove)
+    total = combine(terms)
+    live.add(ADAPTER, {name: in_type_of(layers[name], update) for name, update in total.items()})
+    live.switch = ((ADAPTER, 1.0),)
+
+
+def in_type_of(layer: nn.Module, update: LowRank) -> LowRank:
+    """The update in the type of the layer's weight; of a quantised one, as it is."""
+    dtype = layer.weight.dtype if isinstance(layer.weight, Tensor) else torch.float32
+    return LowRank(*(x.to(dtype) for x in update)) if dtype.is_floating_point else update
+
+
+def put_in(layers: Mapping[str, nn.Module], terms: Sequence[Term], stack: ExitStack) -> None:
+    """Fold the sum of the LoRAs into the weights; the weights of before come back when the stack is closed."""
+    before: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for _, adapter in terms for name in adapter.modules):
+        weight = layers[name].weight
+        if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
+            raise FewstepError(f"the weight of {name} is quantised or offloaded", "use folded=False")
+        before[name] = weight.detach().to("cpu", copy=True)
+    stack.callback(restore, layers, before)
+    fold(layers, [(weight_of, adapter.modules) for weight_of, adapter in terms])
+
+
+@torch.no_grad()
+def restore(layers: Mapping[str, nn.Module], before: Mapping[str, Tensor]) -> None:
+    """Write the weights back."""
+    for name, weight in before.items():
+        layers[name].weight.copy_(weight)  # type: ignore[operator]
+
+
+# --- the pipeline -------------------------------------------------------------------------------------------
+
+
+def dress(pipe: Any, plan: Plan, stack: ExitStack) -> None:
+    """Give the pipeline our scheduler and a class of its own, whose calls have the plan's defaults."""
+    scheduler, kind = pipe.scheduler, type(pipe)
+    config = {name: scheduler.config[name] for name in OF_THE_MODEL if name in scheduler.config}
+    ours = FewstepScheduler.from_config(scheduler.config, **config, solver=plan.solver_name, grid=plan.grid, k=plan.k)
+    pipe.scheduler = ours
+    stack.callback(setattr, pipe, "scheduler", scheduler)
+    pipe.__class__ = fast_class(kind, plan)
+    stack.callback(setattr, pipe, "__class__", kind)
+
+
+def fast_class(kind: type, plan: Plan) -> type:
+    """A subclass of the same name: its calls default to the plan, and strength leaves all steps in."""
+    members = {"__call__": call_of(kind, plan), "__module__": kind.__module__, "__doc__": kind.__doc__, MARK: True}
+    if hasattr(kind, "get_timesteps"):
+        members["get_timesteps"] = get_timesteps_of(kind)
+    return type(kind.__name__, (kind,), members)
+
+
+def call_of(kind: Any, plan: Plan) -> Callable[..., Any]:
+    """`__call__` with the same parameters and other defaults."""
+    call, signature = kind.__call__, inspect.signature(kind.__call__)
+    planned = {"num_inference_steps": plan.steps, "guidance_scale": plan.guidance_scale}
+    defaults = {name: value for name, value in planned.items() if name in signature.parameters}
+
+    @wraps(call)
+    def fast_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind_partial(self, *args, **kwargs).arguments
+        return call(self, *args, **kwargs, **{k: v for k, v in defaults.items() if k not in given})
+
+    parameters = [p.replace(default=defaults.get(name, p.default)) for name, p in signature.parameters.items()]
+    fast_call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return fast_call
+
+
+def get_timesteps_of(kind: Any) -> Callable[..., Any]:
+    """Image-to-image's choice of timesteps: all of them, laid on [0, strength * T].
+
+    What diffusers chooses where the caller has chosen timesteps or another range, or taken another scheduler.
+    """
+    usual, signature = kind.get_timesteps, inspect.signature(kind.get_timesteps)
+
+    def get_timesteps(self: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
+        given, scheduler = signature.bind(self, *args, **kwargs).arguments, self.scheduler
+        chosen = given.get("denoising_start") is not None
+        if chosen or not isinstance(scheduler, FewstepScheduler) or scheduler.custom_timesteps:
+            timesteps, count = usual(self, *args, **kwargs)
+            return timesteps, count
+        steps: int = given["num_inference_steps"]
+        scheduler.set_timesteps(steps, given["device"], strength=given["strength"])
+        return scheduler.timesteps, steps
+
+    return get_timesteps
