@@ -11,36 +11,39 @@ from fewstep.errors import FewstepError
 from fewstep.io import atomic_folder, atomic_path
 from fewstep.lora.low_rank import LowRank
 from fewstep.lora.writing import DTYPES, Entry, write_safetensors
-from fewstep.models.weights import Place, module_places, opened, read
+from fewstep.models.weights import Place, all_places, module_places, opened, read
 
 TORCH = {name: dtype for dtype, name in DTYPES.items()}
+WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}  # what files of weights end in
 
 
 def fold_on_disk(model: Path, out: Path, modules: Mapping[str, LowRank]) -> None:
     """Write to `out` the model with the updates folded in, of the same kind: a folder, or a single file.
 
+    Of a folder every variant (fp16 beside fp32, say) is folded; weights in other formats than safetensors, and single
+    files beside the folder's parts, would stay as they were and are left out.
     Raises FewstepError, before anything is written, for a module whose weight the model does not have.
     """
     places = module_places(model)
     missing = [name for name in modules if name not in places]
     if missing:
         raise FewstepError(f"{model} has no weight for {missing[0]}", "use a LoRA made for this model's family")
-    changes = {places[name]: name for name in modules}
-    files = {place.file for place in changes}
     if model.is_file():
         with atomic_path(out) as temporary:
-            rewrite(model, temporary, changes, modules)
+            rewrite(model, temporary, {places[name]: name for name in modules}, modules)
         return
+    changes = {place: name for name, place in all_places(model) if name in modules}
+    parts = {place.file.parent for place in changes}
+    folded = {str(part) for part in (model, *parts)}
     with atomic_folder(out) as folder:
-        kept = {str(file) for file in files}
-        shutil.copytree(model, folder, dirs_exist_ok=True, ignore=lambda at, names: others(at, names, kept))
-        for file in files:
+        shutil.copytree(model, folder, dirs_exist_ok=True, ignore=lambda at, names: others(at, names, folded))
+        for file in sorted(file for part in parts for file in part.glob("*.safetensors")):
             rewrite(file, folder / file.relative_to(model), changes, modules)
 
 
-def others(at: str, names: list[str], rewritten: set[str]) -> set[str]:
-    """What is not copied: the files that are written anew, and hidden ones."""
-    return {name for name in names if str(Path(at) / name) in rewritten or name.startswith(".")}
+def others(at: str, names: list[str], folded: set[str]) -> set[str]:
+    """What is not copied: hidden files, and in the folders that are folded all weights, which are written anew."""
+    return {name for name in names if name.startswith(".") or (at in folded and Path(name).suffix in WEIGHTS)}
 
 
 def rewrite(source: Path, target: Path, changes: Mapping[Place, str], modules: Mapping[str, LowRank]) -> None:
