@@ -239,3 +239,13 @@ def test_the_families_configs_are_the_embedded_models():
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def test_a_single_file_is_exported_as_a_folder(fewstep, emoji, tmp_path):
+    done = fewstep("export", model=emoji, lora="lcm", to="diffusers", out=tmp_path / "fast")
+    assert done.code == 0, done.err
+    exported = load_model(str(tmp_path / "fast"))
+    assert (exported.recipe.solver, exported.recipe.steps) == ("lcm", 4)
+    folded = load_pipeline(str(emoji), ["lcm"]).model.unet.state_dict()
+    for name, weight in exported.unet.state_dict().items():
+        assert torch.allclose(weight, folded[name].half().float(), atol=1e-6), name

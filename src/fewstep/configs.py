@@ -292,6 +292,41 @@ class CompareConfig(Config):
     """Print the table and its protocol as one JSON document."""
 
 
+class TuneConfig(Config):
+    """Find how much of a style LoRA and of an acceleration LoRA to add, by what they draw together."""
+
+    style: str
+    """The style LoRA: a FILE, or high-contrast or noto-mono, which ship."""
+    acceleration: str = "lcm"
+    """The acceleration LoRA: a FILE, or lcm, which ships."""
+    model: str = "emoji"
+    """emoji, the small model that ships, or a Stable Diffusion model folder in diffusers' layout."""
+    grid: str = "0.6,0.8,1.0"
+    """Weights tried first, of both LoRAs, each with each; or two lists, style's:acceleration's, as in 0.5,0.8:0.9,1."""
+    rounds: Annotated[int, Field(ge=0, le=8)] = 1
+    """Then, so many times, the four neighbours of the best pair so far, at half the last distance."""
+    blocks: bool = False
+    """At last move the weights of the blocks down, mid and up of both LoRAs, one after another."""
+    images: Annotated[int, Field(ge=8, le=1_000_000)] = 64
+    """Per pair of weights, of the same prompts and noise for every pair."""
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Network calls of one branch; by default what the acceleration LoRA was trained for."""
+    reference: Path | None = None
+    """Real images in the style, with captions, a folder or table as distill takes; a style that ships needs none."""
+    prompt_file: Path | None = None
+    """One a line, or .jsonl with text, style and concept; by default the captions of --reference, or what ships."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Images drawn at once."""
+    dtype: Precision = "fp32"
+    """Precision of the networks that draw."""
+    device: Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    out: Path = Path("tune")
+    """The folder for table.md, table.json and the sheets; an earlier tuning is replaced."""
+    as_json: bool = False
+    """Print the table, its protocol and the best pair as one JSON document."""
+
+
 class AdapterOutput(Config):
     """What the commands that write a LoRA share."""
 
@@ -332,6 +367,21 @@ class MergeConfig(AdapterOutput):
         if not files:
             raise UsageError("no LoRA was given", "fewstep merge style.safetensors:0.8 lcm --out both.safetensors")
         return files
+
+
+class ExportConfig(Config):
+    """Write a model with its LoRAs folded in, ready for another program, its sampler and a model card with it."""
+
+    model: str = "emoji"
+    """emoji, the small model that ships, or a Stable Diffusion model folder in diffusers' layout."""
+    lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
+    """FILE or FILE:WEIGHT, several times to add several LoRAs, as sample takes them; lcm is the default for emoji."""
+    to: Literal["diffusers"] = "diffusers"
+    """diffusers: a model folder for its pipelines, and for every program that reads such folders."""
+    out: Path
+    """The folder to write; it must not be there yet."""
+    as_json: bool = False
+    """Print one JSON document about what was written."""
 
 
 class ResizeConfig(AdapterOutput):

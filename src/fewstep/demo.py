@@ -51,7 +51,6 @@ SUBJECTS = {  # label in a prompt: (style, code point) of the pair it names; wha
 }
 SHOWN = 8  # of them on the sheet
 STYLED = ("castle", "fish", "rocket", "cat face", "umbrella", "mushroom", "robot", "house")
-STYLE_WORDS = {"high-contrast": "high contrast", "noto-mono": "thin line"}
 STYLE_WEIGHT = 0.8  # beside the acceleration's 1.0: the report's Figure 3
 DISTILLING = {"batch_size": 16, "rank": 16, "learning_rate": 1e-3, "warmup": 5, "ema": 0.9}
 COLUMNS = ("solver", "steps", "NFE", "ms a picture", "speed-up", "recognised")
@@ -176,8 +175,8 @@ def recogniser() -> Recognised:
 def combine_styles(config: DemoConfig) -> Part:
     """Each shipped style alone at 20 steps, and 0.8 of it with the acceleration at 4."""
     rows = []
-    for style in STYLES:
-        prompts = [f"{STYLE_WORDS[style]} emoji of {thing}" for thing in STYLED]
+    for style, words in STYLES.items():
+        prompts = [f"{words} emoji of {thing}" for thing in STYLED]
         slow = draw(pipeline_of(config, style), prompts, config, solver="dpm-solver++", steps=20)
         fast = draw(pipeline_of(config, f"{style}:{STYLE_WEIGHT}", ACCELERATION), prompts, config)
         notes = [f"{1000 * drawn.seconds:.0f} ms a picture" for drawn in (slow, fast)]

@@ -15,9 +15,10 @@ CHECKSUMS = "checksums.json"
 
 MODEL = "emoji"  # a Stable Diffusion folder
 ACCELERATION = "lcm"  # its LCM-LoRA
-STYLES = ("high-contrast", "noto-mono")  # style LoRAs that never met it
+STYLES = {"high-contrast": "high contrast", "noto-mono": "thin line"}  # style LoRAs that never met it: prompts' words
 VOCABULARY = "clip"  # the merges of CLIP's tokenizer, which single-file checkpoints do without
 KIT = "kit"  # reference features and a few hundred real drawings
+LICENCE = "Apache-2.0"  # of the weights; NOTICE has that of the drawings they were trained on
 
 
 def shipped_model(name: str) -> Path | None:

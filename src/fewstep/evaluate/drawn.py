@@ -110,7 +110,7 @@ def batch_file(pipeline: Pipeline, plan: Plan, batch: SampleConfig, surroundings
     what = {
         "format": FORMAT,
         "fewstep": __version__,
-        "loras": [[lora["sha256"], lora["weight"]] for lora in pipeline.loras],
+        "loras": [[lora["sha256"], lora["weight"], lora["blocks"]] for lora in pipeline.loras],
         "solver": plan.solver_name,
         "timesteps": plan.timesteps,
         "guidance_scale": plan.guidance_scale,

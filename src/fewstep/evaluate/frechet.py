@@ -88,6 +88,19 @@ def frechet_distance(a: Statistics, b: Statistics, allow_few: bool = False) -> f
     return max(float((a.mean - b.mean).square().sum() + traces), 0.0)  # rounding may leave less
 
 
+def distance_to(features: Tensor, target: Statistics) -> float:
+    """`frechet_distance` of the images with these features (N, D) to the target, few or many, quicker while N < D.
+
+    With X the centred features over sqrt(N - 1), C_a = X^T X, and C_a C_b has the eigenvalues of X C_b X^T, (N, N).
+    """
+    exact = features.detach().to("cpu", torch.float64)
+    mean = exact.mean(dim=0)
+    x = (exact - mean) / max(len(exact) - 1, 1) ** 0.5
+    root = torch.linalg.eigvalsh(x @ target.covariance @ x.T).clamp(min=0).sqrt().sum()
+    traces = x.square().sum() + target.covariance.trace() - 2 * root
+    return max(float((mean - target.mean).square().sum() + traces), 0.0)
+
+
 def root_trace(a: Statistics, b: Statistics) -> Tensor:
     """tr (C_a C_b)^(1/2), the sum of the roots of the eigenvalues of R^T C_b R with R R^T = C_a.
 

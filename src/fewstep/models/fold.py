@@ -1,7 +1,7 @@
 """Folding an update into a model on disk, tensor by tensor: W0 + Delta W, rounded once to the type it is stored in."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,40 +12,48 @@ from fewstep.families.single_file import Origin
 from fewstep.io import atomic_folder, atomic_path
 from fewstep.lora.low_rank import LowRank
 from fewstep.lora.writing import DTYPES, Entry, write_safetensors
-from fewstep.models.weights import at_origin, module_places, opened
+from fewstep.models.weights import Place, all_places, at_origin, module_places, opened
 
 Changes = dict[tuple[Path, str], list[tuple[Origin, str]]]  # tensor of a file -> what parts of it are which modules
 TORCH = {name: dtype for dtype, name in DTYPES.items()}
+WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}  # what files of weights end in
 
 
 def fold_on_disk(model: Path, out: Path, modules: Mapping[str, LowRank]) -> None:
     """Write to `out` the model with the updates folded in, of the same kind: a folder, or a single file.
 
+    Of a folder every variant (fp16 beside fp32, say) is folded; weights in other formats than safetensors, and single
+    files beside the folder's parts, would stay as they were and are left out.
     Raises FewstepError, before anything is written, for a module whose weight the model does not have.
     """
     places = module_places(model)
     missing = [name for name in modules if name not in places]
     if missing:
         raise FewstepError(f"{model} has no weight for {missing[0]}", "use a LoRA made for this model's family")
-    changes: Changes = {}
-    for name in modules:
-        place = places[name]
-        changes.setdefault((place.file, place.origin.key), []).append((place.origin, name))
-    files = {file for file, _ in changes}
     if model.is_file():
         with atomic_path(out) as temporary:
-            rewrite(model, temporary, changes, modules)
+            rewrite(model, temporary, changes_of((name, places[name]) for name in modules), modules)
         return
+    changes = changes_of((name, place) for name, place in all_places(model) if name in modules)
+    parts = {file.parent for file, _ in changes}
+    folded = {str(part) for part in (model, *parts)}
     with atomic_folder(out) as folder:
-        kept = {str(file) for file in files}
-        shutil.copytree(model, folder, dirs_exist_ok=True, ignore=lambda at, names: others(at, names, kept))
-        for file in files:
+        shutil.copytree(model, folder, dirs_exist_ok=True, ignore=lambda at, names: others(at, names, folded))
+        for file in sorted(file for part in parts for file in part.glob("*.safetensors")):
             rewrite(file, folder / file.relative_to(model), changes, modules)
 
 
-def others(at: str, names: list[str], rewritten: set[str]) -> set[str]:
-    """What is not copied: the files that are written anew, and hidden ones."""
-    return {name for name in names if str(Path(at) / name) in rewritten or name.startswith(".")}
+def changes_of(places: Iterable[tuple[str, Place]]) -> Changes:
+    """What changes, by file and tensor."""
+    changes: Changes = {}
+    for name, place in places:
+        changes.setdefault((place.file, place.origin.key), []).append((place.origin, name))
+    return changes
+
+
+def others(at: str, names: list[str], folded: set[str]) -> set[str]:
+    """What is not copied: hidden files, and in the folders that are folded all weights, which are written anew."""
+    return {name for name in names if name.startswith(".") or (at in folded and Path(name).suffix in WEIGHTS)}
 
 
 def rewrite(source: Path, target: Path, changes: Changes, modules: Mapping[str, LowRank]) -> None:

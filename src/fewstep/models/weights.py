@@ -1,7 +1,7 @@
 """The weights of a model as they lie on disk, one at a time: a diffusers folder, or a checkpoint in the LDM layout."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,15 +40,22 @@ def module_places(path: Path) -> dict[str, Place]:
     if path.is_file():
         return ldm_places(path)
     places: dict[str, Place] = {}
-    for component, prefix in COMPONENTS.items():
-        for file in sorted((path / component).glob("*.safetensors")):
-            for key in opened(file).keys():  # noqa: SIM118
-                name = module_of(key)
-                if name is not None:
-                    places.setdefault(prefix + text_module(name) if prefix else name, Place(file, Origin(key)))
+    for name, place in all_places(path):
+        places.setdefault(name, place)
     if not any(not name.startswith(TEXT) for name in places):
         raise FewstepError(f"model folder {path} has no UNet in .safetensors files", "give a diffusers folder")
     return places
+
+
+def all_places(folder: Path) -> Iterator[tuple[str, Place]]:
+    """Canonical module name and where its weight lies, once for every variant: the plain file before fp16's."""
+    for component, prefix in COMPONENTS.items():
+        files = (folder / component).glob("*.safetensors")
+        for file in sorted(files, key=lambda file: (file.name.count("."), file.name)):
+            for key in opened(file).keys():  # noqa: SIM118
+                name = module_of(key)
+                if name is not None:
+                    yield prefix + text_module(name) if prefix else name, Place(file, Origin(key))
 
 
 def ldm_places(path: Path) -> dict[str, Place]:

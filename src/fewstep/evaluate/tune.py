@@ -1,0 +1,391 @@
+"""`fewstep tune`: how much of a style and of an acceleration LoRA, tau' = l1 style + l2 acceleration, by pictures."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep import __version__
+from fewstep.assets import STYLES, shipped_kit
+from fewstep.configs import SampleConfig, TuneConfig, build
+from fewstep.errors import FewstepError, UsageError
+from fewstep.evaluate.agreement import Pictures
+from fewstep.evaluate.candidates import (
+    BLOCKS,
+    Pair,
+    Scored,
+    block_moves,
+    coarse,
+    grid_of,
+    nearest,
+    neighbours,
+    ranked,
+    spacing,
+    typed,
+    within_error,
+)
+from fewstep.evaluate.drawn import Drawn, draw
+from fewstep.evaluate.estimate import estimate, share
+from fewstep.evaluate.features import WEIGHTS, features_of, read_real
+from fewstep.evaluate.frechet import Statistics, distance_to, statistics
+from fewstep.evaluate.measure import drawings_for, labelled_pictures
+from fewstep.evaluate.networks import EfficientNet, Inception, load_efficientnet, load_inception
+from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, shipped_prompts
+from fewstep.evaluate.protocol import prompts_sha256, surroundings
+from fewstep.evaluate.reference import Reference, agreement_with, load_reference
+from fewstep.evaluate.report import text_table
+from fewstep.evaluate.sheets import Row, captioned, grid, sized
+from fewstep.images import to_image
+from fewstep.io import atomic_folder, read_json, write_json
+from fewstep.lora.references import parse_reference
+from fewstep.models.model import parts_sha256
+from fewstep.pipeline import Pipeline, load_pipeline
+from fewstep.planning import Plan
+
+SHOWN, CELL = 4, 128  # pictures of a pair on the sheets, two by two, and pixels of each
+SCORE = (
+    "score: the smallest distance to the style; among the pairs within one standard error of it (of the difference,"
+    " paired by prompt and noise), the best agreement"
+)
+ERRORS = "errors: one standard error, jackknife over groups of images"
+CLIP = "CLIP score left out: no package carries CLIP's weights; agreement stands in its place"
+COLUMNS = ("pair", "found in", "style distance", "behind the nearest", "within error", "agreement %", "rank")
+
+
+class Judges(NamedTuple):
+    """What tells how near images are to a style, and what they show."""
+
+    network: Inception | EfficientNet
+    style: Statistics  # of the network's features of real images in the style
+    told: str  # what they are
+    efficientnet: EfficientNet | None  # for agreement; None leaves it out
+    drawings: Reference | None
+    notes: tuple[str, ...]
+
+
+class Tried(NamedTuple):
+    """A pair that was drawn."""
+
+    scored: Scored
+    found_in: str  # grid, round 1, ..., blocks
+    drawn: Drawn
+    chance: float | None  # agreement of drawings picked at random
+
+
+class Tuning(NamedTuple):
+    """The document, and what is shown beside it."""
+
+    document: dict[str, Any]  # as in table.json
+    sheets: dict[str, Image.Image]  # by name
+
+
+def run(config: TuneConfig) -> None:
+    """Tune, write --out, and print the table and the best pair, or the JSON document, on stdout."""
+    document = tune(config)
+    print(json.dumps(document, indent=2, ensure_ascii=False) if config.as_json else markdown(document))
+    print(f"note: written to {config.out}; look at {config.out / 'sheet.png'}", file=sys.stderr)
+
+
+def tune(config: TuneConfig) -> dict[str, Any]:
+    """The document {"protocol", "candidates", "best"}; it and the sheets are in config.out, whole or not at all."""
+    axes = grid_of(config.grid)
+    check_out(config.out)
+    for lora in (config.style, config.acceleration):
+        if (reference := parse_reference(lora)).weight != 1 or reference.blocks:
+            raise UsageError(f"{lora} has a weight, which tune is to find", "give the LoRA without one")
+        _ = reference.file  # what is not there is told before anything is drawn
+    tuning = tuned(config, axes)
+    with atomic_folder(config.out) as folder:
+        for name, sheet in tuning.sheets.items():
+            sheet.save(folder / f"{name}.png", "PNG")
+        (folder / "table.md").write_text(markdown(tuning.document) + "\n", encoding="utf-8")
+        write_json(folder / "table.json", tuning.document)
+    return tuning.document
+
+
+def check_out(out: Path) -> None:
+    """Raise UsageError for a file, and for a folder of something else than an earlier tuning."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    table = out / "table.json"
+    if not table.is_file() or "candidates" not in read_json(table, "table"):
+        raise UsageError(f"--out {out} holds other things than a tuning", "choose another --out")
+
+
+def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> Tuning:
+    """Everything drawn, measured and ranked."""
+    listed = prompts_of(config)
+    prompts = tuple(islice(cycle(listed.prompts), config.images))
+    bare = load_pipeline(config.model, (), config.dtype, config.device)
+    size, device = bare.model.size, bare.model.device
+    around = surroundings(parts_sha256(bare.model.path), device)
+    del bare
+    judges = load_judges(config, prompts, size, device)
+    for note in judges.notes:
+        print(f"note: {note}", file=sys.stderr)
+    tried = search(config, axes, lambda pair, found_in: attempt(config, judges, prompts, around, pair, found_in))
+    order = ranked([one.scored for one in tried])
+    protocol = protocol_of(config, judges, around, listed, prompts, size, tried)
+    entries = [entry(config, one, order) for one in tried]
+    best = entries[[one.scored for one in tried].index(order[0])]
+    document = {
+        "protocol": protocol,
+        "candidates": entries,
+        "best": {"lora": best["lora"], "typed": typed(best["lora"])},
+    }
+    return Tuning(document, sheets_of(config, axes, tried, order))
+
+
+def prompts_of(config: TuneConfig) -> Prompts:
+    """The prompts asked for; of a style that ships, the shipped captions in its own words, one of each thing."""
+    if config.prompt_file is not None or config.reference is not None:
+        return prompts_for(config.prompt_file, config.reference)
+    if config.style not in STYLES:
+        raise UsageError(
+            f"what the style {config.style} looks like is not known", "give --reference a folder of images in it"
+        )
+    return Prompts(styled_prompts(config.style), f"captions of the drawings that ship, in the words of {config.style}")
+
+
+def styled_prompts(style: str) -> tuple[Prompt, ...]:
+    """A prompt for each thing among the drawings that ship, in the words of a style that ships."""
+    things = {prompt.concept: prompt.text.partition(" emoji of ")[2] for prompt in shipped_prompts().prompts}
+    return tuple(Prompt(f"{STYLES[style]} emoji of {thing}", style, concept) for concept, thing in things.items())
+
+
+def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device: torch.device) -> Judges:
+    """FID's network with --reference; without, the shipped statistics of the style, of EfficientNet's features."""
+    if config.reference is None:
+        network = load_efficientnet(device)
+        drawings = load_reference(shipped_kit() / "reference.safetensors")
+        style = drawings.statistics[config.style].expanded()
+        return Judges(network, style, f"{style.count} drawings of {config.style}", network, drawings, (CLIP,))
+    inception = load_inception(device)
+    real = read_real(config.reference, size, inception)
+    style = statistics([real.features], inception.label)
+    told = f"{len(real.features)} images of {real.source} (sha256 {real.sha256})"
+    try:
+        if not any(prompt.style and prompt.concept for prompt in prompts):
+            raise FewstepError("the prompts do not say their style and concept", "--prompts takes .jsonl with both")
+        return Judges(inception, style, told, load_efficientnet(device), drawings_for(prompts), (CLIP,))
+    except FewstepError as error:
+        note = f"agreement left out: {error.message}; {error.hint}"
+        return Judges(inception, style, told, None, None, (CLIP, note))
+
+
+# --- searching ----------------------------------------------------------------------------------------------
+
+
+def search(
+    config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]], attempt: Callable[[Pair, str], Tried]
+) -> list[Tried]:
+    """All pairs tried, in order: the grid, the rounds, the blocks; each goes on from the best before it."""
+    tried: dict[Pair, Tried] = {}
+
+    def best_after(pairs: Sequence[Pair], found_in: str) -> Pair:
+        for pair in pairs:
+            if pair not in tried:
+                tried[pair] = attempt(pair, found_in)
+        return ranked([one.scored for one in tried.values()])[0].pair
+
+    best = best_after(coarse(axes), "grid")
+    steps = spacing(axes[0]), spacing(axes[1])
+    for number in range(config.rounds):
+        steps = steps[0] / 2, steps[1] / 2
+        best = best_after(neighbours(best, steps), f"round {number + 1}")
+    if config.blocks:
+        for (lora, step), block in ((one, block) for one in zip(Pair._fields, steps, strict=True) for block in BLOCKS):
+            best = best_after(block_moves(best, lora, block, step), "blocks")
+    return list(tried.values())
+
+
+def attempt(
+    config: TuneConfig, judges: Judges, prompts: Sequence[Prompt], around: dict[str, Any], pair: Pair, found_in: str
+) -> Tried:
+    """The pair, drawn, with the distance of its images to the style and their agreement."""
+    drawn = draw_pair(config, prompts, around, pair)
+    features = features_of(judges.network, drawn)
+    distance = estimate(lambda images: distance_to(features[images], judges.style), len(features))
+    agreement, chance = None, None
+    if judges.efficientnet and judges.drawings:
+        pictures = seen(judges, features, drawn, prompts)
+        result = agreement_with(pictures, judges.drawings)
+        agreement, chance = share(result.hits), result.chance
+    return Tried(Scored(pair, distance, agreement), found_in, drawn, chance)
+
+
+def draw_pair(config: TuneConfig, prompts: Sequence[Prompt], around: dict[str, Any], pair: Pair) -> Drawn:
+    """The images of a pair of weights, the same prompts and seeds for every pair."""
+    loras = pair.loras(config.style, config.acceleration)
+    wish = build(
+        SampleConfig,
+        prompts=tuple(prompt.text for prompt in prompts),
+        model=config.model,
+        lora=loras,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        device=config.device,
+    )
+    pipeline = load_pipeline(config.model, loras, config.dtype, config.device)
+    return draw(pipeline, plan_of(config, pipeline, wish), wish, around, " ".join(loras))
+
+
+def plan_of(config: TuneConfig, pipeline: Pipeline, wish: SampleConfig) -> Plan:
+    """How the pair is sampled. Raises UsageError if neither LoRA nor the model is an acceleration."""
+    if not any(recipe.accelerates for recipe in pipeline.recipes):
+        raise UsageError(
+            f"--acceleration {config.acceleration} does not say that it accelerates",
+            f"see fewstep inspect {config.acceleration}",
+        )
+    return pipeline.plan(wish)
+
+
+def seen(judges: Judges, features: Tensor, drawn: Drawn, prompts: Sequence[Prompt]) -> Pictures:
+    """The images as EfficientNet sees them, with what they were prompted for."""
+    assert judges.efficientnet is not None
+    own = features if judges.network is judges.efficientnet else features_of(judges.efficientnet, drawn)
+    pictures = labelled_pictures(own, prompts)
+    assert pictures is not None  # load_judges looked
+    return pictures
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def entry(config: TuneConfig, one: Tried, order: Sequence[Scored]) -> dict[str, Any]:
+    """A pair as it stands in table.json; None is not measured."""
+    pair, distance, agreement = one.scored
+    first = nearest(order)
+    behind = distance.less(first.distance)
+    return {
+        "lora": list(pair.loras(config.style, config.acceleration)),
+        "style_weight": pair.style.of,
+        "style_blocks": dict(pair.style.blocks),
+        "acceleration_weight": pair.acceleration.of,
+        "acceleration_blocks": dict(pair.acceleration.blocks),
+        "found_in": one.found_in,
+        "style_distance": distance.value,
+        "style_distance_error": distance.error,
+        "behind": behind.value,
+        "behind_error": behind.error,
+        "within_error": within_error(one.scored, first),
+        "agreement": agreement.value if agreement else None,
+        "agreement_error": agreement.error if agreement else None,
+        "rank": order.index(one.scored) + 1,
+    }
+
+
+def protocol_of(
+    config: TuneConfig,
+    judges: Judges,
+    around: dict[str, Any],
+    listed: Prompts,
+    prompts: Sequence[Prompt],
+    size: int,
+    tried: Sequence[Tried],
+) -> dict[str, Any]:
+    """All that the numbers depend on, as data."""
+    plan = tried[0].drawn.plan
+    networks = {network.label: WEIGHTS[network.label] for network in (judges.network, judges.efficientnet) if network}
+    return {
+        "fewstep": __version__,
+        **{key: around[key] for key in ("versions", "machine")},
+        "model": {"name": config.model, "sha256": around["model_sha256"]},
+        "style": tried[0].drawn.loras[0] | {"weight": None},
+        "acceleration": tried[0].drawn.loras[1] | {"weight": None},
+        "solver": plan.solver_name,
+        "steps": plan.steps,
+        "guidance_scale": plan.guidance_scale,
+        "dtype": config.dtype,
+        "size": size,
+        "prompts": {"source": listed.source, "count": len(set(prompts)), "sha256": prompts_sha256(prompts)},
+        "images": config.images,
+        "seeds": "image i has seed i, in every pair",
+        "search": f"grid {config.grid}, {config.rounds} rounds of halved steps" + ", blocks" * config.blocks,
+        "style_distance": f"Fréchet distance of features ({judges.network.label}) to {judges.told}; too large by an"
+        " amount that depends on how many images there are: compare only at equal counts",
+        "networks": networks,
+        "agreement_chance": tried[0].chance,
+        "score": SCORE,
+        "errors": ERRORS,
+        "left_out": list(judges.notes),
+    }
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table, best first, what it depends on, and the best pair as it is typed."""
+    p, lines = document["protocol"], sorted(document["candidates"], key=lambda row: int(row["rank"]))
+    chance = "" if p["agreement_chance"] is None else f"agreement: chance {100 * p['agreement_chance']:.2f} %"
+    told = [
+        f"model: {p['model']['name']} (sha256 {p['model']['sha256'][:12]}), {p['size']} px, {p['dtype']};"
+        f" {p['solver']}, {p['steps']} steps, guidance {p['guidance_scale']:g}",
+        f"images: {p['images']} a pair, {p['prompts']['count']} prompts ({p['prompts']['source']}); {p['seeds']}",
+        f"style distance: {p['style_distance']}",
+        *([chance] if chance else []),
+        p["score"],
+        p["errors"],
+        f"search: {p['search']}",
+        *p["left_out"],
+    ]
+    return (
+        f"{text_table(COLUMNS, [cells(row) for row in lines])}\n\n"
+        + "".join(f"- {line}\n" for line in told)
+        + f"\nbest: {document['best']['typed']}"
+    )
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A pair as text."""
+    agreement = (
+        "-" if row["agreement"] is None else f"{100 * row['agreement']:.1f} ± {100 * row['agreement_error']:.1f}"
+    )
+    return [
+        " ".join(Path(lora).name for lora in row["lora"]),
+        row["found_in"],
+        f"{row['style_distance']:.1f} ± {row['style_distance_error']:.1f}",
+        f"{row['behind']:.1f} ± {row['behind_error']:.1f}",
+        "yes" if row["within_error"] else "no",
+        agreement,
+        str(row["rank"]),
+    ]
+
+
+def sheets_of(
+    config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]], tried: Sequence[Tried], order: Sequence[Scored]
+) -> dict[str, Image.Image]:
+    """The grid, rows the style's weights and columns the acceleration's; and what was tried after it, best first."""
+    by_pair = {one.scored.pair: one for one in tried}
+    rows = []
+    for weight in axes[0]:
+        line = [by_pair[pair] for pair in coarse(((weight,), axes[1]))]
+        notes = "\n".join(
+            f"{b:g}: distance {one.scored.distance.value:.1f}" for b, one in zip(axes[1], line, strict=True)
+        )
+        rows.append(Row(f"style {weight:g}", notes, [mosaic(one.drawn) for one in line]))
+    sheets = {"sheet": grid(rows, [f"acceleration {weight:g}" for weight in axes[1]], 2 * CELL)}
+    later = [by_pair[one.pair] for one in order if by_pair[one.pair].found_in != "grid"]
+    if later:
+        labels = [f"{order.index(one.scored) + 1}: {' '.join(cut_loras(config, one.scored.pair))}" for one in later]
+        sheets["refined"] = captioned([mosaic(one.drawn) for one in later], labels, columns=4)
+    return sheets
+
+
+def cut_loras(config: TuneConfig, pair: Pair) -> Iterator[str]:
+    """The LoRAs with their weights, without their folders."""
+    return (Path(lora).name for lora in pair.loras(config.style, config.acceleration))
+
+
+def mosaic(drawn: Drawn) -> Image.Image:
+    """The first SHOWN pictures, two by two."""
+    pixels = (image for batch in drawn.batches() for image in batch)
+    cell = Image.new("RGB", (2 * CELL, 2 * CELL), "white")
+    for number, image in enumerate(islice(pixels, SHOWN)):
+        cell.paste(sized(to_image(image), CELL), (number % 2 * CELL, number // 2 * CELL))
+    return cell

@@ -1,0 +1,50 @@
+"""Errors of numbers of images: what drawing other images would show."""
+
+import pytest
+import torch
+
+from fewstep.evaluate.estimate import estimate, share
+from fewstep.evaluate.frechet import distance_to, frechet_distance, statistics
+
+
+def normal(count: int, dim: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_of_a_mean_it_is_the_standard_error():
+    values = normal(64, 1, 0)[:, 0]
+    found = estimate(lambda images: float(values[images].mean()), 64, groups=64)
+    assert found.value == pytest.approx(float(values.mean()))
+    assert found.error == pytest.approx(float(values.std()) / 8)
+
+
+def test_of_a_share_it_is_near_the_binomials():
+    hits = tuple(bool(x) for x in (normal(400, 1, 1)[:, 0] > 0.5))
+    found = share(hits)
+    assert found.value == sum(hits) / 400
+    assert found.error == pytest.approx((found.value * (1 - found.value) / 400) ** 0.5, rel=0.5)
+    assert share((True, True, True)).error == 0
+
+
+def test_of_a_frechet_distance_of_few_images_it_is_how_far_other_images_spread():
+    dim, count = 24, 16  # fewer images than features
+    target = statistics([normal(2000, dim, 0)], "x")
+    drawn = [normal(count, dim, seed) * 1.2 + 0.5 for seed in range(1, 41)]
+    found = [estimate(lambda i, x=x: distance_to(x[i], target), count) for x in drawn]
+    spread = float(torch.tensor([one.value for one in found]).std())
+    told = sum(one.error for one in found) / len(found)
+    assert 0.6 < told / spread < 1.7
+
+
+def test_a_difference_leaves_out_what_sways_both():
+    values = normal(64, 1, 2)[:, 0] * 10
+    a, b = (estimate(lambda i, d=d: float((values + d * (1 + 0.01 * values))[i].mean()), 64) for d in (0.0, 1.0))
+    assert b.less(a).value == pytest.approx(b.value - a.value)
+    assert b.less(a).error < 0.02 * a.error
+
+
+@pytest.mark.parametrize("count", [2, 8, 40])
+def test_the_quick_distance_is_the_distance(count):
+    features, target = normal(count, 20, 3) + 1, statistics([normal(50, 20, 4)], "x")
+    slow = frechet_distance(statistics([features], "x"), target, allow_few=True)
+    assert distance_to(features, target) == pytest.approx(slow, rel=1e-6)
