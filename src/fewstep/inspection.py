@@ -3,22 +3,21 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from fewstep.assets import MODEL
 from fewstep.configs import InspectConfig
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.lora.compress import squared_norm
-from fewstep.lora.dialects import layout_of
-from fewstep.lora.files import hash_of, load_adapter, open_source
+from fewstep.lora.files import LoraFile, hash_of, open_lora
 from fewstep.lora.low_rank import Adapter, misfits
-from fewstep.lora.recipe import KEY, Recipe
+from fewstep.lora.recipe import KEY, VERSION, Recipe
 from fewstep.lora.references import blocks_of, parse_reference
-from fewstep.models.weights import model_path, module_places, shapes_of
+from fewstep.models.weights import base_name, model_path, module_places, shapes_of
 
 SHOWN = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
-         "fewstep.version", "fewstep.sources")  # fmt: skip
-SAMPLING = ("method", "solver", "steps", "guidance_scale", "k", "teacher_guidance_scale", "base_model")
+         VERSION, "fewstep.sources")  # fmt: skip
+SAMPLING = ("method", "solver", "steps", "guidance_scale", "k", "teacher_guidance_scale")
 
 
 class Coverage(NamedTuple):
@@ -51,28 +50,29 @@ def candidates(model: str | None) -> dict[str, Mapping[str, ModuleShape]]:
 
 def report(text: str, models: Mapping[str, Mapping[str, ModuleShape]]) -> dict[str, Any]:
     """All facts about one file, as JSON has them."""
-    file = parse_reference(text).file
+    path = parse_reference(text).file
+    file = open_lora(path)
     coverages = [coverage(file, name, shapes) for name, shapes in models.items()]
     best = max(coverages, key=lambda c: c.found)
-    adapter, recipe = load_adapter(file, models[best.model])
+    adapter = file.adapter(models[best.model])
     fits = [c.model for c in coverages if c.found == c.total]
     return {
         "file": text,
-        "sha256": hash_of(file),
-        "layout": layout_of(open_source(file).keys),
+        "sha256": hash_of(path),
+        "layout": file.layout,
         "fits": fits,
         "coverage": [c._asdict() for c in ([best] if fits else sorted(coverages, key=lambda c: -c.found)[:2])],
         "touched": f"{best.found} of {len(models[best.model])} modules of {best.model}",
         **measured(adapter),
-        "sampling": sampling(recipe),
+        "sampling": sampling(file.recipe),
         "metadata": {key: value for key, value in adapter.metadata.items() if key in SHOWN},
         "other_metadata": sorted(key for key in adapter.metadata if key not in SHOWN and key != KEY),
     }
 
 
-def coverage(file: Path, name: str, shapes: Mapping[str, ModuleShape]) -> Coverage:
+def coverage(file: LoraFile, name: str, shapes: Mapping[str, ModuleShape]) -> Coverage:
     """Of one file in one model."""
-    adapter, _ = load_adapter(file, shapes)
+    adapter = file.adapter(shapes)
     total = len(adapter.modules)
     return Coverage(name, total - len(misfits(adapter, shapes)), total)
 
@@ -97,9 +97,13 @@ def measured(adapter: Adapter) -> dict[str, Any]:
 
 def sampling(recipe: Recipe | None) -> dict[str, Any]:
     """What the recipe says about sampling; nothing when the file has none."""
-    return (
-        {name: getattr(recipe, name) for name in SAMPLING if getattr(recipe, name) not in (None, "")} if recipe else {}
-    )
+    if recipe is None:
+        return {}
+    said = {name: getattr(recipe, name) for name in SAMPLING if getattr(recipe, name) not in (None, "")}
+    base = base_name(recipe)
+    if base and base != MODEL and recipe.base_sha256:
+        base += f" (its UNet's SHA-256 begins with {recipe.base_sha256[:12]})"
+    return said | ({"base_model": base} if base else {})
 
 
 def as_text(facts: Mapping[str, Any]) -> str:

@@ -16,10 +16,13 @@ from fewstep.models.weights import Place, module_places, opened, read
 TORCH = {name: dtype for dtype, name in DTYPES.items()}
 
 
-def fold_on_disk(model: Path, out: Path, modules: Mapping[str, LowRank]) -> None:
+def fold_on_disk(
+    model: Path, out: Path, modules: Mapping[str, LowRank], notes: Mapping[str, str] | None = None
+) -> None:
     """Write to `out` the model with the updates folded in, of the same kind: a folder, or a single file.
 
-    Raises FewstepError, before anything is written, for a module whose weight the model does not have.
+    notes: more metadata, of the files that change. Raises FewstepError, before anything is written, for a module whose
+    weight the model does not have.
     """
     places = module_places(model)
     missing = [name for name in modules if name not in places]
@@ -29,13 +32,13 @@ def fold_on_disk(model: Path, out: Path, modules: Mapping[str, LowRank]) -> None
     files = {place.file for place in changes}
     if model.is_file():
         with atomic_path(out) as temporary:
-            rewrite(model, temporary, changes, modules)
+            rewrite(model, temporary, changes, modules, notes or {})
         return
     with atomic_folder(out) as folder:
         kept = {str(file) for file in files}
         shutil.copytree(model, folder, dirs_exist_ok=True, ignore=lambda at, names: others(at, names, kept))
         for file in files:
-            rewrite(file, folder / file.relative_to(model), changes, modules)
+            rewrite(file, folder / file.relative_to(model), changes, modules, notes or {})
 
 
 def others(at: str, names: list[str], rewritten: set[str]) -> set[str]:
@@ -43,7 +46,9 @@ def others(at: str, names: list[str], rewritten: set[str]) -> set[str]:
     return {name for name in names if str(Path(at) / name) in rewritten or name.startswith(".")}
 
 
-def rewrite(source: Path, target: Path, changes: Mapping[Place, str], modules: Mapping[str, LowRank]) -> None:
+def rewrite(
+    source: Path, target: Path, changes: Mapping[Place, str], modules: Mapping[str, LowRank], notes: Mapping[str, str]
+) -> None:
     """Write the file's tensors again, those in `changes` with their update."""
     file = opened(source)
     entries = []
@@ -51,7 +56,7 @@ def rewrite(source: Path, target: Path, changes: Mapping[Place, str], modules: M
         part, place = file.get_slice(key), Place(source, key)
         dtype, shape = TORCH[part.get_dtype()], tuple(part.get_shape())
         entries.append(Entry(key, shape, dtype, maker(place, changes.get(place), modules)))
-    write_safetensors(target, entries, file.metadata() or {})
+    write_safetensors(target, entries, {**(file.metadata() or {}), **notes})
 
 
 def maker(place: Place, name: str | None, modules: Mapping[str, LowRank]) -> Callable[[], Tensor]:

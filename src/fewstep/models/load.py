@@ -25,6 +25,7 @@ from fewstep.io import read_json, sha256_bytes, sha256_file
 from fewstep.lora.dialects import text_module
 from fewstep.lora.layers import layers_of, module_shapes
 from fewstep.lora.recipe import Recipe
+from fewstep.models.weights import unet_sha256
 
 for _logging in (diffusers_logging, transformers_logging):
     _logging.set_verbosity_error()  # what matters of a folder's faults is raised, in our words
@@ -120,7 +121,7 @@ class Model:
 
     def unet_sha256(self) -> str:
         """Hash of the network's weight files."""
-        return sha256_bytes(*(sha256_file(f).encode() for f in sorted((self.folder / "unet").glob("*.safetensors"))))
+        return unet_sha256(self.folder)
 
 
 def encoder_sha256(vae: Any) -> str:

@@ -2,21 +2,26 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fewstep.assets import shipped_model
+from fewstep.assets import MODEL, shipped_model
 from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.families.ldm import ldm_names
+from fewstep.io import sha256_bytes, sha256_file
 from fewstep.lora.dialects import TEXT, text_module
+from fewstep.lora.files import Base
+from fewstep.lora.recipe import Recipe
 
 COMPONENTS = {"unet": "", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}
 LDM_UNET = "model.diffusion_model."
 LDM_TEXT = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")  # of SD 1.x, of SDXL
+SAYING_NOTHING = ("model", "models", "base", "out", "checkpoint")  # names of folders
 TABLES = ("token_embedding", "position_embedding")  # 2-D weights of no Linear
 WEIGHT = ".weight"
 
@@ -78,6 +83,17 @@ def fits(shapes: Mapping[str, ModuleShape], modules: Mapping[str, ModuleShape]) 
                for n, s in shapes.items())  # fmt: skip
 
 
+def base_of(path: Path, places: Mapping[str, Place]) -> Base:
+    """Reads the weights of a model's modules, in float32. Raises FewstepError for a module without one."""
+
+    def base(name: str) -> Tensor:
+        if name not in places:
+            raise FewstepError(f"{path} has no weight for {name}", "use a LoRA made for this model's family")
+        return read(places[name]).float()
+
+    return base
+
+
 def shapes_of(places: Mapping[str, Place]) -> dict[str, ModuleShape]:
     """Module -> shape, of those that a LoRA can adapt, from the files' headers."""
     shapes = {}
@@ -100,6 +116,32 @@ def module_of(key: str) -> str | None:
     """The module a key is the weight of, or None."""
     name = key.removesuffix(WEIGHT)
     return None if name == key or re.search(rf"(^|\.)({'|'.join(TABLES)})$", name) else name
+
+
+def unet_sha256(folder: Path) -> str:
+    """Hash of a model folder's network: of its weight files."""
+    return sha256_bytes(*(sha256_file(f).encode() for f in sorted((folder / "unet").glob("*.safetensors"))))
+
+
+def base_name(recipe: Recipe) -> str:
+    """What the model that a recipe's LoRA was trained on is called; the embedded one is known by its hash."""
+    return MODEL if recipe.base_sha256 and recipe.base_sha256 == embedded_sha256() else recipe.base_model
+
+
+@cache
+def embedded_sha256() -> str:
+    """Hash of the embedded model's network."""
+    folder = shipped_model(MODEL)
+    assert folder is not None
+    return unet_sha256(folder)
+
+
+def name_of(folder: Path) -> str:
+    """What a model folder is called: by its own name, or by those above it where that says nothing."""
+    parts = folder.resolve().parts
+    if parts[-2:-1] == ("snapshots",) and parts[-3].startswith("models--"):  # the hub's cache
+        return parts[-3].removeprefix("models--").replace("--", "/")
+    return "/".join(parts[-2:]) if parts[-1] in SAYING_NOTHING else parts[-1]
 
 
 def opened(file: Path) -> Any:

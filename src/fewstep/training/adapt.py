@@ -24,6 +24,7 @@ from fewstep.lora.references import Reference
 from fewstep.lora.writing import save_adapter
 from fewstep.models.load import DTYPES, RECIPE_FILE, Model
 from fewstep.models.network import UNetNetwork
+from fewstep.models.weights import name_of
 from fewstep.training.checkpoint import Average, Trainable, average_of
 from fewstep.training.draws import SampleId, generator, normal, uniform
 
@@ -209,7 +210,7 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         guidance_scale=own.guidance_scale if own and not own.accelerates else None,
         family=model.family,
         prediction_type=model.prediction_type,
-        base_model=model.folder.resolve().name,
+        base_model=name_of(model.folder),
         base_sha256=model.unet_sha256(),
         training=summary | training,
     )
