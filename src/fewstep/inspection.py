@@ -9,15 +9,17 @@ from fewstep.assets import MODEL
 from fewstep.configs import InspectConfig
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.lora.compress import squared_norm
-from fewstep.lora.files import LoraFile, hash_of, open_lora
+from fewstep.lora.files import Base, hash_of, open_lora
 from fewstep.lora.low_rank import Adapter, misfits
 from fewstep.lora.recipe import KEY, VERSION, Recipe
 from fewstep.lora.references import blocks_of, parse_reference
-from fewstep.models.weights import base_name, model_path, module_places, shapes_of
+from fewstep.models.weights import base_name, weights_of
 
 SHOWN = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
          VERSION, "fewstep.sources")  # fmt: skip
 SAMPLING = ("method", "solver", "steps", "guidance_scale", "k", "teacher_guidance_scale")
+
+Models = Mapping[str, Mapping[str, ModuleShape]]  # name -> module -> shape
 
 
 class Coverage(NamedTuple):
@@ -33,28 +35,30 @@ class Coverage(NamedTuple):
 
 def run(config: InspectConfig) -> None:
     """Print what there is to say about each file."""
-    models = candidates(config.model)
-    reports = [report(text, models) for text in config.files]
+    models, base = candidates(config.model)
+    reports = [report(text, models, base) for text in config.files]
     if config.as_json:
         print(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
         return
     print("\n\n".join(as_text(facts) for facts in reports))
 
 
-def candidates(model: str | None) -> dict[str, Mapping[str, ModuleShape]]:
-    """The modules of the model asked about, or of every family."""
+def candidates(model: str | None) -> tuple[Models, Base | None]:
+    """The modules of the model asked about, and its weights; or the modules of every family."""
     if model is not None:
-        return {model: shapes_of(module_places(model_path(model)))}
-    return {name: family.all_modules() for name, family in FAMILIES.items()}
+        base, shapes = weights_of(model)
+        return {model: shapes}, base
+    return {name: family.all_modules() for name, family in FAMILIES.items()}, None
 
 
-def report(text: str, models: Mapping[str, Mapping[str, ModuleShape]]) -> dict[str, Any]:
+def report(text: str, models: Models, base: Base | None) -> dict[str, Any]:
     """All facts about one file, as JSON has them."""
     path = parse_reference(text).file
     file = open_lora(path)
-    coverages = [coverage(file, name, shapes) for name, shapes in models.items()]
+    adapters = {name: file.adapter(shapes, base) for name, shapes in models.items()}
+    coverages = [coverage(adapters[name], name, shapes) for name, shapes in models.items()]
     best = max(coverages, key=lambda c: c.found)
-    adapter = file.adapter(models[best.model])
+    adapter = adapters[best.model]
     fits = [c.model for c in coverages if c.found == c.total]
     return {
         "file": text,
@@ -70,9 +74,8 @@ def report(text: str, models: Mapping[str, Mapping[str, ModuleShape]]) -> dict[s
     }
 
 
-def coverage(file: LoraFile, name: str, shapes: Mapping[str, ModuleShape]) -> Coverage:
+def coverage(adapter: Adapter, name: str, shapes: Mapping[str, ModuleShape]) -> Coverage:
     """Of one file in one model."""
-    adapter = file.adapter(shapes)
     total = len(adapter.modules)
     return Coverage(name, total - len(misfits(adapter, shapes)), total)
 

@@ -19,7 +19,7 @@ from fewstep.lora.writing import save_adapter
 from fewstep.models.fold import fold_on_disk
 from fewstep.models.licences import joined, licences_named, licences_of, told_by
 from fewstep.models.load import DTYPES
-from fewstep.models.weights import base_name, base_of, model_path, module_places, read, shapes_of
+from fewstep.models.weights import base_name, model_path, weights_of
 
 
 class Term(NamedTuple):
@@ -87,20 +87,13 @@ def run_resize(config: ResizeConfig) -> None:
 
 def run_difference(config: DifferenceConfig) -> None:
     """Write the LoRA that turns the second model into the first."""
-    tuned, base = (module_places(model_path(name)) for name in config.files)
-    shapes = shapes_of(base)
-    if shapes_of(tuned) != shapes:
+    (tuned, shapes), (base, base_shapes) = map(weights_of, config.files)
+    if shapes != base_shapes:
         raise FewstepError(
             f"{config.files[0]} and {config.files[1]} are of different families", "compare like with like"
         )
 
-    modules, loss = difference(
-        lambda name: read(tuned[name]).float(),
-        lambda name: read(base[name]).float(),
-        shapes,
-        rank=config.rank,
-        energy=config.energy,
-    )
+    modules, loss = difference(tuned, base, shapes, rank=config.rank, energy=config.energy)
     if not modules:
         raise FewstepError(f"{config.files[0]} and {config.files[1]} have the same weights", "nothing was written")
     family = family_of(shapes)
@@ -118,10 +111,8 @@ def fit(references: Sequence[Reference], model: str | None, allow_partial: bool)
     """
     files = [(reference, open_lora(reference.file)) for reference in references]
     if model is not None:
-        path = model_path(model)
-        places = module_places(path)
-        shapes = shapes_of(places)
-        terms = placed(files, shapes, model, allow_partial, base_of(path, places))
+        base, shapes = weights_of(model)
+        terms = placed(files, shapes, model, allow_partial, base)
         return Fitted(terms, family_of(shapes), model)
     misplaced = count_misplaced([file for _, file in files])
     best = min(misplaced, key=lambda name: misplaced[name])

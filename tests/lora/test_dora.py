@@ -12,6 +12,7 @@ from fewstep.errors import FewstepError
 from fewstep.lora.files import load_adapter, open_lora
 from fewstep.lora.layers import module_shapes
 from fewstep.lora.low_rank import check_fits
+from fewstep.pipeline import load_pipeline
 
 
 class Net(nn.Module):
@@ -82,6 +83,20 @@ def test_the_untrained_one_changes_nothing(net: Net, tmp_path: Path) -> None:
 def base(net: Net):
     """The weights under PEFT's layers."""
     return lambda name: getattr(net.get_submodule(name), "base_layer", net.get_submodule(name)).weight.detach()
+
+
+def test_sampling_bakes_it_against_its_own_model(tiny_model_folder: Path, tmp_path: Path) -> None:
+    network = load_pipeline(str(tiny_model_folder), []).model.unet
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    W0, A, B = network.get_submodule(name).weight, torch.ones(1, 32), torch.ones(32, 1)
+    parts = {"lora_down.weight": A, "lora_up.weight": B, "dora_scale": torch.ones(32, 1)}
+    save_file(
+        {f"lora_unet_{name.replace('.', '_')}.{part}": x for part, x in parts.items()}, tmp_path / "x.safetensors"
+    )
+    pipeline = load_pipeline(str(tiny_model_folder), [f"{tmp_path / 'x.safetensors'}:0.5"])
+    W = W0 + B @ A
+    wanted = W0 + 0.5 * (W / W.norm(dim=1, keepdim=True) - W0)
+    torch.testing.assert_close(pipeline.model.unet.get_submodule(name).weight, wanted, check_stride=False)
 
 
 def test_what_is_no_whole_dora_is_refused(net: Net, tmp_path: Path) -> None:

@@ -91,10 +91,10 @@ class LoraFile:
             modules[name] = spelled
 
         def make(name: str) -> LowRank:
-            known = name in shapes
-            return self.update(
-                modules[name], shapes[name].kernel if known else None, base(name) if base and known else None
-            )
+            if name not in shapes:
+                return self.update(modules[name], None)
+            rescaled = base is not None and magnitude_of(self.spelled[modules[name]]) is not None
+            return self.update(modules[name], shapes[name].kernel, base(name) if base and rescaled else None)
 
         count = len(self.numbered)
         told = {"unplaced": f"is one of {count} numbered modules, which fit in no order or in several"} if count else {}

@@ -83,15 +83,10 @@ def fits(shapes: Mapping[str, ModuleShape], modules: Mapping[str, ModuleShape]) 
                for n, s in shapes.items())  # fmt: skip
 
 
-def base_of(path: Path, places: Mapping[str, Place]) -> Base:
-    """Reads the weights of a model's modules, in float32. Raises FewstepError for a module without one."""
-
-    def base(name: str) -> Tensor:
-        if name not in places:
-            raise FewstepError(f"{path} has no weight for {name}", "use a LoRA made for this model's family")
-        return read(places[name]).float()
-
-    return base
+def weights_of(model: str) -> tuple[Base, dict[str, ModuleShape]]:
+    """What reads the weights of a model's modules, one at a time, in float32, and their shapes."""
+    places = module_places(model_path(model))
+    return (lambda name: read(places[name]).float()), shapes_of(places)
 
 
 def shapes_of(places: Mapping[str, Place]) -> dict[str, ModuleShape]:
