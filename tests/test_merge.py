@@ -1,11 +1,13 @@
 """merge, resize, difference and inspect, from the command line, on the embedded model's family."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fewstep.families import FAMILIES
@@ -14,6 +16,7 @@ from fewstep.lora.layers import initial
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
+from fewstep.models.weights import name_of
 
 EMOJI = FAMILIES["emoji"]
 LCD = Recipe(method="lcd", solver="lcm", steps=4, guidance_scale=1.0, k=20)
@@ -78,6 +81,114 @@ def test_resize_says_what_it_loses(fewstep, two, tmp_path):
     assert told["worst_error"] == pytest.approx(max(errors.values()), rel=1e-3)
     assert told["mean_error"] == pytest.approx(sum(errors.values()) / len(errors), rel=1e-3)
     assert 0 < told["energy"] < 1
+    lines = fewstep("resize", a, rank=1, out=tmp_path / "small.safetensors", dtype="fp32").out.splitlines()
+    facts = {line[:12].strip(): line[14:] for line in lines}
+    assert all(line[12:14] == "  " and line[14] != " " for line in lines)
+    for name in ("energy", "mean_error", "worst_error"):
+        assert float(facts[name.replace("_", " ")]) == pytest.approx(told[name], rel=1e-3)
+    assert facts["worst module"] == told["worst_module"]
+
+
+def test_a_rank_above_the_most_is_refused_unless_cut(fewstep, two, tmp_path):
+    a, _, b, _ = two
+    done = fewstep("merge", a, b, max_rank=4, out=tmp_path / "x")
+    assert done.code == 1
+    assert re.fullmatch(r"the exact sum has rank 5 in \S+, more than --max-rank 4", done.error)
+    assert done.hint == "cut it with --rank 64 or --energy 0.99, fold it with --into MODEL, or raise --max-rank"
+    for cut in ({"max_rank": 5}, {"max_rank": 4, "rank": 3}, {"max_rank": 1, "energy": 0.9}):
+        assert fewstep("merge", a, b, out=tmp_path / "x", **cut).code == 0
+
+
+def relicensed(path: Path, **told: str) -> None:
+    """The file again, with this metadata."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata | {key.replace("_", ".", 1): value for key, value in told.items()})
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_licences_of_sources_and_their_bases_are_carried(fewstep, two, tmp_path):
+    a, _, _, _ = two
+    relicensed(a, license="mit", modelspec_license="cc-by-4.0")
+    sd = tmp_path / "sd.safetensors"
+    make_lora(sd, 2, 2, Recipe(method="denoising", base_model="runwayml/stable-diffusion-v1-5"))
+    done = fewstep("merge", a, sd, "lcm", "--json", out=tmp_path / "x", max_rank=100)
+    assert done.code == 0, done.err
+    wanted = "mit; cc-by-4.0; creativeml-openrail-m; apache-2.0"
+    assert json.loads(done.out)["license"] == metadata_of(tmp_path / "x")["license"] == wanted
+    assert fewstep("resize", tmp_path / "x", rank=1, out=tmp_path / "y").code == 0
+    assert metadata_of(tmp_path / "y")["license"] == wanted
+    for name, licence in (("base", "openrail++"), ("tuned", "other\nlicense_name: my-own")):
+        base_model(tmp_path / name, seed=len(name))
+        (tmp_path / name / "README.md").write_text(f"---\ntags: [x]\nlicense: {licence}\n---\nlicense: none\n")
+    assert fewstep("difference", tmp_path / "tuned", tmp_path / "base", rank=1, out=tmp_path / "d").code == 0
+    assert metadata_of(tmp_path / "d")["license"] == "my-own; openrail++"
+    assert fewstep("merge", a, into=tmp_path / "base", out=tmp_path / "m").code == 0
+    told = metadata_of(tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert (told["format"], told["license"]) == ("pt", "openrail++; mit; cc-by-4.0")
+
+
+@pytest.fixture
+def dora(tmp_path: Path) -> tuple[Path, Path, dict[str, torch.Tensor]]:
+    """A DoRA of one module, the model it is for, and the changed weight."""
+    weights = base_model(tmp_path / "base")
+    name = next(name for name in EMOJI.modules() if name.endswith("attn1.to_q"))
+    W0, generator = weights[f"{name}.weight"].float(), torch.Generator().manual_seed(5)
+    A, B = torch.randn(2, W0.shape[1], generator=generator), torch.randn(len(W0), 2, generator=generator)
+    m = W0.norm(dim=1, keepdim=True) * 1.5
+    parts = {"lora_down.weight": A, "lora_up.weight": B, "dora_scale": m}
+    save_file(
+        {f"lora_unet_{name.replace('.', '_')}.{part}": x for part, x in parts.items()}, tmp_path / "d.safetensors"
+    )
+    W = W0 + B @ A
+    return tmp_path / "d.safetensors", tmp_path / "base", {name: m * W / W.norm(dim=1, keepdim=True) - W0}
+
+
+def test_a_dora_is_baked_against_the_model_it_is_for(fewstep, dora, tmp_path):
+    file, base, delta = dora
+    (name, wanted), = delta.items()  # fmt: skip
+    done = fewstep("merge", f"{file}:0.5", into=base, out=tmp_path / "tuned")
+    assert done.code == 0, done.err
+    key, weights = f"{name}.weight", "unet/diffusion_pytorch_model.safetensors"
+    before, after = (load_file(folder / weights) for folder in (base, tmp_path / "tuned"))
+    assert torch.equal(after[key], (before[key].float() + 0.5 * wanted).half())
+    assert [k for k in before if not torch.equal(before[k], after[k])] == [key]
+
+    small = tmp_path / "small.safetensors"
+    done = fewstep("merge", f"{file}:0.5", "--json", model=base, rank=100, dtype="fp32", out=small)
+    assert done.code == 0, done.err
+    update = load_adapter(small, EMOJI.all_modules())[0].modules[name]
+    error = (update.delta() - 0.5 * wanted).norm() / (0.5 * wanted).norm()
+    assert update.rank == 100
+    assert float(error) == pytest.approx(json.loads(done.out)["worst_error"], rel=1e-3)
+    assert json.loads(metadata_of(small)["fewstep.sources"])[0]["baked_against"] == str(base)
+    assert fewstep("inspect", file, model=base).code == 0
+
+
+def test_a_dora_without_its_model_or_a_rank_is_refused(fewstep, dora, tmp_path):
+    file, base, delta = dora
+    rank = len(next(iter(delta.values())))
+    done = fewstep("merge", file, out=tmp_path / "x")
+    assert (done.code, done.hint) == (1, "name that model: fewstep merge FILE --into MODEL, or --model MODEL --rank 64")
+    assert "cannot be used: it is a DoRA" in done.error
+    done = fewstep("merge", file, model=base, max_rank=rank - 1, out=tmp_path / "x")
+    assert done.error.startswith(f"the exact sum has rank {rank} in {next(iter(delta))}")
+
+
+def test_inspect_names_the_base_model_of_a_recipe(fewstep, tmp_path):
+    assert json.loads(fewstep("inspect", "lcm", "--json").out)["sampling"]["base_model"] == "emoji"
+    make_lora(tmp_path / "x", 1, 0, Recipe(method="denoising", base_model="model", base_sha256="0123456789abcdef" * 4))
+    said = json.loads(fewstep("inspect", tmp_path / "x", "--json").out)["sampling"]["base_model"]
+    assert said == "model (its UNet's SHA-256 begins with 0123456789ab)"
+
+
+def test_a_folder_is_called_by_what_says_something(tmp_path):
+    for folder, name in {"a/sd": "sd", "runs/x/model": "x/model", "models--me--sd/snapshots/1f": "me/sd"}.items():
+        assert name_of(tmp_path / folder) == name
 
 
 def base_model(folder: Path, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -347,19 +347,26 @@ class AdapterOutput(Config):
 Loras = Annotated[tuple[str, ...], Parameter(parse=False)]
 
 
-class MergeConfig(AdapterOutput):
+class SumOutput(AdapterOutput):
+    """What the commands that write LoRAs again share."""
+
+    model: str | None = None
+    """The model they are for, which a DoRA needs; by default the family that has all their modules."""
+    allow_partial: bool = False
+    """Leave out modules that have no place in the model, instead of stopping."""
+
+
+class MergeConfig(SumOutput):
     """Add LoRAs up, exactly: sum of WEIGHT x LoRA over any ranks, layouts and signs, to one file or into a model."""
 
     argument = ("files", "LORA")
 
     files: Loras = ()
     """FILE, FILE:WEIGHT or FILE:WEIGHT,BLOCK=WEIGHT,... with blocks te, te1, te2, down, mid, up, down0, up1, ..."""
-    model: str | None = None
-    """The model they are for; by default the family that has all their modules."""
     into: str | None = None
     """Fold the sum into this model, a diffusers folder or a .safetensors checkpoint, and write that to --out."""
-    allow_partial: bool = False
-    """Leave out modules that have no place in the model, instead of stopping."""
+    max_rank: Annotated[int, Field(ge=1)] = 512
+    """Refuse to write a module of a higher rank, unless --rank or --energy cuts it."""
 
     @field_validator("files")
     @classmethod
@@ -384,17 +391,13 @@ class ExportConfig(Config):
     """Print one JSON document about what was written."""
 
 
-class ResizeConfig(AdapterOutput):
+class ResizeConfig(SumOutput):
     """Write a LoRA again at a lower rank: the best there is of that rank, and what it loses."""
 
     argument = ("files", "LORA")
 
     files: Loras = ()
     """The LoRA, one."""
-    model: str | None = None
-    """The model it is for; by default the family that has all its modules."""
-    allow_partial: bool = False
-    """Leave out modules that have no place in the model, instead of stopping."""
 
     @field_validator("files")
     @classmethod

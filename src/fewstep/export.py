@@ -20,7 +20,7 @@ from fewstep.lora.files import hash_of
 from fewstep.lora.low_rank import combine
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import parse_reference
-from fewstep.merge import LICENCES, Fitted, Term, fit
+from fewstep.merge import Fitted, Term, fit, licences_of_term
 from fewstep.models.fold import fold_on_disk
 from fewstep.models.load import RECIPE_FILE, load_model
 from fewstep.models.model import parts_sha256
@@ -238,5 +238,4 @@ def licence_of(term: Term) -> str:
     """What a LoRA's file says of its licence."""
     if shipped_lora(str(term.reference.path)):
         return LICENCE
-    found = (term.adapter.metadata.get(key) for key in LICENCES)
-    return next((text for text in found if text), "its file names none")
+    return "; ".join(licences_of_term(term)) or "its file names none"

@@ -3,22 +3,23 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from fewstep.assets import MODEL
 from fewstep.configs import InspectConfig
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.lora.compress import squared_norm
-from fewstep.lora.dialects import layout_of
-from fewstep.lora.files import hash_of, load_adapter, open_source
+from fewstep.lora.files import Base, hash_of, open_lora
 from fewstep.lora.low_rank import Adapter, misfits
-from fewstep.lora.recipe import KEY, Recipe
+from fewstep.lora.recipe import KEY, VERSION, Recipe
 from fewstep.lora.references import blocks_of, parse_reference
-from fewstep.models.weights import model_path, module_places, shapes_of
+from fewstep.models.weights import base_name, weights_of
 
 SHOWN = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
-         "fewstep.version", "fewstep.sources")  # fmt: skip
-SAMPLING = ("method", "solver", "steps", "guidance_scale", "k", "teacher_guidance_scale", "base_model")
+         VERSION, "fewstep.sources")  # fmt: skip
+SAMPLING = ("method", "solver", "steps", "guidance_scale", "k", "teacher_guidance_scale")
+
+Models = Mapping[str, Mapping[str, ModuleShape]]  # name -> module -> shape
 
 
 class Coverage(NamedTuple):
@@ -34,45 +35,47 @@ class Coverage(NamedTuple):
 
 def run(config: InspectConfig) -> None:
     """Print what there is to say about each file."""
-    models = candidates(config.model)
-    reports = [report(text, models) for text in config.files]
+    models, base = candidates(config.model)
+    reports = [report(text, models, base) for text in config.files]
     if config.as_json:
         print(json.dumps(reports if len(reports) > 1 else reports[0], indent=2))
         return
     print("\n\n".join(as_text(facts) for facts in reports))
 
 
-def candidates(model: str | None) -> dict[str, Mapping[str, ModuleShape]]:
-    """The modules of the model asked about, or of every family."""
+def candidates(model: str | None) -> tuple[Models, Base | None]:
+    """The modules of the model asked about, and its weights; or the modules of every family."""
     if model is not None:
-        return {model: shapes_of(module_places(model_path(model)))}
-    return {name: family.all_modules() for name, family in FAMILIES.items()}
+        base, shapes = weights_of(model)
+        return {model: shapes}, base
+    return {name: family.all_modules() for name, family in FAMILIES.items()}, None
 
 
-def report(text: str, models: Mapping[str, Mapping[str, ModuleShape]]) -> dict[str, Any]:
+def report(text: str, models: Models, base: Base | None) -> dict[str, Any]:
     """All facts about one file, as JSON has them."""
-    file = parse_reference(text).file
-    coverages = [coverage(file, name, shapes) for name, shapes in models.items()]
+    path = parse_reference(text).file
+    file = open_lora(path)
+    adapters = {name: file.adapter(shapes, base) for name, shapes in models.items()}
+    coverages = [coverage(adapters[name], name, shapes) for name, shapes in models.items()]
     best = max(coverages, key=lambda c: c.found)
-    adapter, recipe = load_adapter(file, models[best.model])
+    adapter = adapters[best.model]
     fits = [c.model for c in coverages if c.found == c.total]
     return {
         "file": text,
-        "sha256": hash_of(file),
-        "layout": layout_of(open_source(file).keys),
+        "sha256": hash_of(path),
+        "layout": file.layout,
         "fits": fits,
         "coverage": [c._asdict() for c in ([best] if fits else sorted(coverages, key=lambda c: -c.found)[:2])],
         "touched": f"{best.found} of {len(models[best.model])} modules of {best.model}",
         **measured(adapter),
-        "sampling": sampling(recipe),
+        "sampling": sampling(file.recipe),
         "metadata": {key: value for key, value in adapter.metadata.items() if key in SHOWN},
         "other_metadata": sorted(key for key in adapter.metadata if key not in SHOWN and key != KEY),
     }
 
 
-def coverage(file: Path, name: str, shapes: Mapping[str, ModuleShape]) -> Coverage:
+def coverage(adapter: Adapter, name: str, shapes: Mapping[str, ModuleShape]) -> Coverage:
     """Of one file in one model."""
-    adapter, _ = load_adapter(file, shapes)
     total = len(adapter.modules)
     return Coverage(name, total - len(misfits(adapter, shapes)), total)
 
@@ -97,9 +100,13 @@ def measured(adapter: Adapter) -> dict[str, Any]:
 
 def sampling(recipe: Recipe | None) -> dict[str, Any]:
     """What the recipe says about sampling; nothing when the file has none."""
-    return (
-        {name: getattr(recipe, name) for name in SAMPLING if getattr(recipe, name) not in (None, "")} if recipe else {}
-    )
+    if recipe is None:
+        return {}
+    said = {name: getattr(recipe, name) for name in SAMPLING if getattr(recipe, name) not in (None, "")}
+    base = base_name(recipe)
+    if base and base != MODEL and recipe.base_sha256:
+        base += f" (its UNet's SHA-256 begins with {recipe.base_sha256[:12]})"
+    return said | ({"base_model": base} if base else {})
 
 
 def as_text(facts: Mapping[str, Any]) -> str:

@@ -11,24 +11,28 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.families import FAMILIES, ModuleShape, family_of
 from fewstep.lora.compress import Loss, compress
 from fewstep.lora.difference import difference
-from fewstep.lora.files import hash_of, load_adapter
+from fewstep.lora.files import Base, LoraFile, hash_of, open_lora
 from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, misfits
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference, parse_reference
 from fewstep.lora.writing import save_adapter
 from fewstep.models.fold import fold_on_disk
+from fewstep.models.licences import joined, licences_named, licences_of, told_by
 from fewstep.models.load import DTYPES
-from fewstep.models.weights import model_path, module_places, read, shapes_of
-
-LICENCES = ("license", "modelspec.license", "ss_license")
+from fewstep.models.weights import base_name, model_path, weights_of
 
 
 class Term(NamedTuple):
     """One LoRA of a sum."""
 
     reference: Reference
+    file: LoraFile
     adapter: Adapter
-    recipe: Recipe | None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How it wants to be sampled."""
+        return self.file.recipe
 
 
 class Fitted(NamedTuple):
@@ -36,6 +40,7 @@ class Fitted(NamedTuple):
 
     terms: tuple[Term, ...]
     family: str
+    model: str | None  # that was named, whose weights DoRAs are baked against
 
 
 def run(config: MergeConfig) -> None:
@@ -45,9 +50,11 @@ def run(config: MergeConfig) -> None:
     fitted = fit([parse_reference(text) for text in config.files], config.into or config.model, config.allow_partial)
     modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
     if config.into:
-        fold_on_disk(model_path(config.into), config.out, modules)
+        fold_on_disk(model_path(config.into), config.out, modules, sources_of(fitted, licences_of(config.into)))
         tell(config, {"out": str(config.out), "into": config.into, **told_of(fitted)}, None)
         return
+    if config.rank is None and config.energy is None:
+        check_ranks(modules, config.max_rank)
     write_sum(config, modules, fitted)
 
 
@@ -57,6 +64,17 @@ def check_into(config: MergeConfig) -> None:
         raise UsageError("--rank and --energy are of LoRA files, and --into writes a model", "leave them out")
     if config.out.exists():
         raise UsageError(f"--out {config.out} is already there", "choose another --out for the model")
+
+
+def check_ranks(modules: Mapping[str, LowRank], most: int) -> None:
+    """Raise FewstepError for a sum that is exact only at a rank above `most`, in some module."""
+    for name in modules:
+        rank = modules[name].rank
+        if rank > most:
+            raise FewstepError(
+                f"the exact sum has rank {rank} in {name}, more than --max-rank {most}",
+                "cut it with --rank 64 or --energy 0.99, fold it with --into MODEL, or raise --max-rank",
+            )
 
 
 def run_resize(config: ResizeConfig) -> None:
@@ -69,29 +87,21 @@ def run_resize(config: ResizeConfig) -> None:
 
 def run_difference(config: DifferenceConfig) -> None:
     """Write the LoRA that turns the second model into the first."""
-    tuned, base = (module_places(model_path(name)) for name in config.files)
-    shapes = shapes_of(base)
-    if shapes_of(tuned) != shapes:
+    (tuned, shapes), (base, base_shapes) = map(weights_of, config.files)
+    if shapes != base_shapes:
         raise FewstepError(
             f"{config.files[0]} and {config.files[1]} are of different families", "compare like with like"
         )
 
-    modules, loss = difference(
-        lambda name: read(tuned[name]).float(),
-        lambda name: read(base[name]).float(),
-        shapes,
-        rank=config.rank,
-        energy=config.energy,
-    )
+    modules, loss = difference(tuned, base, shapes, rank=config.rank, energy=config.energy)
     if not modules:
         raise FewstepError(f"{config.files[0]} and {config.files[1]} have the same weights", "nothing was written")
     family = family_of(shapes)
-    save(config, Adapter(modules), Recipe(method="denoising", family=family, base_model=config.files[1]))
-    tell(
-        config,
-        {**about(config.out, modules), "family": family, "tuned": config.files[0], "base": config.files[1]},
-        loss,
-    )
+    recipe = Recipe(method="denoising", family=family, base_model=config.files[1])
+    licences = joined(*map(licences_of, config.files))
+    save(config, Adapter(modules, licences), recipe)
+    told = {"family": family, "tuned": config.files[0], "base": config.files[1], **licences}
+    tell(config, {**about(config.out, modules), **told}, loss)
 
 
 def fit(references: Sequence[Reference], model: str | None, allow_partial: bool) -> Fitted:
@@ -99,38 +109,42 @@ def fit(references: Sequence[Reference], model: str | None, allow_partial: bool)
 
     Raises FewstepError with the coverage when some have no place, unless allow_partial: then they are left out.
     """
+    files = [(reference, open_lora(reference.file)) for reference in references]
     if model is not None:
-        shapes = shapes_of(module_places(model_path(model)))
-        return fitted(references, shapes, model, family_of(shapes), allow_partial)
-    misplaced = count_misplaced(references)
+        base, shapes = weights_of(model)
+        terms = placed(files, shapes, model, allow_partial, base)
+        return Fitted(terms, family_of(shapes), model)
+    misplaced = count_misplaced([file for _, file in files])
     best = min(misplaced, key=lambda name: misplaced[name])
     fitting = [name for name, count in misplaced.items() if count == 0]
     if len(fitting) > 1:
         print(f"note: fits {' and '.join(fitting)}; taken as {best}, --model says otherwise", file=sys.stderr)
-    return fitted(references, FAMILIES[best].all_modules(), best, best, allow_partial)
+    return Fitted(placed(files, FAMILIES[best].all_modules(), best, allow_partial), best, None)
 
 
-def count_misplaced(references: Sequence[Reference]) -> dict[str, int]:
+def count_misplaced(files: Sequence[LoraFile]) -> dict[str, int]:
     """Family -> modules of the LoRAs that have no place in it; only families that lack the fewest names are told.
 
     Names come first because sizes take reading the files.
     """
     tables = {name: family.all_modules() for name, family in FAMILIES.items()}
-    adapters = {
-        name: [load_adapter(reference.file, shapes)[0] for reference in references] for name, shapes in tables.items()
-    }
+    adapters = {name: [file.adapter(shapes) for file in files] for name, shapes in tables.items()}
     unknown = {name: sum(m not in tables[name] for a in found for m in a.modules) for name, found in adapters.items()}
     likely = [name for name, count in unknown.items() if count == min(unknown.values())]
     return {name: sum(len(misfits(adapter, tables[name])) for adapter in adapters[name]) for name in likely}
 
 
-def fitted(
-    references: Sequence[Reference], shapes: Mapping[str, ModuleShape], model: str, family: str, allow_partial: bool
-) -> Fitted:
+def placed(
+    files: Sequence[tuple[Reference, LoraFile]],
+    shapes: Mapping[str, ModuleShape],
+    model: str,
+    allow_partial: bool,
+    base: Base | None = None,
+) -> tuple[Term, ...]:
     """The LoRAs on these modules. Raises FewstepError for one that does not fit."""
     terms = []
-    for reference in references:
-        adapter, recipe = load_adapter(reference.file, shapes)
+    for reference, file in files:
+        adapter = file.adapter(shapes, base)
         wrong = misfits(adapter, shapes)
         if wrong and allow_partial and len(wrong) < len(adapter.modules):
             some = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
@@ -138,8 +152,8 @@ def fitted(
             adapter = adapter.without(wrong)
         else:
             check_fits(adapter, shapes, str(reference.path), model)
-        terms.append(Term(reference, adapter, recipe))
-    return Fitted(tuple(terms), family)
+        terms.append(Term(reference, file, adapter))
+    return tuple(terms)
 
 
 def merged_recipe(fitted: Fitted) -> Recipe:
@@ -151,26 +165,32 @@ def merged_recipe(fitted: Fitted) -> Recipe:
     return first.model_copy(update={"family": fitted.family, "training": {}, "recognised_by": ""})
 
 
-def sources_of(fitted: Fitted) -> dict[str, str]:
-    """Metadata: what was added, and under which licences."""
+def sources_of(fitted: Fitted, licences: Sequence[str] = ()) -> dict[str, str]:
+    """Metadata: what was added, and under which licences: these, the LoRAs' and of the models they were trained on."""
     sources = [
         {
             "file": str(term.reference.path.name),
             "weight": term.reference.weight,
             "blocks": dict(term.reference.blocks),
             "sha256": hash_of(term.reference.file),
+            **({"baked_against": fitted.model} if term.file.dora else {}),
         }
         for term in fitted.terms
     ]
-    found = (term.adapter.metadata.get(key) for term in fitted.terms for key in LICENCES)
-    licences = list(dict.fromkeys(licence for licence in found if licence))
-    return {"fewstep.sources": json.dumps(sources)} | ({"license": "; ".join(licences)} if licences else {})
+    found = [licence for term in fitted.terms for licence in licences_of_term(term)]
+    return {"fewstep.sources": json.dumps(sources)} | joined(licences, found)
+
+
+def licences_of_term(term: Term) -> list[str]:
+    """What a LoRA's file says, and the licence of the model its recipe says it was trained on, if that is known."""
+    return told_by(term.adapter.metadata) + (licences_named(base_name(term.recipe)) if term.recipe else [])
 
 
 def told_of(fitted: Fitted) -> dict[str, Any]:
     """What a person or program is told about the sum."""
     return {
         "family": fitted.family,
+        **joined(licence for term in fitted.terms for licence in licences_of_term(term)),
         "sources": [
             {"file": str(term.reference.path), "weight": term.reference.weight, "modules": len(term.adapter.modules)}
             for term in fitted.terms

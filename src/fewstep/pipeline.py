@@ -203,7 +203,7 @@ def load_pipeline(
     shapes = {name: shape for name, layer in layers.items() if (shape := shape_of(layer)) is not None}
     terms, recipes = [], [model.recipe] if model.recipe else []
     for path, reference in zip(paths, references, strict=True):
-        adapter, recipe = load_adapter(path, shapes)
+        adapter, recipe = load_adapter(path, shapes, lambda name: layers[name].weight)
         check_fits(adapter, shapes, str(reference.path), name)
         terms.append((reference.weight_of, adapter.modules))
         if recipe is not None and reference.weight > 0:

@@ -129,14 +129,14 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
     notes = []
     if fast and fast.recognised_by:
         notes.append(
-            f"a LoRA carries no recipe; by the word {fast.recognised_by} in its name it is made for {fast.solver},"
+            f"a LoRA carries no recipe; by '{fast.recognised_by}' in its name it is made for {fast.solver},"
             f" {fast.steps} steps, guidance {fast.guidance_scale:g}"
         )
-    if fast and guidance_scale > 2:
+    if fast and guidance_scale > max(2, fast.guidance_scale or 1):
         notes.append(
             f"guidance {guidance_scale:g} burns with an acceleration LoRA, which has guidance in it: use 1 to 2"
         )
-    if fast and steps > 8:
+    if fast and steps > max(8, fast.steps or 1):
         notes.append(f"{steps} steps: an acceleration LoRA gains nothing past 8")
     if fast and fast.solver not in ("auto", name):
         notes.append(f"this LoRA was made for the {fast.solver} solver, and {name} was asked for")

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fewstep import __version__
 from fewstep.errors import FewstepError
 from fewstep.families import ModuleShape
 from fewstep.lora.files import load_adapter
@@ -130,6 +131,13 @@ def test_loha_is_the_elementwise_product(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(delta, wanted.view(delta.shape), rtol=1e-5, atol=1e-5)
 
 
+def test_no_update_has_a_higher_rank_than_its_matrix(tmp_path: Path) -> None:
+    (out, in_, _), key = SHAPES[Q], f"lora_unet_{flat(Q)}"
+    parts = {"w1_a": draw(out, 4), "w1_b": draw(4, in_), "w2_a": draw(out, 3), "w2_b": draw(3, in_)}
+    save_file({f"{key}.hada_{part}": x for part, x in parts.items()}, tmp_path / "x.safetensors")
+    assert load_adapter(tmp_path / "x.safetensors", SHAPES)[0].modules[Q].rank == out == 6
+
+
 def test_loha_in_tucker_form(tmp_path: Path) -> None:
     R, key = 2, f"lora_unet_{flat(CONV)}"
     a = [draw(R, 6, seed=i) for i in (1, 2)]
@@ -240,6 +248,45 @@ def test_a_torch_file_of_tensors_is_read_and_one_with_code_is_not(tmp_path: Path
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"lora_alpha": "x"}, r"has lora_alpha 'x', which is no number"),
+        ({"alpha_pattern": 3}, r"has alpha_pattern 3, which is no JSON object"),
+        ({"alpha_pattern": {"a": "x"}}, r"has alpha_pattern 'x' for a, no number"),
+        ({"peft_type": "LOHA"}, r"holds no LoRA but LOHA"),
+        ([], r"is no JSON object"),
+    ],
+)
+def test_a_wrong_config_is_said_to_be_what_it_is(config: object, said: str, tmp_path: Path) -> None:
+    save_file(GOOD, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(FewstepError, match=said):
+        load_adapter(tmp_path, SHAPES)
+
+
+NEWER = {"fewstep.version": "99.1.dev0", "fewstep.recipe": json.dumps({"method": "lcd", "new": {"x": 1}})}
+
+
+def test_a_file_of_a_newer_version_is_read_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(GOOD, path, NEWER)
+    _, recipe = load_adapter(path, SHAPES)
+    assert recipe is not None
+    assert recipe.method == "lcd"
+    assert capsys.readouterr().err == (
+        f"note: {path} was written by fewstep 99.1.dev0, newer than this one; what it adds is ignored\n"
+    )
+    for version in (__version__, "0.0.9", "", "odd"):
+        save_file(GOOD, path, NEWER | {"fewstep.version": version})
+        load_adapter(path, SHAPES)
+        assert capsys.readouterr().err == ""
+    save_file(GOOD, path, NEWER | {"fewstep.recipe": "[]"})
+    with pytest.raises(FewstepError, match="is damaged") as caught:
+        load_adapter(path, SHAPES)
+    assert caught.value.hint == "get a newer fewstep"
+
+
 KEY = f"lora_unet_{flat(Q)}"
 GOOD = dict(zip(LAYOUTS["original"](Q), pair(Q), strict=True))
 
@@ -248,7 +295,10 @@ GOOD = dict(zip(LAYOUTS["original"](Q), pair(Q), strict=True))
     ("tensors", "message"),
     [
         ({}, r"has no LoRA weights"),
-        (GOOD | {f"{KEY}.dora_scale": draw(6)}, r"cannot be used: it is a DoRA"),
+        (
+            GOOD | {f"{KEY}.dora_scale": draw(6)},
+            r"cannot be used: it is a DoRA, .* without them \(lora_unet_.*\.dora_scale\)",
+        ),
         (GOOD | {f"{KEY}.diff_b": draw(6)}, r"cannot be used: it changes biases"),
         (GOOD | {"something": draw(1)}, r"has a key of no known layout: something"),
         (GOOD | {f"unet.{Q}.lora_A.weight": draw(1)}, r"says the same twice"),

@@ -25,6 +25,8 @@ UNET = ["down_blocks.0.resnets.0.conv1"]
         ("LCM_LoRA_SD15.safetensors", "lcm", 4, (999, 759, 499, 259)),
         ("TCD-SD15-LoRA.safetensors", "tcd", 4, (999, 759, 499, 259)),
         ("Hyper-SD15-2steps-lora.safetensors", "ddim", 2, (999, 499)),
+        ("pcm_sd15_smallcfg_2step_converted.safetensors", "ddim", 2, (999, 499)),
+        ("sd15/pcm_sd15_lcmlike_lora_converted.safetensors", "lcm", 4, (999, 759, 499, 259)),
         ("sdxl_lightning_8step_lora.safetensors", "ddim", 8, (999, 874, 749, 624, 499, 374, 249, 124)),
     ],
 )
@@ -35,6 +37,16 @@ def test_known_names(path: str, solver: str, steps: int, timesteps: tuple[int, .
     assert (plan.solver_name, plan.steps, plan.guidance_scale) == (solver, steps, 1)
     assert plan.timesteps == timesteps
     assert "carries no recipe" in plan.notes[0]
+
+
+@pytest.mark.parametrize(("name", "steps"), [("pcm_sdxl_normalcfg_8step_converted", 8), ("PCM-normalcfg-16steps", 16)])
+def test_pcm_without_guidance_in_it_is_sampled_with_guidance(name: str, steps: int) -> None:
+    recipe = known_recipe(Path(f"{name}.safetensors"), UNET)
+    assert recipe is not None
+    assert recipe.accelerates
+    plan = plan_sampling(SCHEDULE, [recipe])
+    assert (plan.solver_name, plan.steps, plan.guidance_scale) == ("ddim", steps, 7.5)
+    assert [note for note in plan.notes if "carries no recipe" not in note] == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""500 damaged and hostile files: refused in one line, or read whole and finite; nothing runs, nothing is left."""
+"""900 damaged and hostile files: refused in one line, or read whole and finite; nothing runs, nothing is left."""
 
 import json
 import pickle
@@ -15,6 +15,7 @@ from safetensors.torch import save
 from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES
 from fewstep.lora.files import load_adapter
+from fewstep.lora.numbered import in_order, visited
 
 SHAPES = FAMILIES["emoji"].all_modules()
 NAMES = list(FAMILIES["emoji"].modules())[:6]
@@ -32,6 +33,32 @@ def good_file() -> bytes:
         tensors[f"{key}.lora_up.weight"] = torch.randn(shape.out, 2, *ones)
         tensors[f"{key}.alpha"] = torch.tensor(2.0)
     return save(tensors, {"fewstep.recipe": json.dumps({"method": "lcd", "steps": 4})})
+
+
+def numbered_file() -> bytes:
+    """The same in cloneofsimo's layout: the attention of the emoji family."""
+    tensors, names = (
+        {},
+        visited(in_order(name for name in SHAPES if not name.startswith("text")), ["Attention", "GEGLU"]),
+    )
+    for i, name in enumerate(names):
+        tensors |= {
+            f"unet:{i}:up": torch.randn(SHAPES[name].out, 1),
+            f"unet:{i}:down": torch.randn(1, SHAPES[name].in_),
+        }
+    return save(tensors, {"unet": '["Attention", "GEGLU"]', "fewstep.recipe": json.dumps({"method": "lcd"})})
+
+
+def dora_file() -> bytes:
+    """A DoRA in kohya's layout; what reads it brings weights of ones."""
+    name = next(name for name in NAMES if SHAPES[name].kernel == 0)
+    key, shape = f"lora_unet_{name.replace('.', '_')}", SHAPES[name]
+    tensors = {"lora_down.weight": torch.randn(2, shape.in_), "lora_up.weight": torch.randn(shape.out, 2),
+               "alpha": torch.tensor(2.0), "dora_scale": torch.ones(shape.out, 1)}  # fmt: skip
+    return save({f"{key}.{part}": x for part, x in tensors.items()}, {"fewstep.recipe": json.dumps({"method": "lcd"})})
+
+
+FILES = {"kohya": good_file, "cloneofsimo": numbered_file, "dora": dora_file}
 
 
 def split(data: bytes) -> tuple[dict, bytes]:
@@ -120,7 +147,7 @@ MUTATIONS: list[Mutation] = [
 def outcome(path: Path) -> str:
     """What happened: refused, or read when every module is there and finite."""
     try:
-        adapter, _ = load_adapter(path, SHAPES)
+        adapter, _ = load_adapter(path, SHAPES, lambda name: torch.ones(SHAPES[name].out, SHAPES[name].in_))
         for update in adapter.modules.values():
             assert all(bool(x.isfinite().all()) for x in update)
     except FewstepError as error:
@@ -128,14 +155,15 @@ def outcome(path: Path) -> str:
     return "read"
 
 
+@pytest.mark.parametrize("layout", FILES)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
-def test_damaged_files(mutation: Mutation, tmp_path: Path) -> None:
-    data, path = good_file(), tmp_path / "x.safetensors"
+def test_damaged_files(mutation: Mutation, layout: str, tmp_path: Path) -> None:
+    data, path = FILES[layout](), tmp_path / "x.safetensors"
     path.write_bytes(data)
     assert outcome(path) == "read"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seen = set()
-    for seed in range(56):
+    for seed in range(56 if layout == "kohya" else 24):
         path.write_bytes(mutation(data, random.Random(seed)))
         begun = time.process_time()
         seen.add(outcome(path))
@@ -158,7 +186,9 @@ class Code:
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".ckpt", ".pth"])
 def test_pickles_with_code_do_not_run(suffix: str, tmp_path: Path) -> None:
-    for i, value in enumerate([Code(tmp_path / "ran"), {"a.lora_down.weight": Code(tmp_path / "ran")}, [1], "x"]):
+    for i, value in enumerate(
+        [Code(tmp_path / "ran"), {"a.lora_down.weight": Code(tmp_path / "ran")}, [1], [1, 2], "x"]
+    ):
         path = tmp_path / f"{i}{suffix}"
         path.write_bytes(pickle.dumps(value))
         assert outcome(path) == "refused"

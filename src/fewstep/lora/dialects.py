@@ -2,7 +2,8 @@
 
 A layout is a way to spell a module and a way to spell a part; the two are independent in practice, so that one
 table of each reads kohya's files, the original LCM-LoRA files, diffusers', PEFT's, both kinds of old attention
-processors, `diffusion_model.` keys, and LyCORIS' LoCon, LoHa and LoKr.
+processors, `diffusion_model.` keys, and LyCORIS' LoCon, LoHa and LoKr. cloneofsimo's modules have numbers for names:
+`fewstep.lora.numbered` knows whose they are.
 """
 
 from collections.abc import Iterable
@@ -10,7 +11,10 @@ from collections.abc import Iterable
 from fewstep.errors import FewstepError
 from fewstep.families.ldm import ldm_names
 
+PEFT_CONFIG = "adapter_config.json"  # what a folder that PEFT saved holds, beside one of the weights
+PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 DOWN, UP = "down", "up"
+DORA_SCALE, MAGNITUDE = "dora_scale", "magnitude"  # the norms a DoRA gives to rows or columns; to rows, as PEFT does
 LYCORIS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
            "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")  # fmt: skip
 PARTS = {  # how a key ends: what the tensor is to its module
@@ -28,14 +32,16 @@ PARTS = {  # how a key ends: what the tensor is to its module
     ".lora_linear_layer.up.weight": UP,
     "_lora.down.weight": DOWN,  # attention processors: to_q_lora.down.weight
     "_lora.up.weight": UP,
+    ":down": DOWN,  # cloneofsimo's
+    ":up": UP,
+    ".dora_scale": DORA_SCALE,
+    ".lora_magnitude_vector": MAGNITUDE,
+    ".lora_magnitude_vector.weight": MAGNITUDE,
+    ".lora_magnitude_vector.default.weight": MAGNITUDE,
     **{f".{name}": name for name in LYCORIS},
     **{f".{name}.weight": name for name in LYCORIS},
 }
-DORA = "it is a DoRA, which rescales the whole weight of the model it was made for and cannot be added up"
 REFUSED = {  # how a key ends: why what it says is no low-rank update that can be added
-    ".dora_scale": DORA,
-    ".lora_magnitude_vector": DORA,
-    ".lora_magnitude_vector.weight": DORA,
     ".diff": "it changes whole weights (.diff), not by factors",
     ".diff_b": "it changes biases (.diff_b)",
     ".lora_B.bias": "it changes biases",
@@ -87,6 +93,8 @@ def taken_apart(keys: Iterable[str], what: str) -> dict[str, dict[str, str]]:
 def layout_of(keys: Iterable[str]) -> str:
     """What people call the layout of a file with these keys."""
     text = "\n".join(keys)
+    if ":down" in text:
+        return "cloneofsimo"
     for sign, name in (("hada_", "LoHa"), ("lokr_", "LoKr"), (".lora_mid.", "LoCon")):
         if sign in text:
             return f"LyCORIS ({name})"
@@ -141,6 +149,12 @@ def prefix_of(spelled: str) -> str:
 def text_bodies(body: str) -> tuple[str, ...]:
     """What a key without a sign of its part may be besides the UNet's: PEFT's of a text encoder."""
     return (f"text_encoder.{body}",) if body.startswith("text_model.") else ()
+
+
+def is_text(spelled: str) -> bool:
+    """Whether a module as a file spells it is a text encoder's, or may be one's."""
+    prefix = prefix_of(spelled)
+    return PREFIXES.get(prefix, "unet") != "unet" or spelled.removeprefix(prefix).startswith(("text_", ":"))
 
 
 def text_module(name: str) -> str:

@@ -46,7 +46,7 @@ def lora(parts: Parts, kernel: int) -> tuple[LowRank, int]:
 
 
 def loha(parts: Parts, kernel: int) -> tuple[LowRank, int]:
-    """(B1 A1) * (B2 A2), elementwise, as one product of rank R^2: the Khatri-Rao products of the factors."""
+    """(B1 A1) * (B2 A2), elementwise, as one product of rank R1 R2: the Khatri-Rao products of the factors."""
     expect(parts, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2"})
     B1, A1 = pair(parts["hada_w1_a"], parts["hada_w1_b"], parts.get("hada_t1"))
     B2, A2 = pair(parts["hada_w2_a"], parts["hada_w2_b"], parts.get("hada_t2"))
@@ -54,7 +54,7 @@ def loha(parts: Parts, kernel: int) -> tuple[LowRank, int]:
         raise ValueError(f"the halves update {B1.shape[0], *A1.shape[1:]} and {B2.shape[0], *A2.shape[1:]}")
     B = torch.einsum("or,os->ors", B1, B2).flatten(1)
     A = torch.einsum("r...,s...->rs...", A1, A2).flatten(0, 1)
-    return LowRank(A, B), A1.shape[0]
+    return slim(LowRank(A, B)), A1.shape[0]
 
 
 def lokr(parts: Parts, kernel: int) -> tuple[LowRank, int]:
@@ -73,8 +73,7 @@ def lokr(parts: Parts, kernel: int) -> tuple[LowRank, int]:
 def side(parts: Parts, name: str) -> tuple[Tensor, Tensor, int]:
     """B (out, R), A (R, in, ...) of one Kronecker factor, and its rank, 0 when it is kept whole."""
     if name in parts:
-        whole = parts[name]
-        update = slim(LowRank(whole, torch.eye(len(whole))))
+        update = slim(LowRank(parts[name], torch.eye(len(parts[name]))))
         return update.B, update.A, 0
     if not {f"{name}_a", f"{name}_b"} <= parts.keys():
         raise ValueError(f"{name} is missing")
@@ -104,14 +103,16 @@ def kron_rows(A1: Tensor, A2: Tensor) -> Tensor:
 
 
 def slim(update: LowRank) -> LowRank:
-    """The same Delta W at a rank of at most min(out, in k k): the longer factor is multiplied out if it must be."""
-    out, fan_in, rank = update.B.shape[0], update.A[0].numel(), update.rank
-    if rank <= min(out, fan_in):
-        return update
-    whole = update.B.flatten(1) @ update.A.flatten(1)
+    """The same Delta W at a rank of at most min(out, in k k): multiplied out if it must be."""
+    return update if update.rank <= min(update.B.shape[0], update.A[0].numel()) else whole(update.delta())
+
+
+def whole(delta: Tensor) -> LowRank:
+    """Delta W (out, in, ...) itself as one of its factors, at a rank of min(out, in ...); the other is the identity."""
+    out, fan_in = delta.shape[0], delta[0].numel()
     if out <= fan_in:
-        return LowRank(whole.view(out, *update.A.shape[1:]), torch.eye(out))
-    return LowRank(torch.eye(fan_in).view(fan_in, *update.A.shape[1:]), whole)
+        return LowRank(delta, torch.eye(out))
+    return LowRank(torch.eye(fan_in).view(fan_in, *delta.shape[1:]), delta.flatten(1))
 
 
 def shaped(update: LowRank, kernel: int | None) -> LowRank:

@@ -1,7 +1,7 @@
 """Low-rank weight updates as values, and their arithmetic."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +59,7 @@ class Adapter:
 
     modules: Mapping[str, LowRank]  # dotted module name -> update
     metadata: Mapping[str, Any] = field(default_factory=dict)  # the recipe: how it wants to be sampled
+    unplaced: str = "is not in it"  # what is said of a module that the model does not have
 
     def parameters(self) -> int:
         """Values in all A and B."""
@@ -68,7 +69,7 @@ class Adapter:
         """The adapter but for these modules."""
         left_out = set(names)
         kept = [name for name in self.modules if name not in left_out]
-        return Adapter(Lazy(kept, self.modules.__getitem__), self.metadata)
+        return replace(self, modules=Lazy(kept, self.modules.__getitem__))
 
 
 Weight = float | Callable[[str], float]  # of all modules, or of each by its name
@@ -115,7 +116,7 @@ def check_fits(adapter: Adapter, shapes: Mapping[str, ModuleShape], lora: str, m
     detail = (
         f"{first} is {_size(adapter, first)} and not {_said(shapes[first])}"
         if first in shapes
-        else f"{first} is not in it"
+        else f"{first} {adapter.unplaced}"
     )
     raise FewstepError(
         f"LoRA {lora} does not fit {model}: {total - len(wrong)} of {total} modules match; {detail}",

@@ -1,6 +1,7 @@
 """How a LoRA or a distilled model wants to be sampled: read from and written to its metadata."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,8 @@ from fewstep import __version__
 from fewstep.errors import FewstepError
 
 KEY = "fewstep.recipe"
-ACCELERATIONS = ("lcd", "tcd", "hyper-sd", "lightning")
+ACCELERATIONS = ("lcd", "tcd", "pcm", "hyper-sd", "lightning")
+VERSION = "fewstep.version"  # of the program that wrote the file
 
 
 class Recipe(BaseModel):
@@ -30,7 +32,7 @@ class Recipe(BaseModel):
     base_model: str = ""
     base_sha256: str = ""
     training: Mapping[str, Any] = {}
-    recognised_by: str = ""  # the word in its name that told all this, of a file of others that carries no recipe
+    recognised_by: str = ""  # the words in its name that told all this, of a file of others that carries no recipe
 
     @property
     def accelerates(self) -> bool:
@@ -40,14 +42,14 @@ class Recipe(BaseModel):
 
 def to_metadata(recipe: Recipe, rank: int | None = None) -> dict[str, str]:
     """safetensors metadata: the recipe, and the hints other tools read."""
-    metadata = {"format": "pt", "fewstep.version": __version__, KEY: recipe.model_dump_json()}
+    metadata = {"format": "pt", VERSION: __version__, KEY: recipe.model_dump_json()}
     if rank is not None:
         metadata |= {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
     return metadata
 
 
 def from_metadata(metadata: Mapping[str, str], path: str) -> Recipe | None:
-    """The recipe in a file's metadata, or None for files of other tools."""
+    """The recipe in a file's metadata, or None for files of other tools. What newer versions add is ignored."""
     if KEY not in metadata:
         return None
     try:
@@ -55,5 +57,16 @@ def from_metadata(metadata: Mapping[str, str], path: str) -> Recipe | None:
     except (ValidationError, ValueError, TypeError) as error:
         raise FewstepError(
             f"the sampling recipe inside {path} is damaged ({type(error).__name__})",
-            "get the file again from its source",
+            "get a newer fewstep" if is_newer(metadata) else "get the file again from its source",
         ) from error
+
+
+def is_newer(metadata: Mapping[str, str]) -> bool:
+    """Whether a file was written by a newer version than this one, as far as it can be told."""
+    return KEY in metadata and release(metadata.get(VERSION, "")) > release(__version__)
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers a version begins with: (1, 2) of 1.2rc1."""
+    found = re.match(r"\d{1,9}(\.\d{1,9})*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()

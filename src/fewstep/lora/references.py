@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from fewstep.assets import shipped_lora
 from fewstep.errors import FewstepError, UsageError
+from fewstep.lora.dialects import PEFT_CONFIG
 
 BLOCKS = ("te", "te1", "te2", "down", "mid", "up", *(f"down{i}" for i in range(4)), *(f"up{i}" for i in range(4)))
 
@@ -22,7 +23,7 @@ class Reference(NamedTuple):
     def file(self) -> Path:
         """The file, or PEFT's folder, that is meant. Raises FewstepError when there is none."""
         file = shipped_lora(str(self.path)) or self.path
-        if not file.is_file() and not (file / "adapter_config.json").is_file():
+        if not file.is_file() and not (file / PEFT_CONFIG).is_file():
             raise FewstepError(
                 f"LoRA file not found: {self.path}",
                 "check the path, or name one that ships: lcm, high-contrast, noto-mono",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.io import atomic_folder, atomic_path, write_json
-from fewstep.lora.dialects import TEXT, flat
+from fewstep.lora.dialects import PEFT_CONFIG, PEFT_WEIGHTS, TEXT, flat
 from fewstep.lora.low_rank import Adapter
 from fewstep.lora.recipe import Recipe, to_metadata
 
@@ -18,7 +18,6 @@ DTYPES = {
     torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL",
     torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
 }  # fmt: skip
-PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ALIGNMENT = 8  # of the data, in bytes: safetensors pads its header to it
 
 
@@ -123,7 +122,7 @@ def save_peft(path: Path, plan: Planned, metadata: Mapping[str, str]) -> None:
     }  # fmt: skip
     with atomic_folder(path) as temporary:
         entries = peft_entries(plan, {name: f"base_model.model.{name}" for name in plan.shapes})
-        write_safetensors(temporary / PEFT_WEIGHTS, entries, metadata)
+        write_safetensors(temporary / PEFT_WEIGHTS[0], entries, metadata)
         write_json(temporary / PEFT_CONFIG, config)
 
 

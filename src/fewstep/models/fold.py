@@ -19,12 +19,14 @@ TORCH = {name: dtype for dtype, name in DTYPES.items()}
 WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}  # what files of weights end in
 
 
-def fold_on_disk(model: Path, out: Path, modules: Mapping[str, LowRank]) -> None:
+def fold_on_disk(
+    model: Path, out: Path, modules: Mapping[str, LowRank], notes: Mapping[str, str] | None = None
+) -> None:
     """Write to `out` the model with the updates folded in, of the same kind: a folder, or a single file.
 
     Of a folder every variant (fp16 beside fp32, say) is folded; weights in other formats than safetensors, and single
-    files beside the folder's parts, would stay as they were and are left out.
-    Raises FewstepError, before anything is written, for a module whose weight the model does not have.
+    files beside the folder's parts, would stay as they were and are left out. notes: more metadata, of the files that
+    change. Raises FewstepError, before anything is written, for a module whose weight the model does not have.
     """
     places = module_places(model)
     missing = [name for name in modules if name not in places]
@@ -32,7 +34,7 @@ def fold_on_disk(model: Path, out: Path, modules: Mapping[str, LowRank]) -> None
         raise FewstepError(f"{model} has no weight for {missing[0]}", "use a LoRA made for this model's family")
     if model.is_file():
         with atomic_path(out) as temporary:
-            rewrite(model, temporary, changes_of((name, places[name]) for name in modules), modules)
+            rewrite(model, temporary, changes_of((name, places[name]) for name in modules), modules, notes or {})
         return
     changes = changes_of((name, place) for name, place in all_places(model) if name in modules)
     parts = {file.parent for file, _ in changes}
@@ -40,7 +42,7 @@ def fold_on_disk(model: Path, out: Path, modules: Mapping[str, LowRank]) -> None
     with atomic_folder(out) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True, ignore=lambda at, names: others(at, names, folded))
         for file in sorted(file for part in parts for file in part.glob("*.safetensors")):
-            rewrite(file, folder / file.relative_to(model), changes, modules)
+            rewrite(file, folder / file.relative_to(model), changes, modules, notes or {})
 
 
 def changes_of(places: Iterable[tuple[str, Place]]) -> Changes:
@@ -56,7 +58,9 @@ def others(at: str, names: list[str], folded: set[str]) -> set[str]:
     return {name for name in names if name.startswith(".") or (at in folded and Path(name).suffix in WEIGHTS)}
 
 
-def rewrite(source: Path, target: Path, changes: Changes, modules: Mapping[str, LowRank]) -> None:
+def rewrite(
+    source: Path, target: Path, changes: Changes, modules: Mapping[str, LowRank], notes: Mapping[str, str]
+) -> None:
     """Write the file's tensors again, those in `changes` with their updates."""
     file = opened(source)
     entries = []
@@ -64,7 +68,7 @@ def rewrite(source: Path, target: Path, changes: Changes, modules: Mapping[str, 
         part = file.get_slice(key)
         dtype, shape = TORCH[part.get_dtype()], tuple(part.get_shape())
         entries.append(Entry(key, shape, dtype, maker(source, key, changes.get((source, key), ()), modules)))
-    write_safetensors(target, entries, file.metadata() or {})
+    write_safetensors(target, entries, {**(file.metadata() or {}), **notes})
 
 
 def maker(

@@ -18,6 +18,7 @@ from fewstep.lora.layers import layers_of, module_shapes
 from fewstep.lora.recipe import Recipe
 from fewstep.models.safety import SafetyChecker
 from fewstep.models.text import embedded, embedded_twice, sizes_of
+from fewstep.models.weights import unet_sha256
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 PARTS = ("unet", "vae", "scheduler", *TEXT_PARTS)  # folders of a model in diffusers' layout
@@ -122,9 +123,7 @@ class Model:
 
     def unet_sha256(self) -> str:
         """Hash of the network's weight files; of a single file, of all of it."""
-        if self.path.is_file():
-            return sha256_file(self.path)
-        return sha256_bytes(*(sha256_file(f).encode() for f in sorted((self.path / "unet").glob("*.safetensors"))))
+        return unet_sha256(self.path)
 
 
 def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:

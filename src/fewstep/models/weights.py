@@ -2,20 +2,25 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fewstep.assets import shipped_model
+from fewstep.assets import MODEL, shipped_model
 from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES, Family, ModuleShape
 from fewstep.families.single_file import TEXT as LDM_TEXT
 from fewstep.families.single_file import Origin, text_origins, unet_origins
+from fewstep.io import sha256_bytes, sha256_file
 from fewstep.lora.dialects import TEXT, text_module
+from fewstep.lora.files import Base
+from fewstep.lora.recipe import Recipe
 
 COMPONENTS = {"unet": "", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}
+SAYING_NOTHING = ("model", "models", "base", "out", "checkpoint")  # names of folders
 TABLES = ("token_embedding", "position_embedding")  # 2-D weights of no Linear
 WEIGHT = ".weight"
 
@@ -98,6 +103,12 @@ def fits(shapes: Mapping[str, ModuleShape], modules: Mapping[str, ModuleShape]) 
                for n, s in shapes.items())  # fmt: skip
 
 
+def weights_of(model: str) -> tuple[Base, dict[str, ModuleShape]]:
+    """What reads the weights of a model's modules, one at a time, in float32, and their shapes."""
+    places = module_places(model_path(model))
+    return (lambda name: read(places[name]).float()), shapes_of(places)
+
+
 def shapes_of(places: Mapping[str, Place]) -> dict[str, ModuleShape]:
     """Module -> shape, of those that a LoRA can adapt, from the files' headers."""
     shapes = {}
@@ -130,6 +141,34 @@ def module_of(key: str) -> str | None:
     """The module a key is the weight of, or None."""
     name = key.removesuffix(WEIGHT)
     return None if name == key or re.search(rf"(^|\.)({'|'.join(TABLES)})$", name) else name
+
+
+def unet_sha256(path: Path) -> str:
+    """Hash of a model's network: of its weight files; of a single file, of all of it."""
+    if path.is_file():
+        return sha256_file(path)
+    return sha256_bytes(*(sha256_file(f).encode() for f in sorted((path / "unet").glob("*.safetensors"))))
+
+
+def base_name(recipe: Recipe) -> str:
+    """What the model that a recipe's LoRA was trained on is called; the embedded one is known by its hash."""
+    return MODEL if recipe.base_sha256 and recipe.base_sha256 == embedded_sha256() else recipe.base_model
+
+
+@cache
+def embedded_sha256() -> str:
+    """Hash of the embedded model's network."""
+    folder = shipped_model(MODEL)
+    assert folder is not None
+    return unet_sha256(folder)
+
+
+def name_of(folder: Path) -> str:
+    """What a model folder is called: by its own name, or by those above it where that says nothing."""
+    parts = folder.resolve().parts
+    if parts[-2:-1] == ("snapshots",) and parts[-3].startswith("models--"):  # the hub's cache
+        return parts[-3].removeprefix("models--").replace("--", "/")
+    return "/".join(parts[-2:]) if parts[-1] in SAYING_NOTHING else parts[-1]
 
 
 def opened(file: Path) -> Any:

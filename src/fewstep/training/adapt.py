@@ -26,6 +26,7 @@ from fewstep.models.load import DTYPES, RECIPE_FILE
 from fewstep.models.model import Model
 from fewstep.models.network import UNetNetwork
 from fewstep.models.single_file import save_folder
+from fewstep.models.weights import name_of
 from fewstep.training.checkpoint import Average, Trainable, average_of
 from fewstep.training.draws import SampleId, generator, normal, uniform
 
@@ -218,7 +219,7 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         guidance_scale=own.guidance_scale if own and not own.accelerates else None,
         family=model.family,
         prediction_type=model.prediction_type,
-        base_model=model.path.resolve().name,
+        base_model=name_of(model.path),
         base_sha256=model.unet_sha256(),
         training=summary | training,
     )

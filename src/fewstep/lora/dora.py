@@ -1,0 +1,53 @@
+"""DoRA against the weights of a model: W' = m (W0 + B A) / ||W0 + B A||, as the update W' - W0 of that model alone."""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from fewstep.lora.dialects import DORA_SCALE, MAGNITUDE
+from fewstep.lora.factors import whole
+from fewstep.lora.low_rank import LowRank
+
+ROWS, COLUMNS = 0, 1  # the axis of W0 that has one norm per entry: outputs, inputs
+
+
+def magnitude_of(parts: Collection[str]) -> str | None:
+    """Which of a module's parts holds the norms of a DoRA; None for a LoRA."""
+    return next((part for part in (DORA_SCALE, MAGNITUDE) if part in parts), None)
+
+
+def baked(update: LowRank, magnitude: Tensor, part: str, W0: Tensor) -> LowRank:
+    """W' - W0, whole (DoRA, arXiv 2402.09353, eq. 5), its rank the smaller side of the matrix.
+
+    magnitude: m, one norm per output or input of the layer, see `axis_of`. W0: (out, in) or (out, in, k, k), the
+    weights it was trained on; others give another update. Raises ValueError when the shapes do not go together.
+    """
+    delta = update.delta()
+    if W0.numel() != delta.numel() or W0.shape[0] != delta.shape[0]:
+        raise ValueError(f"the model's weight is {tuple(W0.shape)} and the update {tuple(delta.shape)}")
+    W0 = W0.to(delta.device, torch.float32).view_as(delta)
+    axis = axis_of(part, magnitude, delta)
+    W = W0 + delta
+    others = [dimension for dimension in range(W.ndim) if dimension != axis]
+    norm = torch.linalg.vector_norm(W, dim=others, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
+    return whole(W * (magnitude.float().view_as(norm) / norm) - W0)
+
+
+def axis_of(part: str, magnitude: Tensor, weight: Tensor) -> int:
+    """The axis of the weight that m goes along.
+
+    PEFT keeps a norm per output, as (out,), of a Conv2d as (1, out, 1, 1). LyCORIS and what follows it keep a norm per
+    output as (out, 1, ...), or with its `wd_on_output` off per input as (1, in, ...): the shape tells.
+    """
+    out, in_ = weight.shape[:2]
+    if part == MAGNITUDE:
+        fits = {ROWS: magnitude.numel() == out}
+    else:
+        size = tuple(magnitude.shape)
+        ones = (1,) * (weight.ndim - 2)
+        fits = {ROWS: size in {(out,), (out, 1), (out, 1, *ones)}, COLUMNS: size in {(1, in_), (1, in_, *ones)}}
+    axis = next((axis for axis, there in fits.items() if there), None)
+    if axis is None:
+        raise ValueError(f"the magnitudes are {tuple(magnitude.shape)} and the weight {tuple(weight.shape)}")
+    return axis

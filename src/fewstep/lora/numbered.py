@@ -1,0 +1,112 @@
+"""cloneofsimo's layout: modules are numbered in the order in which its trainer met them in the network.
+
+Its trainer (github.com/cloneofsimo/lora, lora_diffusion/lora.py) walks the network, and inside every module of certain
+classes numbers the Linear layers, or these and the convolutions, from 0. The class names stand in the metadata of
+a safetensors file (`unet`: ["CrossAttention", "Attention", "GEGLU"]); a .pt file is the bare list [up, down, up, ...].
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from fewstep.families import ModuleShape
+from fewstep.lora.dialects import TEXT
+
+EMBEDDING = "<embed>"  # what the metadata says of a tensor that is a word's embedding
+ANY = ""  # the component of a bare list, which does not say whose it is
+COMPONENTS = ("unet", *(text.removesuffix(".") for text in TEXT))
+NUMBERED = re.compile(rf"(|{'|'.join(COMPONENTS)}):\d+")
+CLASSES = {  # a class of diffusers or transformers: where it stands in the network
+    "CrossAttention": r"attn[12]",  # until diffusers 0.14
+    "Attention": r"attn[12]",
+    "GEGLU": r"ff\.net\.0",
+    "FeedForward": r"ff",
+    "BasicTransformerBlock": r"transformer_blocks\.\d+",
+    "Transformer2DModel": r"attentions\.\d+",
+    "ResnetBlock2D": r"resnets\.\d+",
+    "CLIPAttention": r"self_attn",
+    "CLIPMLP": r"mlp",
+    "CLIPEncoderLayer": r"encoder\.layers\.\d+",
+}
+DEFAULTS = (  # what was targeted where the file does not say
+    {"CrossAttention", "Attention", "GEGLU"},
+    {"ResnetBlock2D", "CrossAttention", "Attention", "GEGLU"},  # of the extended trainer
+    {"CLIPAttention"},
+)
+ORDER = (  # children of one module as diffusers and transformers register them
+    "conv_in time_embedding add_embedding down_blocks up_blocks mid_block attentions resnets downsamplers upsamplers"
+    " conv_out proj_in transformer_blocks proj_out attn1 attn2 ff to_q to_k to_v to_out conv1 time_emb_proj conv2"
+    " conv_shortcut linear_1 linear_2 text_model text_projection self_attn mlp k_proj v_proj q_proj out_proj fc1 fc2"
+)
+EARLIER_ORDER = ORDER.replace("attn1 attn2 ff", "attn1 ff attn2")  # until diffusers 0.11
+
+
+def numbered_names(
+    sizes: Mapping[str, ModuleShape], metadata: Mapping[str, str], shapes: Mapping[str, ModuleShape]
+) -> dict[str, str]:
+    """Numbered module -> its name in the network, of the components whose modules all fit, in number and in size.
+
+    sizes: of the file's modules, `unet:0` and so on, in any order. shapes: of the network's modules. A component
+    whose numbers fit in no way, or in two, is left out: nothing is guessed.
+    """
+    found: dict[str, str] = {}
+    for component in dict.fromkeys(module.partition(":")[0] for module in sizes):
+        numbers = sorted((m for m in sizes if m.partition(":")[0] == component), key=lambda m: int(m.partition(":")[2]))
+        wanted = [sizes[module] for module in numbers]
+        fitting = {
+            tuple(names)
+            for part in ([component] if component != ANY else COMPONENTS)
+            for names in candidates(part, targets_of(metadata.get(component)), shapes)
+            if [shapes[name] for name in names] == wanted and len(set(names)) == len(names)
+        }
+        complete = [f"{component}:{i}" for i in range(len(numbers))] == numbers
+        if complete and len(fitting) == 1:
+            found |= dict(zip(numbers, fitting.pop(), strict=True))
+    return found
+
+
+def targets_of(told: str | None) -> Sequence[set[str]]:
+    """The sets of class names that may have been targeted: the one the metadata tells, else the defaults."""
+    try:
+        named = json.loads(told or "")
+    except ValueError:
+        return DEFAULTS
+    known = isinstance(named, list) and bool(named) and all(isinstance(x, str) and x in CLASSES for x in named)
+    return (set(named),) if known else DEFAULTS
+
+
+def candidates(component: str, targets: Iterable[set[str]], shapes: Mapping[str, ModuleShape]) -> Iterator[list[str]]:
+    """The lists of modules that the trainer may have numbered in one component, in its order."""
+    names = [name for name in shapes if component_of(name) == component]
+    for order in (ORDER, EARLIER_ORDER):
+        ordered = in_order(names, order)
+        for classes in targets:
+            whole = visited(ordered, classes)
+            yield whole
+            yield [name for name in whole if shapes[name].kernel == 0]
+
+
+def component_of(name: str) -> str:
+    """The component a canonical module name is of."""
+    return next((text.removesuffix(".") for text in TEXT if name.startswith(text)), "unet")
+
+
+def in_order(names: Iterable[str], order: str = ORDER) -> list[str]:
+    """The names as a network of diffusers or transformers lists its modules."""
+    rank = {word: i for i, word in enumerate(order.split())}
+    return sorted(names, key=lambda name: [int(w) if w.isdigit() else rank.get(w, -1) for w in name.split(".")])
+
+
+def visited(names: Iterable[str], classes: Iterable[str]) -> list[str]:
+    """The modules inside modules of these classes, outer ones first; one inside two of them is there twice.
+
+    names: in the network's order.
+    """
+    inside = re.compile(rf"(^|.*\.)({'|'.join(sorted(CLASSES[name] for name in classes))})")
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        words = name.split(".")
+        for parent in (".".join(words[:i]) for i in range(1, len(words))):
+            if inside.fullmatch(parent):
+                groups.setdefault(parent, []).append(name)
+    return [name for group in groups.values() for name in group]
