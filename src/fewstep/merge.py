@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, ResizeConfig
 from fewstep.errors import FewstepError, UsageError
 from fewstep.families import FAMILIES, ModuleShape, family_of
+from fewstep.hub import licence_of
 from fewstep.lora.compress import Loss, compress
 from fewstep.lora.difference import difference
 from fewstep.lora.files import hash_of, load_adapter
@@ -86,7 +87,9 @@ def run_difference(config: DifferenceConfig) -> None:
     if not modules:
         raise FewstepError(f"{config.files[0]} and {config.files[1]} have the same weights", "nothing was written")
     family = family_of(shapes)
-    save(config, Adapter(modules), Recipe(method="denoising", family=family, base_model=config.files[1]))
+    licence = licence_of(config.files[0]) or ""
+    recipe = Recipe(method="denoising", family=family, base_model=config.files[1], licence=licence)
+    save(config, Adapter(modules), recipe)
     tell(
         config,
         {**about(config.out, modules), "family": family, "tuned": config.files[0], "base": config.files[1]},
@@ -148,7 +151,7 @@ def merged_recipe(fitted: Fitted) -> Recipe:
     first = next((recipe for recipe in recipes if recipe.accelerates), next(iter(recipes), None))
     if first is None:
         return Recipe(method="denoising", family=fitted.family)
-    return first.model_copy(update={"family": fitted.family, "training": {}, "recognised_by": ""})
+    return first.model_copy(update={"family": fitted.family, "training": {}, "recognised_by": "", "licence": ""})
 
 
 def sources_of(fitted: Fitted) -> dict[str, str]:

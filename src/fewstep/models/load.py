@@ -21,6 +21,7 @@ from fewstep.diffusion.prediction import Prediction, prediction_named
 from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError
 from fewstep.families import family_of
+from fewstep.hub import resolved
 from fewstep.io import read_json, sha256_bytes, sha256_file
 from fewstep.lora.dialects import text_module
 from fewstep.lora.layers import layers_of, module_shapes
@@ -147,7 +148,7 @@ def pick_device(name: str) -> torch.device:
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
     """The embedded model, or the one in the folder `name`. Raises FewstepError naming what is missing or unreadable."""
-    folder = shipped_model(name) or Path(name).expanduser()
+    folder = shipped_model(name) or resolved(name)
     index = _index(folder, name)
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         if not (folder / part).is_dir():

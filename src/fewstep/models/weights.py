@@ -12,6 +12,7 @@ from fewstep.assets import shipped_model
 from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.families.ldm import ldm_names
+from fewstep.hub import resolved
 from fewstep.lora.dialects import TEXT, text_module
 
 COMPONENTS = {"unet": "", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}
@@ -29,10 +30,12 @@ class Place(NamedTuple):
 
 
 def model_path(name: str) -> Path:
-    """The folder or file of a model: the embedded one's, or `name` itself. Raises FewstepError when it is not there."""
-    path = shipped_model(name) or Path(name).expanduser()
+    """The folder or file of a model: the embedded one's, the hub's, or `name` itself. Raises FewstepError for none."""
+    path = shipped_model(name) or resolved(name)
     if not path.exists():
-        raise FewstepError(f"model {name} not found", "give the path of a Stable Diffusion folder or .safetensors file")
+        raise FewstepError(
+            f"model {name} not found", "give a Stable Diffusion folder or .safetensors file, or a hub id owner/name"
+        )
     return path
 
 

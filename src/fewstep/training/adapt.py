@@ -15,6 +15,7 @@ from fewstep.data.cache import Encoded, encode
 from fewstep.data.folder import Item
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.errors import UsageError
+from fewstep.hub import licence_of, title_of
 from fewstep.io import atomic_folder, write_json
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import LoraLayers, initial, module_shapes, target_shapes
@@ -209,7 +210,8 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         guidance_scale=own.guidance_scale if own and not own.accelerates else None,
         family=model.family,
         prediction_type=model.prediction_type,
-        base_model=model.folder.resolve().name,
+        base_model=title_of(model.folder),
         base_sha256=model.unet_sha256(),
+        licence=licence_of(model.folder) or "",
         training=summary | training,
     )
