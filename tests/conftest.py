@@ -12,6 +12,8 @@ from hypothesis import settings
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before torch is imported: these tensors are tiny, and cores are shared
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the real hub; those of the hub turn it on for a stand-in
+
 settings.register_profile(
     "same", derandomize=True
 )  # a run that passed passes again; HYPOTHESIS_PROFILE=default looks further
@@ -52,6 +54,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("fewstep-cache")
         patch.setenv("FEWSTEP_CACHE", str(folder))
+        patch.setenv("HF_HUB_CACHE", str(folder / "hub"))
         yield folder
 
 

@@ -249,7 +249,15 @@ def test_doctor(fewstep):
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
     assert all(line.startswith("ok ") for line in lines)
-    assert {line.split()[1] for line in lines} >= {"fewstep", "torch", "diffusers", "safetensors", "cpu", "cache"}
+    assert {line.split()[1] for line in lines} >= {
+        "fewstep",
+        "torch",
+        "diffusers",
+        "safetensors",
+        "cpu",
+        "cache",
+        "hub",
+    }
 
 
 def test_doctor_json(fewstep, cache_folder):
@@ -258,6 +266,12 @@ def test_doctor_json(fewstep, cache_folder):
     assert findings["cache"]["ok"] is True
     assert findings["cache"]["value"].startswith(str(cache_folder))
     assert __version__ in findings["fewstep"]["value"]
+    assert findings["hub"] == {
+        "what": "hub",
+        "value": f"offline by HF_HUB_OFFLINE, cache {cache_folder / 'hub'}",
+        "ok": True,
+        "hint": "",
+    }
 
 
 def test_doctor_says_what_is_bad(fewstep, monkeypatch, tmp_path):

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fewstep.families import FAMILIES
+from fewstep.hub import title_of
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import initial
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
-from fewstep.models.weights import name_of
 
 EMOJI = FAMILIES["emoji"]
 LCD = Recipe(method="lcd", solver="lcm", steps=4, guidance_scale=1.0, k=20)
@@ -118,7 +118,7 @@ def test_licences_of_sources_and_their_bases_are_carried(fewstep, two, tmp_path)
     make_lora(sd, 2, 2, Recipe(method="denoising", base_model="runwayml/stable-diffusion-v1-5"))
     done = fewstep("merge", a, sd, "lcm", "--json", out=tmp_path / "x", max_rank=100)
     assert done.code == 0, done.err
-    wanted = "mit; cc-by-4.0; creativeml-openrail-m; apache-2.0"
+    wanted = "mit; cc-by-4.0; CreativeML-OpenRAIL-M; Apache-2.0"
     assert json.loads(done.out)["license"] == metadata_of(tmp_path / "x")["license"] == wanted
     assert fewstep("resize", tmp_path / "x", rank=1, out=tmp_path / "y").code == 0
     assert metadata_of(tmp_path / "y")["license"] == wanted
@@ -126,10 +126,10 @@ def test_licences_of_sources_and_their_bases_are_carried(fewstep, two, tmp_path)
         base_model(tmp_path / name, seed=len(name))
         (tmp_path / name / "README.md").write_text(f"---\ntags: [x]\nlicense: {licence}\n---\nlicense: none\n")
     assert fewstep("difference", tmp_path / "tuned", tmp_path / "base", rank=1, out=tmp_path / "d").code == 0
-    assert metadata_of(tmp_path / "d")["license"] == "my-own; openrail++"
+    assert metadata_of(tmp_path / "d")["license"] == "my-own; OpenRAIL++-M"
     assert fewstep("merge", a, into=tmp_path / "base", out=tmp_path / "m").code == 0
     told = metadata_of(tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors")
-    assert (told["format"], told["license"]) == ("pt", "openrail++; mit; cc-by-4.0")
+    assert (told["format"], told["license"]) == ("pt", "OpenRAIL++-M; mit; cc-by-4.0")
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_inspect_names_the_base_model_of_a_recipe(fewstep, tmp_path):
 
 def test_a_folder_is_called_by_what_says_something(tmp_path):
     for folder, name in {"a/sd": "sd", "runs/x/model": "x/model", "models--me--sd/snapshots/1f": "me/sd"}.items():
-        assert name_of(tmp_path / folder) == name
+        assert title_of(tmp_path / folder) == name
 
 
 def base_model(folder: Path, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -24,6 +24,7 @@ FLOORS = {
     "images": 0,
     "assets": 1,
     "families": 1,
+    "hub": 1,
     "diffusion": 2,
     "lora": 3,
     "models": 4,

@@ -76,10 +76,11 @@ class SampleConfig(Config):
     prompts: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     """What to draw; several prompts give several images."""
     model: str = "emoji"
-    """emoji, the small model that ships, or a Stable Diffusion model folder in diffusers' layout."""
+    """emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; or one of the hub: sd15, sd21,
+    ssd-1b, sdxl or owner/name[@revision]."""
     lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """FILE or FILE:WEIGHT, several times to add several LoRAs; lcm (the default for emoji), high-contrast and
-    noto-mono ship."""
+    noto-mono ship; FILE may be of the hub, as owner/name or lcm-lora-sdv1-5."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Network calls of one branch; by default what the LoRA was trained for, else 20."""
     solver: Solver = "auto"
@@ -153,7 +154,8 @@ class Source(Config):
     """The model and the images a run starts from (listed first in help)."""
 
     model: str
-    """emoji, the small model that ships, or a Stable Diffusion model folder in diffusers' layout."""
+    """emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; or one of the hub: sd15, sd21,
+    ssd-1b, sdxl or owner/name[@revision]."""
     data: Path
     """Images with captions: a folder of name.png + name.txt, or a .jsonl or .csv table with file_name and text."""
     size: Annotated[int, Field(ge=8, le=4096)] | None = None
@@ -264,7 +266,8 @@ class CompareConfig(Config):
     """Compare ways to sample in one table with its protocol: time, FID, KID, LPIPS, agreement, diversity."""
 
     model: str = "emoji"
-    """emoji, the small model that ships, or a Stable Diffusion model folder in diffusers' layout."""
+    """emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; or one of the hub: sd15, sd21,
+    ssd-1b, sdxl or owner/name[@revision]."""
     rows: Annotated[tuple[str, ...], Field(min_length=1), Parameter(consume_multiple=True)] = (
         "ddim:32",
         "dpm-solver:16",

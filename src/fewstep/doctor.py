@@ -1,4 +1,4 @@
-"""Whether this machine is ready: packages, devices, memory, disk, cache folder."""
+"""Whether this machine is ready: packages, devices, memory, disk, cache folder, the hub."""
 
 import json
 import os
@@ -46,6 +46,7 @@ def examine() -> list[Finding]:
         *(_package(name) for name in PACKAGES),
         *_devices(),
         _cache(),
+        _hub(),
     ]
 
 
@@ -77,3 +78,14 @@ def _cache() -> Finding:
     except FewstepError as error:
         return Finding("cache", error.message, False, "set FEWSTEP_CACHE to a folder you can write to")
     return Finding("cache", f"{folder}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free", True)
+
+
+def _hub() -> Finding:
+    """Whether models can be downloaded now; never bad, for what is on this machine works without."""
+    from fewstep.hub.resolve import hub, reachable
+
+    here = hub()
+    if here.offline:
+        return Finding("hub", f"offline by HF_HUB_OFFLINE, cache {here.cache}", True)
+    state = "reachable" if reachable(here.endpoint) else "not reachable (models on this machine work)"
+    return Finding("hub", f"{here.endpoint} {state}, cache {here.cache}", True)

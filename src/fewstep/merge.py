@@ -162,7 +162,7 @@ def merged_recipe(fitted: Fitted) -> Recipe:
     first = next((recipe for recipe in recipes if recipe.accelerates), next(iter(recipes), None))
     if first is None:
         return Recipe(method="denoising", family=fitted.family)
-    return first.model_copy(update={"family": fitted.family, "training": {}, "recognised_by": ""})
+    return first.model_copy(update={"family": fitted.family, "training": {}, "recognised_by": "", "licence": ""})
 
 
 def sources_of(fitted: Fitted, licences: Sequence[str] = ()) -> dict[str, str]:

@@ -31,6 +31,7 @@ class Recipe(BaseModel):
     guidance_convention: str = "guidance_scale = 1 + w"
     base_model: str = ""
     base_sha256: str = ""
+    licence: str = ""  # of the model it was made from, which holds for it too; "" = not known
     training: Mapping[str, Any] = {}
     recognised_by: str = ""  # the words in its name that told all this, of a file of others that carries no recipe
 
@@ -43,6 +44,8 @@ class Recipe(BaseModel):
 def to_metadata(recipe: Recipe, rank: int | None = None) -> dict[str, str]:
     """safetensors metadata: the recipe, and the hints other tools read."""
     metadata = {"format": "pt", VERSION: __version__, KEY: recipe.model_dump_json()}
+    if recipe.licence:
+        metadata["license"] = recipe.licence
     if rank is not None:
         metadata |= {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
     return metadata

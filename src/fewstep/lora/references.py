@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from fewstep.assets import shipped_lora
 from fewstep.errors import FewstepError, UsageError
+from fewstep.hub import resolved
 from fewstep.lora.dialects import PEFT_CONFIG
 
 BLOCKS = ("te", "te1", "te2", "down", "mid", "up", *(f"down{i}" for i in range(4)), *(f"up{i}" for i in range(4)))
 
 
 class Reference(NamedTuple):
-    """A LoRA and how much of it; FILE may be the name of a shipped one."""
+    """A LoRA and how much of it; FILE may be the name of a shipped one, or of one on the hub."""
 
     path: Path
     weight: float
@@ -22,11 +23,11 @@ class Reference(NamedTuple):
     @property
     def file(self) -> Path:
         """The file, or PEFT's folder, that is meant. Raises FewstepError when there is none."""
-        file = shipped_lora(str(self.path)) or self.path
+        file = shipped_lora(str(self.path)) or resolved(self.path.as_posix())
         if not file.is_file() and not (file / PEFT_CONFIG).is_file():
             raise FewstepError(
                 f"LoRA file not found: {self.path}",
-                "check the path, or name one that ships: lcm, high-contrast, noto-mono",
+                "check the path, name one that ships (lcm, high-contrast, noto-mono), or a hub id owner/name",
             )
         return file
 

@@ -1,23 +1,20 @@
-"""Under which licences weights come: as a LoRA file's metadata, a model's card or its name tell."""
+"""Under which licences weights come: as their file's metadata tells, a model's card, or the name of a known base."""
 
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-from fewstep.assets import shipped_model
-from fewstep.models.weights import opened
+from fewstep.assets import LICENCE, MODEL
+from fewstep.hub import ALIASES, licence_of
+from fewstep.hub.names import OPENRAIL_M, OPENRAIL_PP
+from fewstep.models.weights import model_path, opened
 
 KEYS = ("license", "modelspec.license", "ss_license")  # of a safetensors file's metadata
-BASES = {  # the last part of a base model's name: its licence, as its card on huggingface.co tells
-    "emoji": "apache-2.0",
-    "stable-diffusion-v1-4": "creativeml-openrail-m",
-    "stable-diffusion-v1-5": "creativeml-openrail-m",
-    "stable-diffusion-2": "openrail++",
-    "stable-diffusion-2-base": "openrail++",
-    "stable-diffusion-2-1": "openrail++",
-    "stable-diffusion-2-1-base": "openrail++",
-    "stable-diffusion-xl-base-1.0": "openrail++",
-    "ssd-1b": "apache-2.0",
+BASES = {  # the last part of a base model's name, in small letters: its licence, as its card on the hub tells
+    **{alias.place.repository.rpartition("/")[2].lower(): alias.licence.name for alias in ALIASES.values()},
+    MODEL: LICENCE,
+    "stable-diffusion-v1-4": OPENRAIL_M.name,
+    "stable-diffusion-2": OPENRAIL_PP.name,
+    "stable-diffusion-2-base": OPENRAIL_PP.name,
+    "stable-diffusion-2-1-base": OPENRAIL_PP.name,
 }
 
 
@@ -33,27 +30,14 @@ def told_by(metadata: Mapping[str, str]) -> list[str]:
 
 
 def licences_of(model: str) -> list[str]:
-    """The licences that a model on this machine names: in its card, or its file's metadata; else those of its name."""
-    path = shipped_model(model) or Path(model).expanduser()
-    said = (opened(path).metadata() or {}) if path.is_file() else card_of(path / "README.md")
-    return told_by(said) or licences_named(model)
+    """The licences that a model names: in its file's metadata, or its card; else those of its name."""
+    path = model_path(model)
+    told = told_by(opened(path).metadata() or {}) if path.is_file() else []
+    said = told or [licence_of(model) or licence_of(path) or ""]
+    return [text for text in said if text] or licences_named(model)
 
 
 def licences_named(base: str) -> list[str]:
     """The licence of a base model that goes by this name, if it is a known one."""
-    name = base.rstrip("/").rpartition("/")[2].lower()
+    name = base.rstrip("/").rpartition("/")[2].partition("@")[0].lower()
     return [BASES[name]] if name in BASES else []
-
-
-def card_of(readme: Path) -> dict[str, str]:
-    """The one-line entries at the head of a model card, between lines of ---; nothing when there are none."""
-    try:
-        text = readme.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return {}
-    head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    lines = re.findall(r"^(\w+):[ \t]*([^\r\n]+?)[ \t]*\r?$", head[1], re.MULTILINE) if head else []
-    card = {key: value.strip("'\"") for key, value in lines}
-    return card | (
-        {"license": card["license_name"]} if card.get("license") == "other" and "license_name" in card else {}
-    )

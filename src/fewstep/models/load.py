@@ -16,6 +16,7 @@ from fewstep.assets import shipped_model
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError
+from fewstep.hub import resolved
 from fewstep.io import read_json
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
@@ -45,12 +46,12 @@ def pick_device(name: str) -> torch.device:
 def load_model(
     name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", safety: bool = True
 ) -> Model:
-    """The embedded model, a folder in diffusers' layout, or a single .safetensors file in the original one.
+    """The embedded model, a folder in diffusers' layout, a single .safetensors file in the original one, or the hub's.
 
     safety: False leaves out the safety checker of a folder that has one. Raises FewstepError naming what is missing
     or unreadable.
     """
-    path = shipped_model(name) or Path(name).expanduser()
+    path = shipped_model(name) or resolved(name)
     if path.is_file():
         return load_single_file(path, dtype, device)
     index = _index(path, name)

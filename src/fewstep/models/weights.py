@@ -14,13 +14,13 @@ from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES, Family, ModuleShape
 from fewstep.families.single_file import TEXT as LDM_TEXT
 from fewstep.families.single_file import Origin, text_origins, unet_origins
+from fewstep.hub import resolved
 from fewstep.io import sha256_bytes, sha256_file
 from fewstep.lora.dialects import TEXT, text_module
 from fewstep.lora.files import Base
 from fewstep.lora.recipe import Recipe
 
 COMPONENTS = {"unet": "", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}
-SAYING_NOTHING = ("model", "models", "base", "out", "checkpoint")  # names of folders
 TABLES = ("token_embedding", "position_embedding")  # 2-D weights of no Linear
 WEIGHT = ".weight"
 
@@ -33,10 +33,12 @@ class Place(NamedTuple):
 
 
 def model_path(name: str) -> Path:
-    """The folder or file of a model: the embedded one's, or `name` itself. Raises FewstepError when it is not there."""
-    path = shipped_model(name) or Path(name).expanduser()
+    """The folder or file of a model: the embedded one's, the hub's, or `name` itself. Raises FewstepError for none."""
+    path = shipped_model(name) or resolved(name)
     if not path.exists():
-        raise FewstepError(f"model {name} not found", "give the path of a Stable Diffusion folder or .safetensors file")
+        raise FewstepError(
+            f"model {name} not found", "give a Stable Diffusion folder or .safetensors file, or a hub id owner/name"
+        )
     return path
 
 
@@ -161,14 +163,6 @@ def embedded_sha256() -> str:
     folder = shipped_model(MODEL)
     assert folder is not None
     return unet_sha256(folder)
-
-
-def name_of(folder: Path) -> str:
-    """What a model folder is called: by its own name, or by those above it where that says nothing."""
-    parts = folder.resolve().parts
-    if parts[-2:-1] == ("snapshots",) and parts[-3].startswith("models--"):  # the hub's cache
-        return parts[-3].removeprefix("models--").replace("--", "/")
-    return "/".join(parts[-2:]) if parts[-1] in SAYING_NOTHING else parts[-1]
 
 
 def opened(file: Path) -> Any:

