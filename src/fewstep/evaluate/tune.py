@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep import __version__
-from fewstep.assets import STYLES, shipped_kit
+from fewstep.assets import STYLE_WORDS, shipped_kit
 from fewstep.configs import SampleConfig, TuneConfig, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.agreement import Pictures
@@ -146,7 +146,7 @@ def prompts_of(config: TuneConfig) -> Prompts:
     """The prompts asked for; of a style that ships, the shipped captions in its own words, one of each thing."""
     if config.prompt_file is not None or config.reference is not None:
         return prompts_for(config.prompt_file, config.reference)
-    if config.style not in STYLES:
+    if config.style not in STYLE_WORDS:
         raise UsageError(
             f"what the style {config.style} looks like is not known", "give --reference a folder of images in it"
         )
@@ -156,7 +156,7 @@ def prompts_of(config: TuneConfig) -> Prompts:
 def styled_prompts(style: str) -> tuple[Prompt, ...]:
     """A prompt for each thing among the drawings that ship, in the words of a style that ships."""
     things = {prompt.concept: prompt.text.partition(" emoji of ")[2] for prompt in shipped_prompts().prompts}
-    return tuple(Prompt(f"{STYLES[style]} emoji of {thing}", style, concept) for concept, thing in things.items())
+    return tuple(Prompt(f"{STYLE_WORDS[style]} emoji of {thing}", style, concept) for concept, thing in things.items())
 
 
 def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device: torch.device) -> Judges:
