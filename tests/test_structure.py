@@ -106,10 +106,10 @@ def command_configs() -> list[type[configs.Config]]:
 
 
 def fields_read() -> set[str]:
-    """Names read as `config.name` or `something.config.name` outside configs.py."""
+    """Names read as `config.name` or `something.config.name` outside configs."""
     names = set()
     for path, tree in TREES.items():
-        if path.name == "configs.py":
+        if "configs" in path.parts:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):

@@ -1,0 +1,63 @@
+"""What every command's config shares, and how it is built from what was typed."""
+
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fewstep.errors import UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Solver = Literal[
+    "auto",
+    "lcm",
+    "ddim",
+    "tcd",
+    "euler-a",
+    "heun",
+    "dpm-solver",
+    "dpm-solver-3",
+    "dpm-solver++",
+    "dpm-solver++2s",
+    "dpm-solver++3m",
+]
+
+
+class Config(BaseModel):
+    """What every command's config shares: it does not change, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    argument: ClassVar[tuple[str, str] | None] = None  # the field typed without an option, and what help calls it
+
+
+C = TypeVar("C", bound=Config)
+
+
+def build(kind: type[C], **values: Any) -> C:
+    """The config with these values; a bad one is a UsageError naming the option as typed."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise usage_error(error) from None
+
+
+def usage_error(error: ValidationError) -> UsageError:
+    """pydantic's first complaint as one line and a hint."""
+    first = error.errors()[0]
+    name = option_name(str(first["loc"][0])) if first["loc"] else "value"
+    given = first.get("input")
+    if first["type"] == "extra_forbidden":
+        return UsageError(f"there is no option {name}", "see --help for the options of this command")
+    if first["type"] == "missing":
+        return UsageError(f"{name} is required", "see --help for what it takes")
+    return UsageError(
+        f"{name} {given}: {first['msg'][0].lower()}{first['msg'][1:]}", "see --help for the range of values"
+    )
+
+
+def option_name(field: str) -> str:
+    """The command-line spelling of a field: `train_steps` is typed --steps."""
+    return "--" + SPELLINGS.get(field, field).replace("_", "-")
+
+
+SPELLINGS = {"train_steps": "steps", "prompt_file": "prompts", "as_json": "json"}

@@ -1,0 +1,140 @@
+"""The configs of the commands that work on files: merge, resize, difference, inspect, export, doctor."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from pydantic import Field, field_validator
+
+from fewstep.configs.base import Config, Precision
+from fewstep.errors import UsageError
+
+
+class AdapterOutput(Config):
+    """What the commands that write a LoRA share."""
+
+    out: Path
+    """The file to write; with --dialect peft a folder."""
+    rank: Annotated[int, Field(ge=1)] | None = None
+    """Cut every module to this rank by truncated SVD, and say what is lost; by default nothing is."""
+    energy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Or to the lowest rank that keeps this share of the squared singular values."""
+    dialect: Literal["kohya", "diffusers", "peft"] = "kohya"
+    """Layout: kohya is what ComfyUI, diffusers and kohya's scripts read; peft is a folder."""
+    dtype: Precision = "fp16"
+    """Precision of the file; all arithmetic is in fp32."""
+    as_json: bool = False
+    """Print one JSON document about what was done."""
+
+
+Loras = Annotated[tuple[str, ...], Parameter(parse=False)]
+
+
+class SumOutput(AdapterOutput):
+    """What the commands that write LoRAs again share."""
+
+    model: str | None = None
+    """The model they are for, which a DoRA needs; by default the family that has all their modules."""
+    allow_partial: bool = False
+    """Leave out modules that have no place in the model, instead of stopping."""
+
+
+class MergeConfig(SumOutput):
+    """Add LoRAs up, exactly: sum of WEIGHT x LoRA over any ranks, layouts and signs, to one file or into a model."""
+
+    argument = ("files", "LORA")
+
+    files: Loras = ()
+    """FILE, FILE:WEIGHT or FILE:WEIGHT,BLOCK=WEIGHT,... with blocks te, te1, te2, down, mid, up, down0, up1, ..."""
+    into: str | None = None
+    """Fold the sum into this model, a diffusers folder or a .safetensors checkpoint, and write that to --out."""
+    max_rank: Annotated[int, Field(ge=1)] = 512
+    """Refuse to write a module of a higher rank, unless --rank or --energy cuts it."""
+
+    @field_validator("files")
+    @classmethod
+    def _some(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if not files:
+            raise UsageError("no LoRA was given", "fewstep merge style.safetensors:0.8 lcm --out both.safetensors")
+        return files
+
+
+class ExportConfig(Config):
+    """Write a model with its LoRAs folded in, ready for another program, its sampler and a model card with it."""
+
+    model: str = "emoji"
+    """emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; a .safetensors checkpoint; or
+    one of the hub: sd15, sd21, ssd-1b, sdxl, owner/name[@revision]."""
+    lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
+    """FILE or FILE:WEIGHT, several times to add several LoRAs, as sample takes them; lcm is the default for emoji."""
+    to: Literal["diffusers"] = "diffusers"
+    """diffusers: a model folder for its pipelines, and for every program that reads such folders."""
+    out: Path
+    """The folder to write; it must not be there yet."""
+    as_json: bool = False
+    """Print one JSON document about what was written."""
+
+
+class ResizeConfig(SumOutput):
+    """Write a LoRA again at a lower rank: the best there is of that rank, and what it loses."""
+
+    argument = ("files", "LORA")
+
+    files: Loras = ()
+    """The LoRA, one."""
+
+    @field_validator("files")
+    @classmethod
+    def _one(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if len(files) != 1:
+            raise UsageError(
+                f"{len(files)} LoRAs were given, not one", "fewstep resize FILE --rank 8 --out small.safetensors"
+            )
+        return files
+
+
+class DifferenceConfig(AdapterOutput):
+    """Get a LoRA out of two models of one family: what turns BASE into TUNED, cut to a rank."""
+
+    argument = ("files", "TUNED BASE")
+
+    files: Loras = ()
+    """Two models, diffusers folders or .safetensors checkpoints: the fine-tuned one, then its base."""
+    rank: Annotated[int, Field(ge=1)] | None = 64
+    """Rank of the LoRA at most."""
+
+    @field_validator("files")
+    @classmethod
+    def _two(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if len(files) != 2:
+            raise UsageError(
+                f"{len(files)} models were given, not two", "fewstep difference TUNED BASE --out lora.safetensors"
+            )
+        return files
+
+
+class InspectConfig(Config):
+    """Tell what a LoRA file is: layout, family, coverage, ranks, strength, and how it wants to be sampled."""
+
+    argument = ("files", "LORA")
+
+    files: Loras = ()
+    """The files."""
+    model: str | None = None
+    """Check it against this model; by default against every family."""
+    as_json: bool = False
+    """Print one JSON document."""
+
+    @field_validator("files")
+    @classmethod
+    def _some(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if not files:
+            raise UsageError("no LoRA was given", "fewstep inspect FILE")
+        return files
+
+
+class DoctorConfig(Config):
+    """Check whether this machine is ready: packages, devices, memory, cache folder."""
+
+    as_json: bool = False
+    """Print one JSON document."""

@@ -1,0 +1,120 @@
+"""The configs of the commands that train: distill, finetune."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from fewstep.configs.base import Config, Device, Precision
+
+
+class Source(Config):
+    """The model and the images a run starts from (listed first in help)."""
+
+    model: str
+    """emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; a .safetensors checkpoint; or
+    one of the hub: sd15, sd21, ssd-1b, sdxl, owner/name[@revision]."""
+    data: Path
+    """Images with captions: a folder of name.png + name.txt, or a .jsonl or .csv table with file_name and text."""
+    size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Pixels of the square training images; by default the model's own size."""
+
+
+class TrainingConfig(Config):
+    """What every training run shares."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {
+            "out",
+            "train_steps",
+            "resume",
+            "checkpoint_every",
+            "log_every",
+            "tracker",
+            "device",
+            "learning_rate",
+            "precision",
+        }
+    )
+
+    out: Path
+    """The run's folder: config.json, metrics.jsonl, checkpoints/, and the result at its top."""
+    train_steps: Annotated[int, Field(ge=1)] = 1000
+    """Optimiser steps."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Samples per process and forward pass."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Forward passes per optimiser step."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """The peak rate of AdamW."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """How the rate goes on after the warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """AdamW's second-moment decay."""
+    gradient_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0 = off."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the average that is exported; 0 = the last weights themselves."""
+    precision: Precision = "fp32"
+    """Of the networks' arithmetic; trained weights are always kept in fp32."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Order, noise, timesteps and guidance of every sample derive from it."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500
+    """Steps between checkpoints; the two newest are kept."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between lines of metrics.jsonl."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out."""
+    tracker: Literal["tensorboard", "wandb"] | None = None
+    """Also report metrics to this tracker (its package must be installed)."""
+    device: Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+
+
+class AdapterConfig(TrainingConfig, Source):
+    """What distilling and fine-tuning a model on images share."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Rank of the LoRA."""
+    full: bool = False
+    """Train all weights of the network instead of a LoRA."""
+    init_lora: Path | None = None
+    """Start from this LoRA's weights; its rank must be --rank."""
+    drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of captions replaced by the empty one."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class DistillConfig(AdapterConfig):
+    """Turn a model into a few-step one: latent consistency distillation (LCM-LoRA, arXiv 2311.05556)."""
+
+    method: Literal["lcd"] = "lcd"
+    """lcd: latent consistency distillation."""
+    psi: str = "ddim"
+    """The ODE solver that steps the teacher: ddim, dpm-solver, dpm-solver-3, dpm-solver++ (its 2S) or heun."""
+    k: Annotated[int, Field(ge=1, le=500)] = 20
+    """Skipping step: timesteps between s and t."""
+    guidance_scale: Annotated[float, Field(ge=1, le=50)] = 8.5
+    """The teacher's, 1 = off; 8.5 is the report's w = 7.5, since guidance_scale = 1 + w."""
+    guidance_scale_max: Annotated[float, Field(ge=1, le=50)] | None = None
+    """Draw each sample's guidance uniformly between --guidance-scale and this; by default it is fixed."""
+    target: Literal["student", "ema"] = "ema"
+    """Whose consistency function is aimed at: the student's own (gradient stopped) or its average's."""
+    target_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the target's average."""
+    loss: Literal["huber", "l2"] = "huber"
+    """Distance of the two: pseudo-Huber, or the squared error."""
+    huber_c: Annotated[float, Field(gt=0)] = 0.001
+    """Pseudo-Huber's width, elementwise."""
+
+
+class FinetuneConfig(AdapterConfig):
+    """Teach a model a style or subject from images: a style LoRA, or with --full a fine-tuned model."""
+
+    drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of captions replaced by the empty one, so that guidance keeps working."""
