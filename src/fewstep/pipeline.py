@@ -69,6 +69,8 @@ class Pipeline:
             config.strength if config.image else 1.0,
             bool(config.negative_prompt),
             config.grid,
+            config.eta,
+            config.gamma,
         )
 
     def pictures(self, config: SampleConfig, plan: Plan, lap: Lap = untimed) -> Iterator[Picture]:
@@ -151,6 +153,8 @@ class Pipeline:
             "model": config.model,
             "lora": list(self.loras),
             "solver": plan.solver_name,
+            "eta": plan.eta,
+            "gamma": plan.gamma,
             "steps": plan.steps,
             "timesteps": list(plan.timesteps),
             "nfe": nfe,

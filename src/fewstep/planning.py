@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fewstep.diffusion.schedule import NoiseSchedule, lcm_grid, leading_grid, linspace_grid, trailing_grid
-from fewstep.diffusion.solvers import SOLVERS, Solver
+from fewstep.diffusion.solvers import DDIM, SOLVERS, TCD, Solver
 from fewstep.errors import UsageError
 from fewstep.lora.recipe import Recipe
 
@@ -25,11 +25,15 @@ class Plan:
     timesteps: tuple[int, ...]  # descending; the clean end follows
     guidance_scale: float
     notes: tuple[str, ...] = ()  # one-line advice for the person
+    eta: float | None = None  # of ddim; None is the solver's own, 0
+    gamma: float | None = None  # of tcd; None is the solver's own, 0.3
 
     @property
     def solver(self) -> Solver:
         """The solver itself."""
-        return SOLVERS[self.solver_name]
+        if self.eta is not None:
+            return DDIM(self.eta)
+        return SOLVERS[self.solver_name] if self.gamma is None else TCD(self.gamma)
 
     @property
     def consistency(self) -> bool:
@@ -56,10 +60,13 @@ def plan_sampling(
     strength: float = 1.0,
     negative_prompt: bool = False,
     grid: str = "auto",
+    eta: float | None = None,
+    gamma: float | None = None,
 ) -> Plan:
     """The plan for sampling with models and LoRAs of these recipes; None and auto follow them.
 
     grid: auto is lcm (the training grid) with an acceleration that was trained on one, else trailing.
+    eta, gamma: how much noise ddim and tcd replace by fresh one, in [0, 1]; the others have none to choose.
     strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked.
     Raises UsageError for what cannot be.
     """
@@ -83,9 +90,25 @@ def plan_sampling(
         on_grid = name in DISTILLED_ONLY or (fast is not None and fast.k is not None)
         grid = "lcm" if on_grid else "trailing"
     timesteps = lcm_grid(count, (fast and fast.k) or 20, reach) if grid == "lcm" else GRIDS[grid](count, reach)
+    notes = tuple(_notes(name, fast, steps, guidance_scale, negative_prompt))
     return Plan(
-        name, tuple(timesteps), guidance_scale, tuple(_notes(name, fast, steps, guidance_scale, negative_prompt))
+        name,
+        tuple(timesteps),
+        guidance_scale,
+        notes,
+        _fresh_noise("eta", "ddim", eta, name, fast),
+        _fresh_noise("gamma", "tcd", gamma, name, fast),
     )
+
+
+def _fresh_noise(option: str, of: str, wish: float | None, name: str, fast: Recipe | None) -> float | None:
+    """The wish, else the recipe's if its solver is used; UsageError for a wish where the solver is not `of`."""
+    if name == of:
+        own = getattr(fast, option) if fast and fast.solver == name else None
+        return own if wish is None else wish
+    if wish is not None:
+        raise UsageError(f"--{option} is of the {of} solver, and the solver is {name}", f"add --solver {of}")
+    return None
 
 
 def _solver_steps(name: str, steps: int) -> int:
