@@ -417,7 +417,7 @@ def test_options_of_distilling(fewstep, tiny_model_folder, tiny_data_folder, out
 
     hint = refused(r"--psi dpm-solver\+\+2m is multistep: without history it is only DDIM", psi="dpm-solver++2m")
     assert hint == "use ddim, dpm-solver or dpm-solver++ (single-step)"
-    refused(r"unknown --psi 'euler'", psi="euler")
+    refused(r"unknown --psi 'leap'", psi="leap")
     refused(r"--guidance-scale-max 2 is below --guidance-scale", guidance_scale_max=2)
     assert refused(r"--size 17 is not a multiple of 2", size=17) == "use 16"
 

@@ -80,7 +80,7 @@ def test_help_of_the_program_names_every_command(fewstep):
         ("sample x --model m --strength 1.5", r"--strength 1\.5: input should be less than or equal to 1"),
         ("sample x --model m --guidance-scale 99", r"--guidance-scale 99: input should be less than or equal to 50"),
         ("sample x --model m --guidance-scale nan", r"--guidance-scale nan: "),
-        ("sample x --model m --solver euler", r"--solver euler: input should be 'auto', 'lcm', 'ddim'"),
+        ("sample x --model m --solver leap", r"--solver leap: input should be 'auto', 'lcm', 'ddim'"),
         ("sample x --model m --device tpu", r"--device tpu: input should be 'auto', 'cpu'"),
         ("distill --model m --data d --out o --guidance-scale 0.5", r"--guidance-scale 0\.5: .* equal to 1"),
         ("distill --model m --data d --out o --steps 0", r"--steps 0: input should be greater"),
@@ -233,6 +233,17 @@ def test_notes_go_to_stderr(fewstep, drawing, tmp_path):
     assert done.code == 0
     assert done.err == "note: the negative prompt has no effect at guidance 1: --nag-scale 5 makes it work\n"
     assert json.loads(done.out)["images"][0]["negative_prompt"] == "a dog"
+
+
+def test_fresh_noise_is_asked_for_and_noted(fewstep, drawing, tmp_path):
+    paths = [
+        fewstep("sample", "a cat", *drawing, "--solver", "ddim", out=tmp_path / str(eta), eta=eta).out.strip()
+        for eta in (0, 0.5)
+    ]
+    assert (recipe(paths[1])["eta"], recipe(paths[1])["gamma"]) == (0.5, None)
+    assert (pixels(paths[0]) != pixels(paths[1])).any()
+    done = fewstep("sample", "a cat", *drawing, "--solver", "ddim", out=tmp_path, gamma=0.5)
+    assert (done.code, done.error) == (2, "--gamma is of the tcd solver, and the solver is ddim")
 
 
 def test_the_negative_prompt_matters_with_guidance(fewstep, drawing, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli import main
+from fewstep.hub import ALIASES
 from tests.tiny import tiny_images, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,15 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for words in commands:
         assert main([*words, *QUICK[words[0]]]) == 0, words
     assert list((tmp_path / "images").glob("*.png"))
+
+
+def test_the_table_of_models_is_the_codes() -> None:
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [
+        f"| `{name}` | {place.repository} | {place.revision} | [{licence.name}]({licence.url}) |"
+        for name, (place, licence) in ALIASES.items()
+    ]
+    assert [line for line in text.splitlines() if line.startswith("| `") and line.count("|") == 5] == rows
 
 
 def test_links_between_documents_lead_somewhere() -> None:

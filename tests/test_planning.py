@@ -1,6 +1,7 @@
 """Plans: the recipe is followed, wishes come first, the steps are always as many as asked."""
 
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config, trailing_grid
-from fewstep.diffusion.solvers import SOLVERS, DPMSolver2, DPMSolver3, DPMSolverPP2S, Heun
+from fewstep.diffusion.solvers import DDIM, SOLVERS, TCD, DPMSolver2, DPMSolver3, DPMSolverPP2S, Heun
 from fewstep.errors import UsageError
 from fewstep.lora.recipe import Recipe
 from fewstep.planning import plan_sampling, psi_named, refuse_zero_snr
@@ -99,8 +100,8 @@ def test_notes():
 
 
 def test_what_cannot_be():
-    with pytest.raises(UsageError, match=r"^unknown solver 'euler'\n\nhint: known ones: ddim, dpm-solver, "):
-        plan_sampling(SCHEDULE, [], "euler")
+    with pytest.raises(UsageError, match=r"^unknown solver 'leap'\n\nhint: known ones: ddim, euler, "):
+        plan_sampling(SCHEDULE, [], "leap")
     for steps in (0, -1, 1001):
         with pytest.raises(UsageError, match=f"--steps {steps}"):
             plan_sampling(SCHEDULE, [], "ddim", steps)
@@ -136,8 +137,32 @@ def test_psi():
     for name in ("lcm", "tcd", "euler-a"):
         with pytest.raises(UsageError, match=f"--psi {name} adds noise"):
             psi_named(name)
-    with pytest.raises(UsageError, match="unknown --psi 'euler'"):
-        psi_named("euler")
+    with pytest.raises(UsageError, match="unknown --psi 'leap'"):
+        psi_named("leap")
+
+
+def test_fresh_noise_is_the_wish_or_the_recipes():
+    tcd = Recipe(method="tcd", solver="tcd", steps=4, guidance_scale=1.0, k=20, gamma=0.1)
+    assert plan_sampling(SCHEDULE, [], "ddim", eta=0.5).solver == DDIM(0.5)
+    assert plan_sampling(SCHEDULE, [], "ddim").solver is SOLVERS["ddim"]
+    assert plan_sampling(SCHEDULE, [tcd]).solver == TCD(0.1)
+    assert plan_sampling(SCHEDULE, [tcd], gamma=0.0).solver == TCD(0.0)
+    assert plan_sampling(SCHEDULE, [], "tcd").solver == TCD(0.3)
+    assert plan_sampling(SCHEDULE, [tcd], "ddim").solver == DDIM()
+    assert plan_sampling(SCHEDULE, [tcd.model_copy(update={"solver": "ddim", "eta": 1.0})]).solver == DDIM(1.0)
+    for name in ("euler", "lcm", "dpm-solver++"):
+        with pytest.raises(UsageError, match=f"--eta is of the ddim solver, and the solver is {re.escape(name)}"):
+            plan_sampling(SCHEDULE, [], name, eta=0.5)
+    with pytest.raises(
+        UsageError, match="--gamma is of the tcd solver, and the solver is ddim\n\nhint: add --solver tcd"
+    ):
+        plan_sampling(SCHEDULE, [], "ddim", gamma=0.5)
+
+
+def test_names_of_one_step():
+    assert SOLVERS["euler"] == SOLVERS["dpm-solver-1"] == SOLVERS["ddim"] == DDIM()
+    assert SOLVERS["euler-a"] == DDIM(eta=1.0)
+    assert plan_sampling(ZERO_SNR, [], "dpm-solver-1", 4).steps == 4  # this one does not divide by alpha
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)

@@ -73,6 +73,8 @@ class Pipeline:
             strength_of(config),
             bool(config.negative_prompt) and config.nag_scale == 1,
             config.grid,
+            config.eta,
+            config.gamma,
         )
 
     def pictures(self, config: SampleConfig, plan: Plan, lap: Lap = untimed) -> Iterator[Picture]:
@@ -158,6 +160,8 @@ class Pipeline:
             "model": config.model,
             "lora": list(self.loras),
             "solver": plan.solver_name,
+            "eta": plan.eta,
+            "gamma": plan.gamma,
             "steps": plan.steps,
             "timesteps": list(plan.timesteps),
             "nfe": nfe,

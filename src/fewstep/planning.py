@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fewstep.diffusion.schedule import NoiseSchedule, lcm_grid, leading_grid, linspace_grid, trailing_grid
-from fewstep.diffusion.solvers import SOLVERS, Solver
+from fewstep.diffusion.solvers import DDIM, SOLVERS, TCD, Solver
 from fewstep.errors import UsageError
 from fewstep.lora.recipe import Recipe
 
@@ -28,11 +28,13 @@ class Plan:
     notes: tuple[str, ...] = ()  # one-line advice for the person
     grid: str = "trailing"  # that the timesteps are of: a name of GRIDS or lcm
     k: int = DEFAULT_K  # skipping step of the lcm grid
+    eta: float | None = None  # of ddim; None is the solver's own, 0
+    gamma: float | None = None  # of tcd; None is the solver's own, 0.3
 
     @property
     def solver(self) -> Solver:
         """The solver itself."""
-        return SOLVERS[self.solver_name]
+        return solver_named(self.solver_name, self.eta, self.gamma)
 
     @property
     def consistency(self) -> bool:
@@ -59,10 +61,13 @@ def plan_sampling(
     strength: float = 1.0,
     negative_prompt: bool = False,
     grid: str = "auto",
+    eta: float | None = None,
+    gamma: float | None = None,
 ) -> Plan:
     """The plan for sampling with models and LoRAs of these recipes; None and auto follow them.
 
     grid: auto is lcm (the training grid) with an acceleration that was trained on one, else trailing.
+    eta, gamma: how much noise ddim and tcd replace by fresh one, in [0, 1]; the others have none to choose.
     strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked.
     Raises UsageError for what cannot be.
     """
@@ -79,14 +84,17 @@ def plan_sampling(
     grid, k = grid_named(grid, name), (fast and fast.k) or DEFAULT_K
     timesteps = lay_timesteps(name, steps, grid, k, len(schedule), strength)
     notes = _notes(name, fast, steps, guidance_scale, negative_prompt)
-    return Plan(name, tuple(timesteps), guidance_scale, tuple(notes), grid, k)
+    fresh = (_fresh_noise("eta", "ddim", eta, name, fast), _fresh_noise("gamma", "tcd", gamma, name, fast))
+    return Plan(name, tuple(timesteps), guidance_scale, tuple(notes), grid, k, *fresh)
 
 
-def solver_named(name: str) -> Solver:
-    """The solver of that name. Raises UsageError for an unknown one."""
+def solver_named(name: str, eta: float | None = None, gamma: float | None = None) -> Solver:
+    """The solver of that name; eta and gamma, of ddim and tcd, None for its own. UsageError for an unknown one."""
     if name not in SOLVERS:
         raise UsageError(f"unknown solver {name!r}", f"known ones: {', '.join(SOLVERS)}")
-    return SOLVERS[name]
+    if name == "ddim" and eta is not None:
+        return DDIM(eta)
+    return TCD(gamma) if name == "tcd" and gamma is not None else SOLVERS[name]
 
 
 def grid_named(grid: str, solver: str) -> str:
@@ -110,6 +118,16 @@ def lay_timesteps(solver: str, steps: int, grid: str, k: int, T: int, strength: 
         )
     reach = max(math.ceil(strength * T), count)
     return lcm_grid(count, k, reach) if grid == "lcm" else GRIDS[grid](count, reach)
+
+
+def _fresh_noise(option: str, of: str, wish: float | None, name: str, fast: Recipe | None) -> float | None:
+    """The wish, else the recipe's if its solver is used; UsageError for a wish where the solver is not `of`."""
+    if name == of:
+        own = getattr(fast, option) if fast and fast.solver == name else None
+        return own if wish is None else wish
+    if wish is not None:
+        raise UsageError(f"--{option} is of the {of} solver, and the solver is {name}", f"add --solver {of}")
+    return None
 
 
 def _solver_steps(name: str, steps: int) -> int:

@@ -238,7 +238,8 @@ def dress(pipe: Any, plan: Plan, stack: ExitStack) -> None:
     """Give the pipeline our scheduler and a class of its own, whose calls have the plan's defaults."""
     scheduler, kind = pipe.scheduler, type(pipe)
     config = {name: scheduler.config[name] for name in OF_THE_MODEL if name in scheduler.config}
-    ours = FewstepScheduler.from_config(scheduler.config, **config, solver=plan.solver_name, grid=plan.grid, k=plan.k)
+    stepping = {"solver": plan.solver_name, "grid": plan.grid, "k": plan.k, "eta": plan.eta, "gamma": plan.gamma}
+    ours = FewstepScheduler.from_config(scheduler.config, **config, **stepping)
     pipe.scheduler = ours
     stack.callback(setattr, pipe, "scheduler", scheduler)
     pipe.__class__ = fast_class(kind, plan)

@@ -65,15 +65,17 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         solver: str = "dpm-solver++",
         grid: str = "auto",
         k: int = 20,
+        eta: float | None = None,
+        gamma: float | None = None,
     ) -> None:
         """The first seven are of the model, as in every diffusers scheduler.
 
         solver: a name of fewstep's solvers. grid: auto, lcm, trailing, leading or linspace; auto is lcm for lcm and
-        tcd. k: skipping step of the lcm grid.
+        tcd. k: skipping step of the lcm grid. eta, gamma: of ddim and tcd, in [0, 1]; None is their own.
         """
         self.schedule = schedule_from_config(self.config)
         self.prediction = prediction_named(prediction_type)
-        self.solver = solver_named(solver)
+        self.solver = solver_named(solver, eta, gamma)
         self.grid = grid_named(grid, solver)
         refuse_zero_snr(solver, self.schedule)
         if self.schedule.zero_terminal_snr and prediction_type == "epsilon":

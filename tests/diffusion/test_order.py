@@ -76,6 +76,33 @@ def test_dpm_solver_pp_3m_is_third_order_from_exact_starting_values():
     assert -slope(steps, cold) == pytest.approx(2, abs=0.3)
 
 
+def test_no_solver_that_draws_nothing_is_left_out():
+    deterministic = {type(solver) for solver in SOLVERS.values() if solver.order > 0}
+    assert deterministic == {type(solver) for solver in [*PSI, DPMSolverPP2M(), DPMSolverPP3M()]}
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_with_fresh_noise_the_distribution_converges_at_first_order(eta):
+    """On Gaussians x stays Gaussian: each step is x -> a x + b + c z, read off at x = 0 and 1 and z = 0 and 1.
+
+    What is measured is the distance of mean and deviation to the data's at the last level, over all channels.
+    """
+    errors = []
+    for steps in STEPS:
+        levels = [level(float(x)) for x in torch.linspace(-2.0, 2.5, steps + 1, dtype=torch.float64)]
+        mean, std = levels[0].alpha * DATA.mean, DATA.spread(levels[0])
+        for s, t in pairwise(levels):
+            zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+            b, moved, noisy = (
+                DDIM(eta).step(DATA.denoise, x, (s, t), None, lambda z=z: z)[0]
+                for x, z in ((zero, zero), (one, zero), (zero, one))
+            )
+            mean, std = (moved - b) * mean + b, (((moved - b) * std) ** 2 + (noisy - b) ** 2).sqrt()
+        off = torch.cat([mean - levels[-1].alpha * DATA.mean, std - DATA.spread(levels[-1])])
+        errors.append(float(off.square().mean().sqrt()))
+    assert -slope(STEPS, errors) == pytest.approx(1, abs=0.15)
+
+
 @every_solver
 def test_more_steps_are_never_worse(solver):
     errors = [sampling_error(solver, steps) for steps in (8, 16, 32, 64)]

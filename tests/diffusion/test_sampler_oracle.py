@@ -9,6 +9,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
     TCDScheduler,
@@ -57,14 +58,14 @@ def denoiser(prediction: str) -> Denoiser:
     return GuidedDenoiser(NETWORK, prediction_named(prediction), TEXT)
 
 
-def diffusers_sample(peer, seeds=SEEDS) -> Tensor:
-    """The loop of every diffusers pipeline, from noise of the same generators."""
+def diffusers_sample(peer, seeds=SEEDS, **options) -> Tensor:
+    """The loop of every diffusers pipeline, from noise of the same generators; options are the step's."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     x = torch.stack([torch.randn(SHAPE, generator=g) for g in generators])
     for t in peer.timesteps:
         output = NETWORK(x, t.expand(len(x)), TEXT)
         draws = {"generator": generators} if isinstance(peer, LCMScheduler | TCDScheduler) else {}
-        x = peer.step(output, t, x, **draws).prev_sample
+        x = peer.step(output, t, x, **draws, **options).prev_sample
     return x
 
 
@@ -269,6 +270,52 @@ def test_euler_ancestral_equals_diffusers(prediction, steps, spacing):
 
 
 @both_predictions
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
+def test_euler_equals_diffusers(prediction, steps, spacing):
+    """Euler's step in sigma / alpha is DDIM's, to the clean end too."""
+    peer = EulerDiscreteScheduler(
+        **STABLE_DIFFUSION, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
+    )
+    peer.set_timesteps(steps)
+    levels = sampling_levels(SCHEDULE, peer.timesteps.tolist())
+    close(our_sample(SOLVERS["euler"], denoiser(prediction), levels), diffusers_sample_of_scaled_x(peer, steps))
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version:FutureWarning")
+@both_predictions
+@pytest.mark.parametrize("steps", [4, 8, 20])
+def test_dpm_solver_1_equals_diffusers(prediction, steps):
+    peer = DPMSolverMultistepScheduler(
+        **STABLE_DIFFUSION,
+        prediction_type=prediction,
+        algorithm_type="dpmsolver",
+        solver_order=1,
+        final_sigmas_type="sigma_min",
+    )
+    peer.set_timesteps(steps)
+    levels = [SCHEDULE.at(float(t)) for t in [*peer.timesteps.tolist(), 0]]
+    close(our_sample(SOLVERS["dpm-solver-1"], denoiser(prediction), levels), diffusers_sample(peer))
+
+
+@pytest.mark.parametrize("config", [{"beta_schedule": "linear"}, {"beta_schedule": "squaredcos_cap_v2"}])
+@pytest.mark.parametrize("steps", [4, 20])
+def test_other_schedules_are_sampled_as_in_diffusers(config, steps):
+    """In v, for the cosine schedule begins at alpha = 5e-5, by which an eps would be divided."""
+    schedule = schedule_from_config(config)
+    levels = sampling_levels(schedule, trailing_grid(steps))
+    options = config | {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    peers = (
+        (DDIM(), DDIMScheduler(**options, clip_sample=False)),
+        (DPMSolverPP2M(), DPMSolverMultistepScheduler(**options, final_sigmas_type="zero")),
+    )
+    for solver, peer in peers:
+        peer.set_timesteps(steps)
+        assert peer.timesteps.tolist() == trailing_grid(steps)
+        close(our_sample(solver, denoiser("v_prediction"), levels, schedule), diffusers_sample(peer))
+
+
+@both_predictions
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_ddim_with_eta_equals_diffusers(prediction, eta):
     peer = DDIMScheduler(**STABLE_DIFFUSION, prediction_type=prediction, clip_sample=False, steps_offset=1)
@@ -283,14 +330,15 @@ def test_ddim_with_eta_equals_diffusers(prediction, eta):
 
 
 @both_predictions
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_tcd_equals_diffusers(prediction, steps):
+def test_tcd_equals_diffusers(prediction, steps, gamma):
     """Their last step ends at table level 0, ours here too; the sampler's own end is the clean level (trap 2)."""
     peer = TCDScheduler(**STABLE_DIFFUSION, prediction_type=prediction, clip_sample=False)
     peer.set_timesteps(steps)
     assert peer.timesteps.tolist() == lcm_grid(steps)
     levels = [SCHEDULE.at(float(t)) for t in [*lcm_grid(steps), 0]]
-    close(our_sample(TCD(), denoiser(prediction), levels), diffusers_sample(peer))
+    close(our_sample(TCD(gamma), denoiser(prediction), levels), diffusers_sample(peer, eta=gamma))
 
 
 @both_predictions

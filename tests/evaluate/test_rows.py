@@ -20,11 +20,21 @@ CONFIG = build(CompareConfig, model="m", batch_size=3, dtype="bf16", device="cpu
         ("lcm:4@1.5+lcm:1+high-contrast:0.8", "lcm", 4, 1.5, ("lcm:1", "high-contrast:0.8")),
         ("lcm:4+a+b.safetensors:-0.5", "lcm", 4, None, ("a+b.safetensors:-0.5",)),
         ("lcm:4+C:/loras/x.safetensors:1", "lcm", 4, None, ("C:/loras/x.safetensors:1",)),
+        ("euler:6", "euler", 6, None, ()),
         (" heun:6 ", "heun", 6, None, ()),
     ],
 )
 def test_rows_are_understood(text, solver, steps, guidance_scale, loras):
-    assert parse_row(text) == (text.strip(), solver, steps, guidance_scale, loras)
+    assert parse_row(text) == (text.strip(), solver, steps, guidance_scale, loras, None, None)
+
+
+def test_fresh_noise_stands_after_the_solver():
+    row = parse_row("ddim,eta=0.5:10@7.5+lcm:1")
+    assert (row.solver, row.steps, row.guidance_scale, row.loras, row.eta, row.gamma) == (
+        "ddim", 10, 7.5, ("lcm:1",), 0.5, None
+    )  # fmt: skip
+    wish = wanted(parse_row("tcd,gamma=.2:4"), CONFIG, ("a cat",))
+    assert (wish.solver, wish.steps, wish.eta, wish.gamma) == ("tcd", 4, None, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -32,11 +42,14 @@ def test_rows_are_understood(text, solver, steps, guidance_scale, loras):
     [
         ("ddim", "this is not SOLVER:STEPS", "a row is SOLVER:STEPS[@GUIDANCE]"),
         ("", "this is not SOLVER:STEPS", "a row is"),
-        ("dimm:32", "unknown solver 'dimm'", "known ones: ddim, dpm-solver"),
+        ("dimm:32", "unknown solver 'dimm'", "known ones: ddim, euler, dpm-solver-1, dpm-solver"),
         ("ddim:", "steps '' are no whole number", "a row is"),
         ("ddim:4.5", "steps '4.5' are no whole number", "a row is"),
         ("ddim:²", "steps '²' are no whole number", "a row is"),
         ("ddim:-4", "steps '-4' are no whole number", "a row is"),
+        ("ddim,eta=x:4", "'eta=x' is no eta=NUMBER or gamma=NUMBER", "a row is"),
+        ("ddim,:4", "'' is no eta=NUMBER", "a row is"),
+        ("ddim,noise=1:4", "'noise=1' is no eta=NUMBER", "a row is"),
         ("dpm-solver:15", "dpm-solver makes 2 network calls a step, so 15 do not come out even", "multiple of 2"),
         ("ddim:4@", "guidance '' is no number", "@1 for none"),
         ("ddim:4@high", "guidance 'high' is no number", "@1 for none"),
@@ -48,12 +61,18 @@ def test_rows_are_understood(text, solver, steps, guidance_scale, loras):
 def test_what_is_wrong_is_said_with_the_row(text, message, hint):
     with pytest.raises(UsageError) as caught:
         parse_row(text)
-    assert caught.value.message == f"--rows {text}: {message}"
+    assert caught.value.message.startswith(f"--rows {text}: {message}")
     assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("ddim:0", "--steps 0: "), ("ddim:1001", "--steps 1001: "), ("ddim:4@51", "--guidance-scale")]
+    ("text", "message"),
+    [
+        ("ddim:0", "--steps 0: "),
+        ("ddim:1001", "--steps 1001: "),
+        ("ddim:4@51", "--guidance-scale"),
+        ("ddim,eta=2:4", "--eta 2.0: "),
+    ],
 )
 def test_values_out_of_range_are_said_with_the_row(text, message):
     with pytest.raises(UsageError) as caught:

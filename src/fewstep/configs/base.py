@@ -12,6 +12,8 @@ Solver = Literal[
     "auto",
     "lcm",
     "ddim",
+    "euler",
+    "dpm-solver-1",
     "tcd",
     "euler-a",
     "heun",

@@ -26,7 +26,11 @@ class SampleConfig(Config):
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Network calls of one branch; by default what the LoRA was trained for, else 20."""
     solver: Solver = "auto"
-    """auto follows the LoRA's recipe."""
+    """auto follows the LoRA's recipe; euler and dpm-solver-1 are other names of ddim, which makes the same step."""
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of ddim: the part of DDPM's noise that is fresh at each step; 0 (its own) has none, 1 is DDPM and euler-a."""
+    gamma: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of tcd: how far past the next timestep to jump before noise is added; 0 is ddim, 0.3 its own."""
     grid: Literal["auto", "lcm", "trailing", "leading", "linspace"] = "auto"
     """Spacing of the timesteps; auto: the LoRA's training grid (lcm), else trailing."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
@@ -104,7 +108,8 @@ class CompareConfig(Config):
         "dpm-solver++:8",
         "lcm:4",
     )
-    """Each SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5 or lcm:4+lcm:1+high-contrast:0.8."""
+    """Each SOLVER[,eta=E][,gamma=G]:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5, tcd,gamma=0.2:4 or
+    lcm:4+lcm:1+high-contrast:0.8."""
     prompt_file: Path | None = None
     """One a line, or .jsonl with text, style and concept; by default the captions of --reference, or what ships."""
     images: Annotated[int, Field(ge=1, le=1_000_000)] = 64

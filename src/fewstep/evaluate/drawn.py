@@ -112,6 +112,7 @@ def batch_file(pipeline: Pipeline, plan: Plan, batch: SampleConfig, surroundings
         "fewstep": __version__,
         "loras": [[lora["sha256"], lora["weight"], lora["blocks"]] for lora in pipeline.loras],
         "solver": plan.solver_name,
+        "fresh_noise": [plan.eta, plan.gamma],
         "timesteps": plan.timesteps,
         "guidance_scale": plan.guidance_scale,
         "prompts": batch.prompts,

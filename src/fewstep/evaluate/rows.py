@@ -1,4 +1,4 @@
-"""What one row of a comparison draws, as it is typed: SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..."""
+"""What one row of a comparison draws, as it is typed: SOLVER[,eta=E][,gamma=G]:STEPS[@GUIDANCE][+LORA:WEIGHT]..."""
 
 import re
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import FewstepError, UsageError
 from fewstep.lora.references import parse_reference
 
-GRAMMAR = "SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5 or lcm:4+lcm:1+high-contrast:0.8"
-HEAD = re.compile(r"(?P<solver>[^:@]+):(?P<steps>[^@+]*)(@(?P<guidance>[^+]*))?(?P<loras>\+.*)?")
+GRAMMAR = "SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5, tcd,gamma=0.2:4 or lcm:4+lcm:1+style:0.8"
+HEAD = re.compile(r"(?P<solver>[^:@,]+)(?P<noise>(,[^:@,]*)*):(?P<steps>[^@+]*)(@(?P<guidance>[^+]*))?(?P<loras>\+.*)?")
 LORA = re.compile(
     r"\+(.+?:-?[0-9.]+(?:,[a-z0-9]+=-?[0-9.]+)*)(?=\+|$)"
 )  # a file's name may hold a + too: its term ends with a weight
@@ -25,6 +25,8 @@ class RowSpec(NamedTuple):
     steps: int
     guidance_scale: float | None  # None is what the model or LoRA recommends
     loras: tuple[str, ...]  # FILE:WEIGHT each
+    eta: float | None = None  # None is the solver's own
+    gamma: float | None = None
 
 
 def parse_row(text: str) -> RowSpec:
@@ -49,7 +51,19 @@ def parse_row(text: str) -> RowSpec:
         int(steps),
         None if guidance is None else _number(guidance, text),
         _loras(head["loras"] or "", text),
+        **_fresh_noise(head["noise"], text),
     )
+
+
+def _fresh_noise(terms: str, text: str) -> dict[str, float]:
+    """What stands after the solver: ,eta=0.5 or ,gamma=0.2."""
+    found = {}
+    for term in terms.split(",")[1:]:
+        option, _, number = term.partition("=")
+        if option not in ("eta", "gamma") or not re.fullmatch(r"[0-9]*\.?[0-9]+", number):
+            raise UsageError(f"--rows {text}: {term!r} is no eta=NUMBER or gamma=NUMBER", f"a row is {GRAMMAR}")
+        found[option] = float(number)
+    return found
 
 
 def _number(guidance: str, text: str) -> float:
@@ -90,6 +104,8 @@ def wanted(row: RowSpec, config: CompareConfig, prompts: tuple[str, ...]) -> Sam
             solver=row.solver,
             steps=row.steps,
             guidance_scale=row.guidance_scale,
+            eta=row.eta,
+            gamma=row.gamma,
             batch_size=config.batch_size,
             dtype=config.dtype,
             device=config.device,

@@ -17,6 +17,8 @@ def entry(spec: RowSpec, drawn: Drawn, values: Measures) -> dict[str, Any]:
     return {
         "row": spec.text,
         "solver": drawn.plan.solver_name,
+        "eta": drawn.plan.eta,
+        "gamma": drawn.plan.gamma,
         "steps": drawn.plan.steps,
         "timesteps": list(drawn.plan.timesteps),
         "guidance_scale": drawn.plan.guidance_scale,

@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep import __version__
 from fewstep.errors import FewstepError
@@ -27,6 +27,8 @@ class Recipe(BaseModel):
     steps: int | None = None  # it was made for; None = as without this file
     guidance_scale: float | None = None  # to sample with, 1 = off; None = as without this file
     k: int | None = None  # skipping step of the training grid
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None  # of ddim; None = the solver's own
+    gamma: Annotated[float, Field(ge=0, le=1)] | None = None  # of tcd, likewise
     teacher_guidance_scale: tuple[float, float] | None = None  # distilled into it, lowest and highest; = 1 + w
     guidance_convention: str = "guidance_scale = 1 + w"
     base_model: str = ""

@@ -10,6 +10,8 @@ from fewstep.diffusion.solvers.tcd import TCD
 
 SOLVERS: dict[str, Solver] = {
     "ddim": DDIM(),
+    "euler": DDIM(),  # the same step (see DDIM), by the name it has elsewhere
+    "dpm-solver-1": DDIM(),  # likewise
     "dpm-solver": DPMSolver2(),
     "dpm-solver-3": DPMSolver3(),
     "dpm-solver++": DPMSolverPP2M(),
