@@ -188,7 +188,8 @@ def card(config: ExportConfig, fitted: Fitted, plan: Plan, stepping: Stepping, b
 
     base: the hash of the model's own files.
     """
-    noise = {"eta": fresh for fresh in (plan.eta, plan.gamma) if fresh is not None}  # diffusers has one name for both
+    fresh = plan.gamma if plan.eta is None else plan.eta
+    noise = {} if fresh is None else {"eta": fresh}  # diffusers' one name for both
     calls = {"num_inference_steps": plan.steps, "guidance_scale": plan.guidance_scale, **stepping.call, **noise}
     options = ", ".join(f"{name}={value:g}" for name, value in calls.items())
     model = Path(config.model).name if Path(config.model).exists() else config.model
