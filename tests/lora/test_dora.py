@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from fewstep.errors import FewstepError
 from fewstep.lora.files import load_adapter, open_lora
@@ -62,15 +63,14 @@ def test_pefts_merged_weights(net: Net, rslora: bool, tmp_path: Path) -> None:
 def test_lycoris_norms_of_outputs_and_of_inputs(net: Net, name: str, axis: int, tmp_path: Path) -> None:
     W0, generator = base_of(net)(name), torch.Generator().manual_seed(1)
     others = [i for i in range(W0.ndim) if i != axis]
-    m = W0.norm(dim=others, keepdim=True) * (
-        0.5 + torch.rand(W0.norm(dim=others, keepdim=True).shape, generator=generator)
-    )
+    norm = vector_norm(W0, dim=others, keepdim=True)
+    m = norm * (0.5 + torch.rand(norm.shape, generator=generator))
     A, B = torch.randn(2, *W0.shape[1:], generator=generator), torch.randn(len(W0), 2, *(1,) * (W0.ndim - 2))
     parts = {"lora_down.weight": A, "lora_up.weight": B, "alpha": torch.tensor(1.0), "dora_scale": m}
     save_file({f"lora_unet_{name}.{part}": x for part, x in parts.items()}, tmp_path / "x.safetensors")
     update = load_adapter(tmp_path / "x.safetensors", module_shapes(net), base_of(net))[0].modules[name]
     W = W0 + 0.5 * (B.flatten(1) @ A.flatten(1)).view_as(W0)
-    torch.testing.assert_close(W0 + update.delta(), m * W / W.norm(dim=others, keepdim=True))
+    torch.testing.assert_close(W0 + update.delta(), m * W / vector_norm(W, dim=others, keepdim=True))
     assert update.shape == module_shapes(net)[name]
 
 
