@@ -59,7 +59,7 @@ class SampleConfig(Config):
     outpaint: str | None = None
     """Pixels to add to --image and draw (outpainting): one number for all sides, or LEFT,TOP,RIGHT,BOTTOM."""
     controlnet: str | None = None
-    """The folder of a ControlNet, which draws after --control-image."""
+    """The folder or hub id of a ControlNet, which draws after --control-image."""
     control_image: Path | None = None
     """What the ControlNet follows, as it was trained on: edges, depth, a pose, a scribble in white on black."""
     sketch: bool = False
