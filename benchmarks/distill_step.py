@@ -1,6 +1,6 @@
 """One distillation step at a family's full size, random weights: fewstep's arrangement beside the published script's.
 
-    python benchmarks/distill_step.py [--family sd15] [--size 256] [--rank 64] [--dtype fp32] [--rounds 3]
+    python benchmarks/distill_step.py [--family sd15] [--alone] [--size 256] [--rank 64] [--dtype fp32] [--rounds 3]
 
 The published arrangement: a student UNet with PEFT layers, a second UNet as teacher, and three separate passes
 without gradient (teacher with text, teacher without, target). Ours: one UNet, LoRA off as teacher, both guidance
@@ -32,6 +32,7 @@ from fewstep.diffusion.solvers import SOLVERS
 from fewstep.families import FAMILIES
 from fewstep.lora.layers import LoraLayers, initial, target_shapes
 from fewstep.models.network import UNetNetwork
+from fewstep.models.text import sizes_of
 from fewstep.training.losses import lcd_loss, pseudo_huber
 
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
@@ -42,7 +43,7 @@ Step = Callable[[], Tensor]
 class BenchmarkConfig(Config):
     """Time one distillation step, ours beside the published script's arrangement."""
 
-    family: Literal["sd15", "sd21"] = "sd15"
+    family: Literal["sd15", "sd21", "ssd-1b", "sdxl"] = "sd15"
     """Which family's UNet."""
     size: int = 256
     """Pixels; latents are an eighth of it."""
@@ -52,14 +53,21 @@ class BenchmarkConfig(Config):
     """Of the arithmetic (autocast, and ours keeps the frozen weights in it)."""
     rounds: int = 3
     """Measured steps of each, after one that does not count."""
+    alone: bool = False
+    """Leave the published arrangement out, whose two UNets of SDXL take 20 GiB and more."""
 
 
 def inputs(config: BenchmarkConfig) -> tuple[Tensor, Tensor, Conditioning, Conditioning]:
     """x_0, eps, a caption's embedding and the empty one, random."""
-    width = FAMILIES[config.family].unet["cross_attention_dim"]
+    family = FAMILIES[config.family]
+    width = family.unet["cross_attention_dim"]
     torch.manual_seed(0)
     x_0, eps = torch.randn(2, 1, 4, config.size // 8, config.size // 8)
-    return x_0, eps, Conditioning(torch.randn(1, 77, width)), Conditioning(torch.randn(1, 77, width))
+    told = [Conditioning(torch.randn(1, 77, width)) for _ in range(2)]
+    if len(family.text_encoders) == 2:
+        sizes = sizes_of(config.size, config.size)
+        told = [Conditioning(text, torch.randn(1, family.text_encoders[1].width), sizes) for text, *_ in told]
+    return x_0, eps, told[0], told[1]
 
 
 def loss_of(
@@ -153,23 +161,25 @@ def _peak_gib(arrangement: Callable[[BenchmarkConfig], Step], config: BenchmarkC
 
 def run(config: BenchmarkConfig) -> None:
     """Print the table: seconds, ratio, floor and memory."""
-    peaks = [peak_gib(arrangement, config) for arrangement in (our_step, published_step)]
-    ours, published = our_step(config), published_step(config)
+    arrangements = {"fewstep": our_step} | ({} if config.alone else {"published script's": published_step})
+    peaks = [peak_gib(arrangement, config) for arrangement in arrangements.values()]
+    steps = [arrangement(config) for arrangement in arrangements.values()]
     with FlopCounterMode(display=False) as counter:
-        ours()
-    published()
-    pairs = [(seconds(ours), seconds(published)) for _ in range(config.rounds)]
+        steps[0]()
+    for step in steps[1:]:
+        step()
+    rounds = [[seconds(step) for step in steps] for _ in range(config.rounds)]
     rate = matmul_rate(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
     floor = counter.get_total_flops() / rate
-    mine, theirs = median(a for a, _ in pairs), median(b for _, b in pairs)
     threads = torch.get_num_threads()
     print(f"{config.family}, {config.size} px, batch 1, rank {config.rank}, {config.dtype}, {threads} threads")
     print("| arrangement | s a step | peak GiB |\n|---|---|---|")
-    print(f"| fewstep | {mine:.2f} | {peaks[0]:.1f} |")
-    print(f"| published script's | {theirs:.2f} | {peaks[1]:.1f} |")
+    for name, took, peak in zip(arrangements, zip(*rounds, strict=True), peaks, strict=True):
+        print(f"| {name} | {median(took):.2f} | {peak:.1f} |")
     print(f"| floor, {counter.get_total_flops() / 1e12:.2f} TFLOP at {rate / 1e12:.2f} TFLOP/s | {floor:.2f} | |")
-    ratio = median(a / b for a, b in pairs)
-    print(f"\nfewstep / published: {ratio:.2f}; fewstep / floor: {mine / floor:.2f}")
+    print(f"\nfewstep / floor: {median(row[0] for row in rounds) / floor:.2f}")
+    if not config.alone:
+        print(f"fewstep / published: {median(row[0] / row[1] for row in rounds):.2f}")
 
 
 if __name__ == "__main__":

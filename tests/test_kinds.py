@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,
+    DiffusionPipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -22,7 +23,7 @@ from fewstep.configs import SampleConfig, build
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.pipeline import Picture, load_pipeline
 from tests.conftest import Outcome
-from tests.tiny import tiny_images, tiny_model
+from tests.tiny import tiny_images, tiny_model, tiny_sdxl
 
 PROMPT, NEGATIVE = "a red cat", "a blue house"
 SIZE = 16  # pixels
@@ -79,17 +80,42 @@ def test_sdxl_is_told_the_size_of_its_picture(tiny_sdxl_folder: Path):
     assert (mine.pixels - drawn).abs().max() < 1e-3
 
 
-def test_sdxl_is_distilled_and_sampled(fewstep: Callable[..., Outcome], tiny_sdxl_folder: Path, tmp_path: Path):
-    data = tiny_images(tmp_path / "data", 4, size=20)
-    done = fewstep("distill", model=tiny_sdxl_folder, data=data, out=tmp_path / "run", rank=2, steps=2, batch_size=2)
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "sd15": tiny_model,
+    "sd21": lambda f: tiny_model(f, unet={"use_linear_projection": True}, prediction_type="v_prediction"),
+    "zero-snr": lambda f: tiny_model(f, prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    "sdxl": tiny_sdxl,
+    "ssd-1b": lambda f: tiny_sdxl(
+        f,
+        unet={
+            "mid_block_type": "UNetMidBlock2D",
+            "transformer_layers_per_block": ((2,), 1),
+            "reverse_transformer_layers_per_block": (1, (1, 3)),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_distilled_fine_tuned_and_sampled(fewstep: Callable[..., Outcome], tmp_path: Path, kind: str):
+    model, data = KINDS[kind](tmp_path / "model"), tiny_images(tmp_path / "data", 4, size=20)
+    options = {"model": model, "data": data, "batch_size": 2}
+    done = fewstep("distill", out=tmp_path / "run", rank=2, steps=2, **options)
     assert done.code == 0, done.err
     lora = tmp_path / "run" / "lora.safetensors"
-    done = fewstep("sample", PROMPT, model=tiny_sdxl_folder, lora=lora, out=tmp_path / "images")
+    tuned = fewstep("finetune", "--full", out=tmp_path / "whole", steps=1, **options)
+    assert tuned.code == 0, tuned.err
+    whole = tmp_path / "whole" / "model"
+    assert DiffusionPipeline.from_pretrained(whole).unet is not None
+    for where in (model, whole):  # a LoRA plugs into what was made of its base
+        done = fewstep("sample", PROMPT, model=where, lora=lora, out=tmp_path / f"images-{where.parent.name}")
+        assert done.code == 0, done.err
+        assert Path(done.out.strip()).exists()
+    done = fewstep("export", model=model, lora=lora, to="diffusers", out=tmp_path / "fast")
     assert done.code == 0, done.err
-    assert len(list((tmp_path / "images").glob("*.png"))) == 1
-    whole = fewstep("finetune", "--full", model=tiny_sdxl_folder, data=data, out=tmp_path / "whole", steps=1)
-    assert whole.code == 0, whole.err
-    assert StableDiffusionXLPipeline.from_pretrained(tmp_path / "whole" / "model").unet is not None
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "fast")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(PROMPT, num_inference_steps=4, guidance_scale=1.0, height=SIZE, width=SIZE).images
 
 
 def test_an_inpainting_network_draws_what_diffusers_draws(tmp_path: Path):

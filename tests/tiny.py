@@ -116,7 +116,7 @@ def stable_diffusion_scheduler(**changes: object) -> DDIMScheduler:
     )
 
 
-def tiny_sdxl(folder: Path, seed: int = 0, **changes: object) -> Path:
+def tiny_sdxl(folder: Path, seed: int = 0, unet: dict[str, object] | None = None) -> Path:
     """A complete random SDXL-like model folder: two text encoders, told sizes, 16 px images."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(folder / "tokenizer-files")
@@ -126,10 +126,9 @@ def tiny_sdxl(folder: Path, seed: int = 0, **changes: object) -> Path:
         text_encoder_2=CLIPTextModelWithProjection(tiny_text(tokenizer, 24)),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        unet=tiny_unet(**SDXL),
+        unet=tiny_unet(**(SDXL | (unet or {}))),
         scheduler=stable_diffusion_scheduler(),
         add_watermarker=False,
-        **changes,
     )
     pipe.save_pretrained(folder)
     return folder

@@ -79,7 +79,9 @@ def load_controlnet(name: str, model: Model) -> Any:
     """The ControlNetModel in a folder, in the type and place of the model's network, which it must fit."""
     folder = resolved(name)
     if not (folder / "config.json").is_file():
-        raise FewstepError(f"controlnet {name} not found", "give the folder that holds its config.json and weights, or a hub id owner/name")
+        raise FewstepError(
+            f"controlnet {name} not found", "give the folder with its config.json and weights, or a hub id owner/name"
+        )
     network = _part(ControlNetModel, folder, model.unet.dtype, model.device)
     for part in ("cross_attention_dim", "block_out_channels", "addition_embed_type"):
         if network.config[part] != model.unet.config[part]:
