@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 import diffusers
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, MotionAdapter, T2IAdapter, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    LCMScheduler,
+    MotionAdapter,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -21,6 +29,7 @@ from fewstep.plug import layers_of_pipeline
 from tests.tiny import tiny_tokenizer, tiny_unet
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NOT_IN_CHECKPOINTS = ("motion_modules", "_ip.", "encoder_hid_proj")
 LCM = Recipe(method="lcd", solver="lcm", steps=4, guidance_scale=1.0, k=20)
 _TWO_ENCODERS = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -117,9 +126,13 @@ def controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     return changed.eval()
 
 
-def t2i_adapter() -> T2IAdapter:
-    """One that fits the tiny UNets."""
-    return T2IAdapter(3, channels=[16, 32], num_res_blocks=1, downscale_factor=2, adapter_type="full_adapter").eval()
+def t2i_adapter(two_encoders: bool) -> T2IAdapter:
+    """One that fits the tiny UNets, of which SDXL's adds to its first block after the downsampling."""
+    if two_encoders:
+        channels, factor, kind = [16, 32, 32, 32], 4, "full_adapter_xl"
+    else:
+        channels, factor, kind = [16, 32], 2, "full_adapter"
+    return T2IAdapter(3, channels, num_res_blocks=1, downscale_factor=factor, adapter_type=kind).eval()
 
 
 def motion_adapter(two_encoders: bool) -> MotionAdapter:
@@ -159,6 +172,7 @@ class Row(NamedTuple):
     then: Callable[[Any], Any] = lambda pipe: pipe
     unet: Mapping[str, Any] = {}
     without: tuple[str, ...] = ()
+    fails: tuple[str, ...] = ()  # families that diffusers' class cannot be built for
 
 
 def _control(parts: dict[str, Any], two: bool) -> dict[str, Any]:
@@ -166,7 +180,7 @@ def _control(parts: dict[str, Any], two: bool) -> dict[str, Any]:
 
 
 def _t2i(parts: dict[str, Any], two: bool) -> dict[str, Any]:
-    return {"adapter": t2i_adapter()}
+    return {"adapter": t2i_adapter(two)}
 
 
 def _motion(parts: dict[str, Any], two: bool) -> dict[str, Any]:
@@ -175,6 +189,15 @@ def _motion(parts: dict[str, Any], two: bool) -> dict[str, Any]:
 
 def _motion_control(parts: dict[str, Any], two: bool) -> dict[str, Any]:
     return _motion(parts, two) | _control(parts, two)
+
+
+def _lcm_scheduler(parts: dict[str, Any], two: bool) -> dict[str, Any]:
+    return {"scheduler": LCMScheduler.from_config(parts["scheduler"].config)}
+
+
+def _perturbed_above(pipe: Any) -> Any:
+    pipe.set_pag_applied_layers("up")  # SSD-1B has no attention in the middle
+    return pipe
 
 
 SD, XL = "StableDiffusion", "StableDiffusionXL"
@@ -209,9 +232,12 @@ ROWS = [
     Row("T2I-Adapter", f"{SD}AdapterPipeline", f"{XL}AdapterPipeline", _t2i, HINT | {"image": picture(1)}),
     Row(
         "IP-Adapter", f"{SD}Pipeline", f"{XL}Pipeline", then=with_ip_adapter,
-        call={"ip_adapter_image_embeds": [torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(3))]},
+        call={"guidance_scale": 1.0, "ip_adapter_image_embeds": [torch.ones(1, 1, 8)]},
     ),
-    Row("AnimateDiff", "AnimateDiffPipeline", "AnimateDiffSDXLPipeline", _motion, FRAMES, without=SAFETY),
+    Row(
+        "AnimateDiff", "AnimateDiffPipeline", "AnimateDiffSDXLPipeline", _motion, FRAMES, without=SAFETY,
+        fails=("ssd-1b",),
+    ),
     Row(
         "AnimateDiff, video-to-video", "AnimateDiffVideoToVideoPipeline", "", _motion,
         {"video": [picture(i) for i in range(2)], "strength": 0.5, "height": 16, "width": 16}, without=SAFETY,
@@ -220,8 +246,11 @@ ROWS = [
         "AnimateDiff, ControlNet", "AnimateDiffControlNetPipeline", "", _motion_control,
         FRAMES | {"conditioning_frames": [picture(i) for i in range(2)]}, without=SAFETY,
     ),
-    Row("perturbed attention (PAG)", f"{SD}PAGPipeline", f"{XL}PAGPipeline"),
-    Row("latent consistency model", "LatentConsistencyModelPipeline", "", unet={"time_cond_proj_dim": 16}),
+    Row("perturbed attention (PAG)", f"{SD}PAGPipeline", f"{XL}PAGPipeline", then=_perturbed_above),
+    Row(
+        "latent consistency model", "LatentConsistencyModelPipeline", "", _lcm_scheduler,
+        unet={"time_cond_proj_dim": 16},
+    ),
 ]  # fmt: skip
 
 
@@ -244,21 +273,21 @@ def row_named(title: str) -> Row:
 def draw(pipe: Any, row: Row, **changes: Any) -> torch.Tensor:
     """What the pipeline draws: images or frames, as numbers."""
     generator = torch.Generator().manual_seed(5)
-    done = pipe("a cat", **(dict(row.call) | {"output_type": "np", "generator": generator} | changes))
+    done = pipe(prompt="a cat", **(dict(row.call) | {"output_type": "np", "generator": generator} | changes))
     return torch.from_numpy(np.asarray(done.frames if hasattr(done, "frames") else done.images))
 
 
-def random_lora(path: Path, pipe: Any, recipe: Recipe = LCM, seed: int = 0, text: bool = True) -> Path:
-    """A LoRA file of rank 2 for every module of the pipeline that is in checkpoints, large enough to be seen."""
+def random_lora(path: Path, pipe: Any, recipe: Recipe = LCM, seed: int = 0, without: str = "") -> Path:
+    """A LoRA file of rank 2 for what is in checkpoints but for the first convolution, large enough to be seen."""
     draw_from = torch.Generator().manual_seed(seed)
     updates = {}
     for name, layer in layers_of_pipeline(pipe).items():
         shape = shape_of(layer)
-        if shape is None or "motion_modules" in name or "_ip." in name or "encoder_hid_proj" in name:
+        left_out = name == "conv_in" or any(other in name for other in NOT_IN_CHECKPOINTS)
+        if shape is None or left_out or (without and without in name):
             continue
-        if text or not name.startswith("text_encoder"):
-            kernel = (shape.kernel,) * 2 if shape.kernel else ()
-            A = torch.randn(2, shape.in_, *kernel, generator=draw_from) / (shape.in_ * max(shape.kernel, 1) ** 2) ** 0.5
-            updates[name] = LowRank(A, torch.randn(shape.out, 2, *(1,) * len(kernel), generator=draw_from) * 0.1)
+        kernel = (shape.kernel,) * 2 if shape.kernel else ()
+        A = torch.randn(2, shape.in_, *kernel, generator=draw_from) / (shape.in_ * max(shape.kernel, 1) ** 2) ** 0.5
+        updates[name] = LowRank(A, torch.randn(shape.out, 2, *(1,) * len(kernel), generator=draw_from) * 0.1)
     save_adapter(path, Adapter(updates), recipe, torch.float32)
     return path

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 def nameless(path: Path, pipe: Any) -> None:
     """A LoRA file without a recipe, as others write them."""
     path.parent.mkdir(exist_ok=True)
-    weights = load_file(random_lora(path, pipe, text=False))
+    weights = load_file(random_lora(path, pipe, without="text_encoder"))
     save_file(weights, path)
 
 
@@ -66,7 +66,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         monkeypatch.setattr(getattr(diffusers, kind), "from_pretrained", loader(title, family))
     for kind, part in {
         "ControlNetModel": pipes.controlnet(pipes.parts_of("sd15")["unet"]),
-        "T2IAdapter": pipes.t2i_adapter(),
+        "T2IAdapter": pipes.t2i_adapter(True),
         "MotionAdapter": pipes.motion_adapter(False),
     }.items():
         monkeypatch.setattr(getattr(diffusers, kind), "from_pretrained", lambda name, torch_dtype=None, part=part: part)

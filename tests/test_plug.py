@@ -82,7 +82,7 @@ def written_table() -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize(("title", "family"), REPRESENTATIVE)
 def test_pipelines_are_accelerated_live_and_folded(title, family):
     cell = GENERATOR["cell"](row_named(title), family)
-    assert written_table()[title][family] == cell == "live, folded"
+    assert written_table()[title][family] == cell == GENERATOR["WORKS"]
 
 
 def test_the_table_has_every_pipeline_and_nothing_fails():
@@ -91,7 +91,8 @@ def test_the_table_has_every_pipeline_and_nothing_fails():
     for row in pipes.ROWS:
         for family, kind in pipes.FAMILIES.items():
             there = row.two if kind.encoders == 2 else row.one
-            assert table[row.title][family] == ("live, folded" if there else GENERATOR["NONE"])
+            if family not in row.fails:
+                assert table[row.title][family] == GENERATOR["WORKS" if there else "NONE"]
 
 
 @pytest.mark.long
@@ -139,8 +140,8 @@ def test_without_loras_the_models_own_recipe_is_followed(emoji):
 def test_the_sum_is_what_diffusers_adds_with_peft(tmp_path, family, folded):
     """Their loader and set_adapters, text encoders too; our scheduler in both."""
     ours, theirs = pipes.build(TEXT, family), pipes.build(TEXT, family)
-    fast = random_lora(tmp_path / "fast.safetensors", ours)
-    style = random_lora(tmp_path / "style.safetensors", ours, STYLE, seed=1)
+    fast = random_lora(tmp_path / "fast.safetensors", ours, without="add_embedding")  # which diffusers drops
+    style = random_lora(tmp_path / "style.safetensors", ours, STYLE, seed=1, without="add_embedding")
     theirs.load_lora_weights(fast, adapter_name="fast")
     theirs.load_lora_weights(style, adapter_name="style")
     theirs.set_adapters(["fast", "style"], adapter_weights=[1.0, 0.6])
@@ -166,7 +167,7 @@ def test_a_style_that_diffusers_has_loaded_stays(tmp_path, pipe, lora, folded):
 def test_text_encoder_parts_are_felt(tmp_path):
     pipe = pipes.build(TEXT, "sdxl")
     whole = random_lora(tmp_path / "whole.safetensors", pipe)
-    unet = random_lora(tmp_path / "unet.safetensors", pipe, text=False)
+    unet = random_lora(tmp_path / "unet.safetensors", pipe, without="text_encoder")
     pictures = []
     for file in (whole, unet, f"{whole}:1,te=0"):
         with accelerate(pipe, file):
@@ -299,7 +300,7 @@ def test_models_of_another_kind(pipe, scheduler):
 
 def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path, pipe, lora):
     kind, before = type(pipe), weights(pipe)
-    other = random_lora(tmp_path / "other.safetensors", pipes.build(TEXT, "sd21"))
+    other = random_lora(tmp_path / "other.safetensors", pipes.build(TEXT, "sdxl"))
     for message, arguments in {
         r"^LoRA .*other.safetensors does not fit StableDiffusionPipeline: \d+ of \d+ modules match": {"lora": other},
         "^LoRA file not found: nowhere.safetensors\n\nhint: ": {"lora": "nowhere.safetensors"},
@@ -316,6 +317,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path, pipe, lora):
         accelerate(pipe, lora)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
 def test_hooks_that_would_go_unseen_are_refused(pipe, lora):
     pipe.unet.compile()
     with pytest.raises(FewstepError, match=r"^the UNet is compiled.*\n\nhint: accelerate first, or use folded=True$"):

@@ -120,6 +120,7 @@ def test_timesteps_of_the_callers_choice():
 
 def test_it_is_saved_and_loaded_alone_and_with_a_pipeline(tmp_path: Path):
     pipe = pipeline("sd21", solver="tcd", grid="trailing", k=10)
+    config = {k: v for k, v in pipe.scheduler.config.items() if k[0] != "_"}
     pipe.scheduler.save_pretrained(tmp_path / "scheduler")
     pipe.save_pretrained(tmp_path / "pipe")
     for back in (
@@ -128,7 +129,7 @@ def test_it_is_saved_and_loaded_alone_and_with_a_pipeline(tmp_path: Path):
         FewstepScheduler.from_config(pipe.scheduler.config),
     ):
         assert isinstance(back, fewstep.FewstepScheduler)
-        assert dict(back.config) == dict(pipe.scheduler.config)
+        assert {k: v for k, v in back.config.items() if k[0] != "_"} == config
         assert (back.config.solver, back.grid, back.config.k) == ("tcd", "trailing", 10)
         assert back.config.beta_schedule == "scaled_linear"
     theirs = DDIMScheduler.from_config(pipe.scheduler.config)
