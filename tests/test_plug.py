@@ -306,7 +306,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path, pipe, lora):
         "^LoRA file not found: nowhere.safetensors\n\nhint: ": {"lora": "nowhere.safetensors"},
         r"^weight \[1, 2\] does not go with 1 LoRAs\n\nhint: ": {"lora": lora, "weight": [1, 2]},
         "^weight nan does not go with 1 LoRAs": {"lora": lora, "weight": float("nan")},
-        "^unknown solver 'euler'": {"lora": lora, "solver": "euler"},
+        "^unknown solver 'sinus'": {"lora": lora, "solver": "sinus"},
         "^dpm-solver makes 2 network calls a step": {"lora": lora, "solver": "dpm-solver", "steps": 5},
     }.items():
         with pytest.raises(FewstepError, match=message):
