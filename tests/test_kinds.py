@@ -118,6 +118,15 @@ def test_every_kind_is_distilled_fine_tuned_and_sampled(fewstep: Callable[..., O
     assert pipe(PROMPT, num_inference_steps=4, guidance_scale=1.0, height=SIZE, width=SIZE).images
 
 
+def test_a_folder_with_weights_in_half_precision_only_is_read(tmp_path: Path):
+    whole = tiny_sdxl(tmp_path / "whole")
+    pipe = StableDiffusionXLPipeline.from_pretrained(whole).to(torch.float16)
+    pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    assert not list((tmp_path / "half").rglob("model.safetensors"))
+    (half,), (full,) = ours(tmp_path / "half"), ours(whole)
+    assert (half.pixels - full.pixels).abs().max() < 0.02
+
+
 def test_an_inpainting_network_draws_what_diffusers_draws(tmp_path: Path):
     folder = tiny_model(tmp_path / "model", unet={"in_channels": 9})
     image, mask = picture(tmp_path / "image.png"), left_half(tmp_path / "mask.png")

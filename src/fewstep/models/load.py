@@ -137,10 +137,21 @@ def model_recipe(folder: Path) -> Recipe | None:
         raise FewstepError(f"the sampling recipe {path} is damaged", "copy the whole model folder again") from error
 
 
+def _variant(folder: Path) -> str | None:
+    """fp16 where a folder has no other weights: the libraries look for them only when told."""
+    names = [file.name for file in folder.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
 def _part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
     try:
         part, info = kind.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            variant=_variant(folder),
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
