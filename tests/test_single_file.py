@@ -27,7 +27,7 @@ from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 from fewstep.models.load import load_model
 from fewstep.models.single_file import Part, clip_vocabulary, new_tokenizer, text_part, unet_part, vae_part
-from fewstep.models.weights import at_origin
+from fewstep.models.weights import at_origin, family_of_sizes
 from fewstep.pipeline import load_pipeline
 from tests.tiny import tiny_images
 
@@ -91,6 +91,16 @@ def test_every_tensor_is_read_as_diffusers_reads_it(family: str):
             mine = at_origin(file[origin.key], origin)
             assert torch.equal(mine.reshape(theirs[key].shape)[..., 0], theirs[key][..., 0]), key
             assert torch.equal(theirs[key][..., 0].reshape(-1), weights[key][..., 0].reshape(-1)), key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_files_family_is_told_by_its_unet(family: str):
+    """SSD-1B's tensors are all among SDXL's, and of their sizes."""
+    part = unet_part(FAMILIES[family], 9)
+    state = part.network.state_dict()
+    sizes = {origin.key: tuple(state[name].shape) for name, origin in part.origins.items()}
+    assert family_of_sizes(sizes) is FAMILIES[family]
+    assert family_of_sizes(sizes | {"model.diffusion_model.out.2.weight": (1, 1, 1, 1)}) is None
 
 
 def as_convolutions(file: Mapping[str, Tensor]) -> dict[str, Tensor]:

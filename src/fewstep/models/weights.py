@@ -1,7 +1,7 @@
 """The weights of a model as they lie on disk, one at a time: a diffusers folder, or a checkpoint in the LDM layout."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from fewstep.assets import MODEL, shipped_model
 from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES, Family, ModuleShape
 from fewstep.families.single_file import TEXT as LDM_TEXT
-from fewstep.families.single_file import Origin, text_origins, unet_origins
+from fewstep.families.single_file import UNET, Origin, text_origins, unet_origins
 from fewstep.hub import resolved
 from fewstep.io import sha256_bytes, sha256_file
 from fewstep.lora.dialects import TEXT, text_module
@@ -81,16 +81,28 @@ def ldm_places(path: Path) -> dict[str, Place]:
 
 def family_of_file(path: Path) -> Family:
     """The family whose UNet a single file has. Raises FewstepError when there is none."""
-    keys = set(opened(path).keys())
+    file = opened(path)
+    family = family_of_sizes({key: file.get_slice(key).get_shape() for key in file.keys() if key.startswith(UNET)})
+    if family is None:
+        raise FewstepError(
+            f"{path} is no Stable Diffusion checkpoint in the original layout", f"known ones: {', '.join(FAMILIES)}"
+        )
+    return family
+
+
+def family_of_sizes(sizes: Mapping[str, Sequence[int]]) -> Family | None:
+    """The family whose UNet these are the tensors of in the original layout, by key and size; None for no known one.
+
+    All of SSD-1B's are among SDXL's: the largest family counts. conv_in may take in more, as of inpainting models.
+    """
+    found = []
     for family in FAMILIES.values():
-        origins = _unet_origins(family)
-        if all(origin.key in keys for origin in origins.values()):
-            shapes = shapes_of({name: Place(path, origin) for name, origin in origins.items() if name != "conv_in"})
-            if fits(shapes, family.all_modules()):  # conv_in may take in more, of inpainting models
-                return family
-    raise FewstepError(
-        f"{path} is no Stable Diffusion checkpoint in the original layout", f"known ones: {', '.join(FAMILIES)}"
-    )
+        origins, modules = _unet_origins(family), family.all_modules()
+        if all(origin.key in sizes for origin in origins.values()):
+            shapes = {name: shape_of_size(sizes[origin.key]) for name, origin in origins.items() if name != "conv_in"}
+            if fits({name: shape for name, shape in shapes.items() if shape is not None}, modules):
+                found.append((len(origins), family))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def _unet_origins(family: Family) -> dict[str, Origin]:
@@ -119,12 +131,17 @@ def shapes_of(places: Mapping[str, Place]) -> dict[str, ModuleShape]:
         size = files[file].get_slice(origin.key).get_shape()
         if origin.third is not None:
             size = [size[0] // 3, *size[1:]]
-        if len(size) == 2:
-            out, in_ = size[::-1] if origin.transposed else size
-            shapes[name] = ModuleShape(out, in_, 0)
-        elif len(size) == 4 and size[2] == size[3]:
-            shapes[name] = ModuleShape(size[0], size[1], size[2])
+        shape = shape_of_size(size[::-1] if origin.transposed else size)
+        if shape is not None:
+            shapes[name] = shape
     return shapes
+
+
+def shape_of_size(size: Sequence[int]) -> ModuleShape | None:
+    """The shape of a Linear's or Conv2d's weight of this size; None for other tensors."""
+    if len(size) == 2:
+        return ModuleShape(size[0], size[1], 0)
+    return ModuleShape(size[0], size[1], size[2]) if len(size) == 4 and size[2] == size[3] else None
 
 
 def at_origin(tensor: Tensor, origin: Origin) -> Tensor:

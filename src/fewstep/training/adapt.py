@@ -15,7 +15,7 @@ from fewstep.data.cache import Encoded, encode
 from fewstep.data.folder import Item
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.errors import UsageError
-from fewstep.hub import licence_of, title_of
+from fewstep.hub import title_of
 from fewstep.io import atomic_folder, write_json
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import LoraLayers, initial, module_shapes, target_shapes
@@ -23,6 +23,7 @@ from fewstep.lora.low_rank import Adapter, LowRank, check_fits
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference
 from fewstep.lora.writing import save_adapter
+from fewstep.models.licences import licences_of
 from fewstep.models.load import DTYPES, RECIPE_FILE
 from fewstep.models.model import Model
 from fewstep.models.network import UNetNetwork
@@ -221,6 +222,6 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         prediction_type=model.prediction_type,
         base_model=title_of(model.path),
         base_sha256=model.unet_sha256(),
-        licence=licence_of(model.path) or "",
+        licence="; ".join(licences_of(str(model.path))),
         training=summary | training,
     )
