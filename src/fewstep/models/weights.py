@@ -82,7 +82,8 @@ def ldm_places(path: Path) -> dict[str, Place]:
 def family_of_file(path: Path) -> Family:
     """The family whose UNet a single file has. Raises FewstepError when there is none."""
     file = opened(path)
-    family = family_of_sizes({key: file.get_slice(key).get_shape() for key in file.keys() if key.startswith(UNET)})
+    keys = [key for key in file.keys() if key.startswith(UNET)]  # noqa: SIM118
+    family = family_of_sizes({key: file.get_slice(key).get_shape() for key in keys})
     if family is None:
         raise FewstepError(
             f"{path} is no Stable Diffusion checkpoint in the original layout", f"known ones: {', '.join(FAMILIES)}"
