@@ -24,13 +24,13 @@ from diffusers import (
 
 import fewstep
 from fewstep import accelerate
-from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_lora, shipped_model
+from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_model
 from fewstep.configs import SampleConfig, build
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import FewstepError
 from fewstep.lora.recipe import Recipe
 from fewstep.scheduler import FewstepScheduler
 from tests import pipes
-from tests.pipes import LCM, draw, random_lora, row_named
+from tests.pipes import draw, random_lora, row_named
 
 DOCS = Path(__file__).parents[1] / "docs"
 GENERATOR = runpy.run_path(str(DOCS / "pipelines.py"))
@@ -123,7 +123,7 @@ def test_the_embedded_model_draws_what_fewstep_sample_draws(emoji, folded):
         assert (fast.plan.solver_name, fast.plan.steps, fast.plan.guidance_scale) == ("lcm", 4, 1.0)
         image = emoji("castle", output_type="np", generator=torch.Generator().manual_seed(3)).images[0]
     ours = sampled("castle", ACCELERATION, f"{STYLES[0]}:0.8")
-    assert np.abs(image - ours).max() < 2e-3
+    assert np.abs(image - ours).max() < 1e-4
     assert ours.std() > 0.1
 
 
@@ -131,7 +131,7 @@ def test_without_loras_the_models_own_recipe_is_followed(emoji):
     with accelerate(emoji, steps=4) as fast:
         assert (fast.plan.solver_name, fast.plan.guidance_scale) == ("dpm-solver++", 4.0)
         image = emoji("castle", output_type="np", generator=torch.Generator().manual_seed(3)).images[0]
-    assert np.abs(image - sampled("castle", solver="dpm-solver++", steps=4)).max() < 2e-3
+    assert np.abs(image - sampled("castle", solver="dpm-solver++", steps=4)).max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore")  # PEFT's and diffusers' own
@@ -344,6 +344,3 @@ def test_quantised_weights_are_not_folded_into(pipe, lora):
 def test_it_is_behind_the_public_door():
     assert {"accelerate", "FewstepScheduler"} <= set(fewstep.__all__)
     assert fewstep.FewstepScheduler is FewstepScheduler
-    assert LCM.steps == 4
-    assert shipped_lora(ACCELERATION)
-    assert issubclass(UsageError, FewstepError)
