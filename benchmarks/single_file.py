@@ -9,6 +9,7 @@ the check that every weight went where it belongs. The floor reads the file's by
 """
 
 import math
+import os
 import resource
 import sys
 import time
@@ -26,7 +27,7 @@ from fewstep.cli import main_of
 from fewstep.configs import Config, SampleConfig, build
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.families import FAMILIES, Family
-from fewstep.families.single_file import TEXT
+from fewstep.families.single_file import LEVEL, TEXT
 from fewstep.io import sha256_bytes
 from fewstep.lora.writing import Entry, write_safetensors
 from fewstep.models.load import DTYPES, load_model
@@ -82,7 +83,7 @@ def parts_of(family: Family) -> list[Part]:
     """The networks of the family and where their weights lie, as its released files have them."""
     prefixes = PREFIXES.get(family.name, SDXL_PREFIXES)
     encoders = zip(TEXT, family.text_encoders, prefixes, strict=False)
-    texts = [text_part(name, encoder, frozenset({prefix})) for name, encoder, prefix in encoders]
+    texts = [text_part(name, encoder, frozenset({prefix + LEVEL})) for name, encoder, prefix in encoders]
     return [unet_part(family, 4), vae_part(family), *texts]
 
 
@@ -169,6 +170,7 @@ def run(config: BenchmarkConfig) -> None:
         )
         weights = write_random(job.file, FAMILIES[config.family])
         save_folder(load_model(str(job.file), torch.float16), job.folder)
+        os.sync()  # so that no load waits for the disk
         print(f"{config.family}, {weights / 1e6:.0f} M weights, {job.file.stat().st_size / 2**30:.2f} GiB,"
               f" {config.size} px, {config.dtype}, {torch.get_num_threads()} threads")  # fmt: skip
         arrangements = (ours, diffusers, floor)

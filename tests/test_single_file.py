@@ -20,7 +20,7 @@ from torch import Tensor
 from fewstep.assets import FOLDER, MODEL
 from fewstep.configs import SampleConfig, build
 from fewstep.families import FAMILIES
-from fewstep.families.single_file import VAE, Origin, text_origins
+from fewstep.families.single_file import LEVEL, VAE, WITHOUT_LEVEL, Origin, text_origins
 from fewstep.lora.files import load_adapter
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
@@ -44,7 +44,7 @@ PREFIXES = {  # how each family's released files call their text encoders
 def parts_of(family: str) -> dict[str, Part]:
     parts = {"unet": unet_part(FAMILIES[family], 4), "vae": vae_part(FAMILIES[family])}
     names = zip(("text_encoder", "text_encoder_2"), FAMILIES[family].text_encoders, PREFIXES[family], strict=False)
-    return parts | {name: text_part(name, encoder, frozenset({prefix})) for name, encoder, prefix in names}
+    return parts | {name: text_part(name, encoder, frozenset({prefix + LEVEL})) for name, encoder, prefix in names}
 
 
 def stored(weights: Mapping[str, Tensor], origins: Mapping[str, Origin]) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ def emoji_file(path: Path, prefix: str = CLIP, **more: Tensor) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=[CLIP, OPENCLIP], ids=["clip", "openclip"])
+@pytest.fixture(scope="module", params=[CLIP, OPENCLIP, CLIP + WITHOUT_LEVEL], ids=["clip", "openclip", "old clip"])
 def emoji(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return emoji_file(tmp_path_factory.mktemp("single") / "emoji.safetensors", request.param)
 

@@ -17,6 +17,7 @@ TEXT = {  # of the one encoder of SD 1.x and 2.x, of SDXL's first and second; CL
     "text_encoder_2": ("conditioner.embedders.1.model.",),
 }
 OPEN = ".model."  # ends the prefix of encoders with OpenCLIP's names
+LEVEL, WITHOUT_LEVEL = "text_model.", "-text_model."
 UNUSED = re.compile(  # what checkpoints hold beside the networks, or of networks beyond what is run
     r"model_ema\..*|(.*\.)?position_ids|.*\.logit_scale|betas|(sqrt_|log_|posterior_|alphas_cumprod).*|logvar|scale_factor"
     r"|cond_stage_model\.model\.(text_projection|transformer\.resblocks\.23\..*)|denoiser\.sigmas|loss\..*"
@@ -80,11 +81,26 @@ def vae_origins(tensors: Iterable[str]) -> dict[str, Origin]:
     return {tensor: origin(tensor) for tensor in tensors}
 
 
+def text_prefix(part: str, keys: Iterable[str]) -> str | None:
+    """What the names of a text encoder begin with in a file of these keys; None when it has no such encoder.
+
+    Some files of SD 1.x leave out CLIP's level text_model: then WITHOUT_LEVEL follows it.
+    """
+    keys = tuple(keys)
+    prefix = next((prefix for prefix in TEXT[part] if any(key.startswith(prefix) for key in keys)), None)
+    if prefix is None or prefix.endswith(OPEN) or any(key.startswith(prefix + LEVEL) for key in keys):
+        return prefix
+    return prefix + WITHOUT_LEVEL
+
+
 def text_origins(tensors: Iterable[str], prefix: str) -> dict[str, Origin]:
-    """Tensor of a CLIP text encoder, with the level text_model, -> its origin under one of TEXT's prefixes."""
-    if not prefix.endswith(OPEN):
-        return {tensor: Origin(prefix + tensor) for tensor in tensors}
-    return {tensor: _openclip(tensor, prefix) for tensor in tensors}
+    """Tensor of a CLIP text encoder, with the level text_model, -> its origin under what `text_prefix` gives."""
+    if prefix.endswith(OPEN):
+        return {tensor: _openclip(tensor, prefix) for tensor in tensors}
+    if prefix.endswith(WITHOUT_LEVEL):
+        prefix = prefix.removesuffix(WITHOUT_LEVEL)
+        return {tensor: Origin(prefix + tensor.removeprefix(LEVEL)) for tensor in tensors}
+    return {tensor: Origin(prefix + tensor) for tensor in tensors}
 
 
 def _openclip(tensor: str, prefix: str) -> Origin:

@@ -15,7 +15,7 @@ from fewstep.assets import MODEL, shipped_vocabulary, verified
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.errors import FewstepError
 from fewstep.families import SCHEDULER, Family, TextEncoder
-from fewstep.families.single_file import TEXT, UNUSED, Origin, text_origins, unet_origins, vae_origins
+from fewstep.families.single_file import TEXT, UNUSED, Origin, text_origins, text_prefix, unet_origins, vae_origins
 from fewstep.io import atomic_folder
 from fewstep.lora.dialects import text_module
 from fewstep.models.model import Model
@@ -75,7 +75,7 @@ def text_part(name: str, encoder: TextEncoder, keys: frozenset[str]) -> Part:
     kind = CLIPTextModelWithProjection if encoder.projection else CLIPTextModel
     with init_empty_weights():
         network = kind(CLIPTextConfig(**encoder.config()))
-    prefix = next((p for p in TEXT[name] if any(key.startswith(p) for key in keys)), TEXT[name][0])
+    prefix = text_prefix(name, keys) or TEXT[name][0]
     tensors = {tensor: text_module(tensor) for tensor in network.state_dict()}
     origins = text_origins(tensors.values(), prefix)
     return Part(network, {tensor: origins[spelled] for tensor, spelled in tensors.items()})

@@ -13,7 +13,7 @@ from fewstep.assets import MODEL, shipped_model
 from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES, Family, ModuleShape
 from fewstep.families.single_file import TEXT as LDM_TEXT
-from fewstep.families.single_file import UNET, Origin, text_origins, unet_origins
+from fewstep.families.single_file import UNET, Origin, text_origins, text_prefix, unet_origins
 from fewstep.hub import resolved
 from fewstep.io import sha256_bytes, sha256_file
 from fewstep.lora.dialects import TEXT, text_module
@@ -70,9 +70,9 @@ def ldm_places(path: Path) -> dict[str, Place]:
     family = family_of_file(path)
     keys = opened(path).keys()
     origins = _unet_origins(family)
-    for part, prefixes in LDM_TEXT.items():
+    for part in LDM_TEXT:
         names = {name: name.removeprefix(f"{part}.") for name in family.all_modules() if name.startswith(f"{part}.")}
-        prefix = next((p for p in prefixes if any(key.startswith(p) for key in keys)), None)
+        prefix = text_prefix(part, keys)
         if names and prefix is not None:
             found = text_origins((body + WEIGHT for body in names.values()), prefix)
             origins |= {name: found[body + WEIGHT] for name, body in names.items()}
