@@ -23,7 +23,8 @@ def test_of_a_share_it_is_near_the_binomials():
     found = share(hits)
     assert found.value == sum(hits) / 400
     assert found.error == pytest.approx((found.value * (1 - found.value) / 400) ** 0.5, rel=0.5)
-    assert share((True, True, True)).error == 0
+    none = share((False,) * 32)
+    assert (none.value, none.error, none.less(none).error) == (0, 1 / 32, 1 / 32)  # nothing seen is not certainty
 
 
 def test_of_a_frechet_distance_of_few_images_it_is_how_far_other_images_spread():

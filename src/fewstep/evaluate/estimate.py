@@ -14,6 +14,7 @@ class Estimate(NamedTuple):
 
     value: float
     without: tuple[float, ...]  # G of them
+    least: float = 0.0  # error at least: what one image changes, of a share, whose groups may all be equal by chance
 
     @property
     def error(self) -> float:
@@ -22,12 +23,12 @@ class Estimate(NamedTuple):
         An offset common to all groups drops out, as the one that few images give a Fréchet distance.
         """
         values = torch.tensor(self.without, dtype=torch.float64)
-        return float(((len(values) - 1) * (values - values.mean()).square().mean()).sqrt())
+        return max(float(((len(values) - 1) * (values - values.mean()).square().mean()).sqrt()), self.least)
 
     def less(self, other: "Estimate") -> "Estimate":
         """The difference of two numbers of the same prompts and noise; what sways both alike is not in its error."""
         pairs = zip(self.without, other.without, strict=True)
-        return Estimate(self.value - other.value, tuple(a - b for a, b in pairs))
+        return Estimate(self.value - other.value, tuple(a - b for a, b in pairs), max(self.least, other.least))
 
 
 def estimate(of: Callable[[Tensor], float], count: int, groups: int = GROUPS) -> Estimate:
@@ -40,6 +41,6 @@ def estimate(of: Callable[[Tensor], float], count: int, groups: int = GROUPS) ->
 
 
 def share(hits: tuple[bool, ...]) -> Estimate:
-    """The share of hits."""
+    """The share of hits, its error no less than one image's."""
     values = torch.tensor(hits, dtype=torch.float64)
-    return estimate(lambda images: float(values[images].mean()), len(hits))
+    return estimate(lambda images: float(values[images].mean()), len(hits))._replace(least=1 / len(hits))

@@ -1,0 +1,60 @@
+"""docs/forgetting.md: what it says follows from its figures."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from fewstep.evaluate.estimate import Estimate
+
+DOCS = Path(__file__).parents[1] / "docs"
+GENERATOR = runpy.run_path(str(DOCS / "forgetting.py"))
+Measured = GENERATOR["Measured"]
+
+
+def estimated(value: float, error: float) -> Estimate:
+    """With that jackknife error, of two groups."""
+    return Estimate(value, (value - error, value + error))
+
+
+def rows(own: tuple[float, float], others: tuple[float, float]) -> list[dict]:
+    """Figures of a style and the others: agreement and distance go from 0.4 and 100 to these."""
+    base = [Measured(kind, 0.0, estimated(0.4, 0.001), estimated(100, 1)) for kind in ("own", "others")]
+    after = [Measured(kind, 1.0, estimated(a, 0.002), estimated(d, 1.1))
+             for kind, (a, d) in (("own", own), ("others", others))]  # fmt: skip
+    results = [base[0], after[0], base[1], after[1]]
+    return [GENERATOR["figures"](one, results) for one in results]
+
+
+def test_the_page_is_what_its_figures_make() -> None:
+    document = json.loads((DOCS / "forgetting.json").read_text(encoding="utf-8"))
+    assert GENERATOR["page"](document) == (DOCS / "forgetting.md").read_text(encoding="utf-8")
+
+
+def test_errors_of_changes_are_paired() -> None:
+    row = rows((0.3, 150), (0.4, 100))[1]
+    assert row["agreement_change"] == {"value": pytest.approx(-0.1), "error": pytest.approx(0.001)}
+    assert row["distance_change"] == {"value": pytest.approx(50), "error": pytest.approx(0.1)}
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "words"),
+    [
+        (
+            (0.3, 150),
+            (0.4, 101),
+            ["less like the style, for certain; their agreement fell, for certain", ", within 5 %"],
+        ),
+        ((0.4, 50), (0.4, 120), ["more like the style, for certain; their agreement is the same", ", not within 5 %"]),
+        ((0.41, 100), (0.398, 100), ["no change in how like", "agreement rose, for certain", "agreement -0.5"]),
+    ],
+)
+def test_verdicts(own, others, words) -> None:
+    (line,) = GENERATOR["verdicts"](rows(own, others))
+    for part in words:
+        assert part in line
+
+
+def test_what_the_figures_do_not_decide_is_said() -> None:
+    assert GENERATOR["within"]("agreement", 0.02, 0.05).endswith("whether within 5 % is not decided")
