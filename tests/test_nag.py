@@ -78,6 +78,16 @@ def test_it_works_at_guidance_1_without_more_calls(tiny_model_folder: Path):
     assert both.recipe["nfe"] == 4
 
 
+def test_the_same_pipeline_draws_without_it_again(tiny_model_folder: Path):
+    pipeline = load_pipeline(str(tiny_model_folder), ())
+    options = {"prompts": ("a cat", "a dog"), "model": str(tiny_model_folder), "steps": 1, "guidance_scale": 3}
+    plain = build(SampleConfig, **options)
+    guided = build(SampleConfig, **options, negative_prompt="a house", nag_scale=5)
+    first, _, again = ([p.pixels for p in pipeline.pictures(c, pipeline.plan(c))] for c in (plain, guided, plain))
+    for before, after in zip(first, again, strict=True):
+        assert torch.allclose(before, after, atol=1e-5)
+
+
 def test_the_hint_names_it(fewstep: Callable[..., Outcome], tiny_model_folder: Path, tmp_path: Path):
     options = {"model": tiny_model_folder, "steps": 1, "guidance_scale": 1, "negative_prompt": "red", "out": tmp_path}
     assert "--nag-scale 5 makes it work" in fewstep("sample", "a cat", **options).err

@@ -24,7 +24,10 @@ def guided_attention(positive: Tensor, negative: Tensor, scale: float, tau: floa
 
 @dataclass(frozen=True)
 class GuidedAttention:
-    """diffusers' attention processor with NAG: the text is (2B, L, D), the prompts' first, then the negative ones'."""
+    """diffusers' attention processor with NAG: the text is (2B, L, D), the prompts' first, then the negative ones'.
+
+    With (B, L, D), the prompts' alone, it is ordinary attention.
+    """
 
     scale: float
     tau: float = 2.5
@@ -33,12 +36,14 @@ class GuidedAttention:
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
         """hidden_states (B, N, C) of a transformer block -> attended, of the same shape."""
         query = heads(attn, attn.to_q(hidden_states))
-        both = [
+        attentions = [
             F.scaled_dot_product_attention(query, heads(attn, attn.to_k(text)), heads(attn, attn.to_v(text)))
-            for text in encoder_hidden_states.chunk(2)
+            for text in encoder_hidden_states.split(len(hidden_states))
         ]
-        positive, negative = (z.transpose(1, 2).flatten(2) for z in both)
-        output: Tensor = attn.to_out[0](guided_attention(positive, negative, self.scale, self.tau, self.alpha))
+        attended, *negative = (z.transpose(1, 2).flatten(2) for z in attentions)
+        if negative:
+            attended = guided_attention(attended, negative[0], self.scale, self.tau, self.alpha)
+        output: Tensor = attn.to_out[0](attended)
         return output
 
 
