@@ -38,7 +38,7 @@ class GuidedAttention:
         query = heads(attn, attn.to_q(hidden_states))
         attentions = [
             F.scaled_dot_product_attention(query, heads(attn, attn.to_k(text)), heads(attn, attn.to_v(text)))
-            for text in encoder_hidden_states.split(len(hidden_states))
+            for text in torch.split(encoder_hidden_states, len(hidden_states))
         ]
         attended, *negative = (z.transpose(1, 2).flatten(2) for z in attentions)
         if negative:
