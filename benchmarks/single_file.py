@@ -8,6 +8,7 @@ Afterwards all weights of both are compared, and one picture that each draws wit
 the check that every weight went where it belongs. The floor reads the file's bytes, plainly.
 """
 
+import hashlib
 import math
 import os
 import resource
@@ -28,7 +29,6 @@ from fewstep.configs import Config, SampleConfig, build
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.families import FAMILIES, Family
 from fewstep.families.single_file import LEVEL, TEXT
-from fewstep.io import sha256_bytes
 from fewstep.lora.writing import Entry, write_safetensors
 from fewstep.models.load import DTYPES, load_model
 from fewstep.models.single_file import Part, save_folder, text_part, unet_part, vae_part
@@ -73,10 +73,14 @@ class Result(NamedTuple):
 
 
 def hash_of_weights(parts: Any) -> str:
-    """SHA-256 of the networks' weights; parts: what has them as attributes."""
+    """SHA-256 of the networks' weights, names and all; parts: what has them as attributes."""
     networks = [getattr(parts, name, None) for name in ("unet", "vae", *TEXT)]
-    tensors = ((k, x) for network in networks if network is not None for k, x in sorted(network.state_dict().items()))
-    return sha256_bytes(*(key.encode() + x.contiguous().view(torch.uint8).numpy().tobytes() for key, x in tensors))
+    total = hashlib.sha256()
+    for network in networks:
+        for key, tensor in sorted(network.state_dict().items()) if network is not None else ():
+            total.update(key.encode())
+            total.update(tensor.contiguous().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def parts_of(family: Family) -> list[Part]:
