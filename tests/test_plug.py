@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
     EulerDiscreteScheduler,
+    LCMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
+from PIL import Image
 
 import fewstep
 from fewstep import accelerate
-from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_model
+from fewstep.assets import ACCELERATION, FOLDER, MODEL, STYLES, shipped_lora, shipped_model
 from fewstep.configs import SampleConfig, build
 from fewstep.errors import FewstepError
 from fewstep.lora.recipe import Recipe
@@ -344,3 +347,36 @@ def test_quantised_weights_are_not_folded_into(pipe, lora):
 def test_it_is_behind_the_public_door():
     assert {"accelerate", "FewstepScheduler"} <= set(fewstep.__all__)
     assert fewstep.FewstepScheduler is FewstepScheduler
+
+
+def their_way(kind: Any) -> Any:
+    """The embedded model as diffusers' LCM-LoRA guide says: scheduler changed, LoRA loaded, steps and guidance told."""
+    pipe = kind.from_pretrained(FOLDER / MODEL)
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    pipe.load_lora_weights(str(shipped_lora("lcm")))
+    pipe.set_progress_bar_config(disable=True)
+    return partial(pipe, num_inference_steps=4, guidance_scale=1.0, output_type="np")
+
+
+def our_way(kind: Any) -> Any:
+    pipe = kind.from_pretrained(FOLDER / MODEL)
+    accelerate(pipe, "lcm")
+    pipe.set_progress_bar_config(disable=True)
+    return partial(pipe, output_type="np")
+
+
+def test_the_embedded_model_draws_what_diffusers_guide_draws():
+    drawn = [
+        way(StableDiffusionPipeline)("a cat face", generator=torch.Generator().manual_seed(0)).images[0]
+        for way in (their_way, our_way)
+    ]
+    assert np.abs(drawn[0] - drawn[1]).max() < 1 / 255
+
+
+def test_a_low_strength_draws_where_diffusers_guide_leaves_no_step():
+    image = Image.open(FOLDER / "kit" / "drawings" / "noto-2018" / "1f680.webp").convert("RGB")
+    asked = {"prompt": "a rocket", "image": image, "strength": 0.2}
+    with pytest.raises((RuntimeError, ValueError)):
+        their_way(StableDiffusionImg2ImgPipeline)(**asked)
+    drawn = our_way(StableDiffusionImg2ImgPipeline)(**asked).images[0]
+    assert 0.01 < np.abs(drawn - np.array(image) / 255).mean() < 0.15  # near the picture it began with, and not it
