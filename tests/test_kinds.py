@@ -20,7 +20,11 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from fewstep.configs import SampleConfig, build
+from fewstep.data.cache import encode
+from fewstep.data.folder import read_items
 from fewstep.diffusion.sampler import ImageNoise
+from fewstep.models.inpainting import training_mask
+from fewstep.models.load import load_model
 from fewstep.pipeline import Picture, load_pipeline
 from tests.conftest import Outcome
 from tests.tiny import tiny_images, tiny_model, tiny_sdxl
@@ -84,6 +88,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "sd15": tiny_model,
     "sd21": lambda f: tiny_model(f, unet={"use_linear_projection": True}, prediction_type="v_prediction"),
     "zero-snr": lambda f: tiny_model(f, prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    "inpainting": lambda f: tiny_model(f, unet={"in_channels": 9}),
     "sdxl": tiny_sdxl,
     "ssd-1b": lambda f: tiny_sdxl(
         f,
@@ -113,6 +118,8 @@ def test_every_kind_is_distilled_fine_tuned_and_sampled(fewstep: Callable[..., O
         assert Path(done.out.strip()).exists()
     done = fewstep("export", model=model, lora=lora, to="diffusers", out=tmp_path / "fast")
     assert done.code == 0, done.err
+    if kind == "inpainting":
+        return  # whose pipeline takes an image and a mask
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "fast")
     pipe.set_progress_bar_config(disable=True)
     assert pipe(PROMPT, num_inference_steps=4, guidance_scale=1.0, height=SIZE, width=SIZE).images
@@ -148,6 +155,27 @@ def mean_of(encode: Callable[[torch.Tensor], Any]) -> Callable[..., Any]:
         return encoded
 
     return at_mean
+
+
+def test_an_inpainting_network_is_trained_on_a_mask_and_what_is_kept(tmp_path: Path):
+    folder, items = tiny_model(tmp_path / "model", unet={"in_channels": 9}), tiny_images(tmp_path / "data", 8)
+    model = load_model(str(folder))
+    encoded = encode(read_items(items), model, SIZE)
+    told = encoded.conditioning(range(8)).beside
+    assert told is not None
+    assert told.shape == (8, 5, 8, 8)
+    assert set(told[:, 0].unique().tolist()) <= {0.0, 1.0}
+    assert len({float(mask.mean()) for mask in told[:, 0]}) > 2  # masks differ
+    again = encode(read_items(items), model, SIZE).conditioning(range(8)).beside
+    assert again is not None
+    assert torch.equal(told, again)
+
+
+def test_training_masks_cover_what_they_say():
+    shares = torch.tensor([float(training_mask(seed, 64).mean()) for seed in range(2000)])
+    assert 0.2 < float((shares == 1).float().mean()) < 0.3
+    assert float(shares.min()) >= 0.06
+    assert 0.3 < float(shares[shares < 1].mean()) < 0.5  # (5/8)**2 = 0.39
 
 
 def test_an_inpainting_network_draws_without_an_image_too(tmp_path: Path):

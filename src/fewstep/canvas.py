@@ -11,6 +11,7 @@ from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.schedule import NoiseLevel
 from fewstep.errors import UsageError
 from fewstep.images import image_size, read_image, read_mask
+from fewstep.models.inpainting import beside
 from fewstep.models.model import Model
 
 
@@ -51,9 +52,9 @@ def canvas_of(config: SampleConfig, model: Model) -> Canvas:
     if config.control_image is not None:
         control = (read_image(config.control_image, width, height)[None].to(model.device) + 1) / 2
         control = 1 - control if config.sketch else control
-    beside = _beside(model, height, width, pixels, mask) if model.inpaints else None
+    told = _beside(model, height, width, pixels, mask) if model.inpaints else None
     start = latents if strength_of(config) < 1 else None
-    return Canvas(height, width, pixels, mask, latents, start, beside, control)
+    return Canvas(height, width, pixels, mask, latents, start, told, control)
 
 
 def strength_of(config: SampleConfig) -> float:
@@ -115,16 +116,10 @@ def sides(text: str) -> tuple[int, int, int, int]:
 
 
 def _beside(model: Model, height: int, width: int, pixels: Tensor | None, mask: Tensor | None) -> Tensor:
-    """What an inpainting network is told beside x: the mask, and the latents of the image with grey under it.
-
-    Without an image all is drawn anew; with an image and no mask likewise, so that it is image-to-image.
-    """
-    whole = torch.ones(1, 1, height, width)
-    mask = whole if mask is None else mask[None]
-    shown = torch.zeros(1, 3, height, width) if pixels is None else pixels[None] * (mask < 0.5)
-    latents = model.encode(shown).to(model.device)
-    small = F.interpolate((mask >= 0.5).float(), size=latents.shape[2:])
-    return torch.cat([small.to(latents), latents], dim=1)
+    """What an inpainting network is told. Without an image, or without a mask, all is drawn anew."""
+    mask = torch.ones(1, height, width) if mask is None else mask
+    pixels = torch.zeros(3, height, width) if pixels is None else pixels
+    return beside(model, pixels[None], mask[None])
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,14 @@ from fewstep.data.folder import Item
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.images import image_size, placed, read_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
+from fewstep.models.inpainting import beside, training_mask
 from fewstep.models.model import Model, encoder_sha256
 
 CHUNK = 256  # samples per cache file: what an interrupted run can lose
 BATCH = 8  # samples encoded at once
 KEY = "values"  # the latents, or the embeddings, in a cache file
 POOLED, SIZES = "pooled", "sizes"  # what SDXL is told besides
+BESIDE = "beside"  # what an inpainting network is
 
 
 class Encoded:
@@ -30,6 +32,7 @@ class Encoded:
         self._latents, self._text = ([safe_open(path, "pt") for path in paths] for paths in (latents, text))
         self._samples = samples
         self._sdxl = POOLED in set(self._text[0].keys())  # type: ignore[no-untyped-call]
+        self._inpainting = BESIDE in set(self._latents[0].keys())  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return self._samples
@@ -41,9 +44,10 @@ class Encoded:
     def conditioning(self, indices: Sequence[int]) -> Conditioning:
         """What these samples' captions, and for SDXL their images' sizes and cuts, tell the network, in float32."""
         text = _rows(self._text, indices)
+        told = Conditioning(text, beside=_rows(self._latents, indices, BESIDE) if self._inpainting else None)
         if not self._sdxl:
-            return Conditioning(text)
-        return Conditioning(text, _rows(self._text, indices, POOLED), _rows(self._latents, indices, SIZES))
+            return told
+        return told._replace(pooled=_rows(self._text, indices, POOLED), sizes=_rows(self._latents, indices, SIZES))
 
 
 def _rows(files: Sequence[Any], indices: Sequence[int], key: str = KEY) -> Tensor:
@@ -59,7 +63,8 @@ def encode(items: Sequence[Item], model: Model, size: int) -> Encoded:
     or a new text encoder leave the latents as they are.
     """
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
-    of_images, of_text = f"3 latents {encoder_sha256(model.vae)} {size} ", f"3 text {model.text_sha256()} "
+    kind = "masked latents" if model.inpaints else "latents"
+    of_images, of_text = f"3 {kind} {encoder_sha256(model.vae)} {size} ", f"3 text {model.text_sha256()} "
     latents = [_path(of_images, [sha256_file(item.path) for item in chunk]) for chunk in chunks]
     text = [_path(of_text, [f"{item.caption}\0" for item in chunk]) for chunk in chunks]
     done = all(path.exists() for path in (*latents, *text))
@@ -72,9 +77,17 @@ def encode(items: Sequence[Item], model: Model, size: int) -> Encoded:
 
 
 def _seen(items: Sequence[Item], model: Model, size: int) -> dict[str, Tensor]:
-    """The images' latents, and what SDXL is told of each: its own height and width, the cut, the training size."""
-    latents = model.encode(torch.stack([read_image(item.path, size, size) for item in items]))
-    return {KEY: latents, SIZES: torch.tensor([_sizes(item.path, size) for item in items], dtype=torch.float32)}
+    """The images' latents, and what SDXL is told of each: its own height and width, the cut, the training size.
+
+    For an inpainting network also a mask, which depends on the image's bytes alone, and what is kept.
+    """
+    pixels = torch.stack([read_image(item.path, size, size) for item in items])
+    sizes = torch.tensor([_sizes(item.path, size) for item in items], dtype=torch.float32)
+    seen = {KEY: model.encode(pixels), SIZES: sizes}
+    if model.inpaints:
+        masks = [training_mask(int(sha256_file(item.path)[:15], 16), size) for item in items]
+        seen[BESIDE] = beside(model, pixels, torch.stack(masks))
+    return seen
 
 
 def _sizes(path: Path, size: int) -> tuple[int, ...]:

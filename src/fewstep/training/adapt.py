@@ -60,7 +60,7 @@ class LatentData:
         eps = normal(generators, x_0.shape[1:])
         time, guidance, drop = uniform(generators), uniform(generators), uniform(generators) < self.drop_captions
         told = self.encoded.conditioning(indices)
-        empty = self.empty.expand(len(x_0))._replace(sizes=told.sizes)
+        empty = self.empty.expand(len(x_0))._replace(sizes=told.sizes, beside=told.beside)
         return Batch(
             x_0.to(device),
             empty.where(drop, told).to(device),
@@ -73,11 +73,6 @@ class LatentData:
 
 def latent_data(items: Sequence[Item], model: Model, config: AdapterConfig) -> LatentData:
     """The images encoded by the model, once, and the empty caption's embedding."""
-    if model.inpaints:
-        raise UsageError(
-            f"{model.path} is an inpainting model, which trains on masks",
-            "train on the model it was made from; the LoRA plugs into the inpainting model",
-        )
     size = config.size or model.size
     if size % model.factor:
         raise UsageError(
