@@ -20,7 +20,7 @@ def beside(model: Model, pixels: Tensor, masks: Tensor) -> Tensor:
 
 
 def training_mask(seed: int, size: int) -> Tensor:
-    """A rectangle somewhere, a quarter to the whole of each side, or WHOLE of the times all: (1, size, size) of 0 and 1."""
+    """A rectangle somewhere, a quarter to all of each side, or WHOLE of the times all: (1, size, size) of 0 and 1."""
     generator = torch.Generator().manual_seed(seed)
     whole, width, height, x, y = torch.rand(5, generator=generator).tolist()
     if whole < WHOLE:
