@@ -64,6 +64,7 @@ PREFIXES = {  # how a key begins: the part of the model
     "model.diffusion_model.": "unet",
 }
 TEXT = ("text_encoder.", "text_encoder_2.")
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # parts of a model that LoRAs adapt
 PROCESSORS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # in text encoders, once
 
 
@@ -160,6 +161,11 @@ def is_text(spelled: str) -> bool:
 def text_module(name: str) -> str:
     """A text encoder's module as checkpoints name it: transformers 5 no longer has the level text_model."""
     return name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"
+
+
+def module_name(component: str, name: str) -> str:
+    """A component's module as updates name it: the UNet's bare, a text encoder's behind its component."""
+    return f"{component}.{text_module(name)}" if component != "unet" else name
 
 
 def flat(name: str) -> str:

@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fewstep.families import ModuleShape
-from fewstep.lora.dialects import TEXT
+from fewstep.lora.dialects import COMPONENTS, TEXT
 
 EMBEDDING = "<embed>"  # what the metadata says of a tensor that is a word's embedding
 ANY = ""  # the component of a bare list, which does not say whose it is
-COMPONENTS = ("unet", *(text.removesuffix(".") for text in TEXT))
 NUMBERED = re.compile(rf"(|{'|'.join(COMPONENTS)}):[0-9]{{1,6}}")
 CLASSES = {  # a class of diffusers or transformers: where it stands in the network
     "CrossAttention": r"attn[12]",  # until diffusers 0.14

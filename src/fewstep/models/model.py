@@ -13,7 +13,7 @@ from fewstep.diffusion.prediction import Prediction, prediction_named
 from fewstep.diffusion.schedule import NoiseSchedule
 from fewstep.families import family_of
 from fewstep.io import sha256_bytes, sha256_file
-from fewstep.lora.dialects import text_module
+from fewstep.lora.dialects import COMPONENTS, module_name
 from fewstep.lora.layers import layers_of, module_shapes
 from fewstep.lora.recipe import Recipe
 from fewstep.models.safety import SafetyChecker
@@ -59,12 +59,10 @@ class Model:
 
     def layers(self) -> dict[str, Any]:
         """Every module that a LoRA can adapt: the UNet's, and the text encoders' named as in checkpoints."""
-        layers = layers_of(self.unet)
-        for part in ("text_encoder", "text_encoder_2"):
-            encoder = getattr(self, part)
-            named = layers_of(encoder) if encoder is not None else {}
-            layers |= {f"{part}.{text_module(name)}": layer for name, layer in named.items()}
-        return layers
+        networks = {part: network for part in COMPONENTS if (network := getattr(self, part)) is not None}
+        return {
+            module_name(part, name): layer for part, net in networks.items() for name, layer in layers_of(net).items()
+        }
 
     @property
     def factor(self) -> int:

@@ -16,11 +16,10 @@ from fewstep.families.single_file import TEXT as LDM_TEXT
 from fewstep.families.single_file import UNET, Origin, text_origins, text_prefix, unet_origins
 from fewstep.hub import resolved
 from fewstep.io import sha256_bytes, sha256_file
-from fewstep.lora.dialects import TEXT, text_module
+from fewstep.lora.dialects import COMPONENTS, TEXT, module_name
 from fewstep.lora.files import Base
 from fewstep.lora.recipe import Recipe
 
-COMPONENTS = {"unet": "", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}
 TABLES = ("token_embedding", "position_embedding")  # 2-D weights of no Linear
 WEIGHT = ".weight"
 
@@ -56,13 +55,13 @@ def module_places(path: Path) -> dict[str, Place]:
 
 def all_places(folder: Path) -> Iterator[tuple[str, Place]]:
     """Canonical module name and where its weight lies, once for every variant: the plain file before fp16's."""
-    for component, prefix in COMPONENTS.items():
+    for component in COMPONENTS:
         files = (folder / component).glob("*.safetensors")
         for file in sorted(files, key=lambda file: (file.name.count("."), file.name)):
             for key in opened(file).keys():  # noqa: SIM118
                 name = module_of(key)
                 if name is not None:
-                    yield prefix + text_module(name) if prefix else name, Place(file, Origin(key))
+                    yield module_name(component, name), Place(file, Origin(key))
 
 
 def ldm_places(path: Path) -> dict[str, Place]:
