@@ -14,6 +14,7 @@ import torch
 from fewstep import __version__
 from fewstep.assets import LICENCE, shipped_lora
 from fewstep.configs import ExportConfig, SampleConfig, build
+from fewstep.diffusion.schedule import SCHEDULE_KEYS
 from fewstep.errors import FewstepError, UsageError
 from fewstep.io import atomic_folder, read_json, write_bytes, write_json
 from fewstep.lora.files import hash_of
@@ -29,14 +30,6 @@ from fewstep.pipeline import Pipeline, load_pipeline, loras_of
 from fewstep.planning import Plan
 
 CARD, BASE_CARD = "README.md", "README-base.md"
-SCHEDULE = (  # what a scheduler's config says of the noise, whatever steps through it
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
 
 
 class Stepping(NamedTuple):
@@ -140,12 +133,11 @@ def scheduler_of(source: Path, pipeline: Pipeline, plan: Plan) -> tuple[Stepping
     kind = getattr(diffusers, stepping.name)
     known = inspect.signature(kind.__init__).parameters
     stored = read_json(source / "scheduler" / "scheduler_config.json", "scheduler config")
-    config = {name: stored[name] for name in SCHEDULE if name in stored and name in known}
+    config = {name: stored[name] for name in SCHEDULE_KEYS if name in stored and name in known}
     config |= {"prediction_type": pipeline.model.prediction_type, "clip_sample": False, **stepping.config}
     config["steps_offset"] = 1  # no grid here uses it, and the pipeline warns of any other
-    fast = next((recipe for recipe in pipeline.recipes if recipe.accelerates), None)
     if "original_inference_steps" in known:
-        config["original_inference_steps"] = len(pipeline.model.schedule) // ((fast and fast.k) or 20)
+        config["original_inference_steps"] = len(pipeline.model.schedule) // plan.k
     scheduler = kind(**{name: value for name, value in config.items() if name in known})  # some have no clip_sample
     scheduler.set_timesteps(len(plan.timesteps))
     if tuple(scheduler.timesteps.tolist()) != plan.timesteps:

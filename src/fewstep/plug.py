@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.diffusion.prediction import prediction_named
-from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
+from fewstep.diffusion.schedule import SCHEDULE_KEYS, NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError, UsageError
-from fewstep.lora.dialects import text_module
+from fewstep.lora.dialects import COMPONENTS, module_name
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import LoraLayers, fold, layers_of, shape_of
 from fewstep.lora.low_rank import Adapter, LowRank, Weight, check_fits, combine
@@ -29,9 +29,7 @@ from fewstep.scheduler import FewstepScheduler
 
 ADAPTER = "fewstep"
 MARK = "_fewstep"  # on a UNet that carries LoRAs of ours, and on the class of a pipeline that is accelerated
-NETWORKS = {"unet": "", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}
-OF_THE_MODEL = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
-                "rescale_betas_zero_snr", "prediction_type")  # fmt: skip
+OF_THE_MODEL = (*SCHEDULE_KEYS, "prediction_type")
 WHICH = "accelerate is for pipelines around a Stable Diffusion UNet: SD 1.x, SD 2.x, SSD-1B, SDXL"
 Term = tuple[Weight, Adapter]
 
@@ -156,13 +154,12 @@ def schedule_of(pipe: Any) -> NoiseSchedule:
 def layers_of_pipeline(pipe: Any) -> dict[str, nn.Module]:
     """Every module that a LoRA can adapt, named as in checkpoints; where PEFT has wrapped one, the one inside."""
     layers = {}
-    for part, prefix in NETWORKS.items():
+    for part in COMPONENTS:
         network = getattr(pipe, part, None)
         network = getattr(network, "_orig_mod", network)
         for name, layer in layers_of(network).items() if isinstance(network, nn.Module) else ():
             if ".lora_" not in name:
-                name = name.removesuffix(".base_layer")
-                layers[prefix + text_module(name) if prefix else name] = layer
+                layers[module_name(part, name.removesuffix(".base_layer"))] = layer
     return layers
 
 

@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fewstep.diffusion.consistency import boundary_scalings
+from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.prediction import V, prediction_named
 from fewstep.diffusion.sampler import sampling_levels
 from fewstep.diffusion.schedule import NoiseLevel, schedule_from_config
@@ -195,8 +195,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         x_0 = self.prediction.to_x_0(output, x, level)
         if self.config.solver not in FOLLOWS_CONSISTENCY:
             return x_0
-        c_skip, c_out = boundary_scalings(level.t.view(-1, 1, 1, 1))
-        return c_skip * x + c_out * x_0
+        return consistency(lambda x_t, level: x_0, x, level)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x_0 + sigma eps at timesteps (B,), inner ones too."""

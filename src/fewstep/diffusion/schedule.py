@@ -101,6 +101,16 @@ def _on_cpu(values: Tensor) -> Tensor:
     return values.to("cpu").double().reshape(-1)
 
 
+SCHEDULE_KEYS = (  # of a diffusers scheduler's config: what it says of the noise, whatever steps through it
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+
+
 def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """The schedule a diffusers scheduler config describes.
 
