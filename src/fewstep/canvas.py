@@ -23,7 +23,7 @@ class Canvas:
     width: int
     pixels: Tensor | None = None  # (3, H, W) in [-1, 1]
     mask: Tensor | None = None  # (1, H, W) in [0, 1]: how far each pixel is drawn anew
-    latents: Tensor | None = None  # (1, C, h, w) of the pixels
+    latents: Tensor | None = None  # (1, C, h, w) of the pixels, where they are begun from or kept
     start: Tensor | None = None  # the same, where the first step begins from them; None begins from noise alone
     beside: Tensor | None = None  # (1, 1 + C, h, w), what an inpainting network is told
     control: Tensor | None = None  # (1, 3, H, W) in [0, 1], what a ControlNet follows
@@ -47,13 +47,14 @@ class Canvas:
 def canvas_of(config: SampleConfig, model: Model) -> Canvas:
     """The canvas that `config` asks for."""
     height, width, pixels, mask = _image_and_mask(config, model)
-    latents = None if pixels is None else model.encode(pixels[None]).to(model.device)
+    begins, keeps = strength_of(config) < 1, mask is not None and not model.inpaints
+    latents = model.encode(pixels[None]).to(model.device) if pixels is not None and (begins or keeps) else None
     control = None
     if config.control_image is not None:
         control = (read_image(config.control_image, width, height)[None].to(model.device) + 1) / 2
         control = 1 - control if config.sketch else control
     told = _beside(model, height, width, pixels, mask) if model.inpaints else None
-    start = latents if strength_of(config) < 1 else None
+    start = latents if begins else None
     return Canvas(height, width, pixels, mask, latents, start, told, control)
 
 

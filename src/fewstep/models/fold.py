@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,17 +68,17 @@ def rewrite(
     for key in file.keys():  # noqa: SIM118
         part = file.get_slice(key)
         dtype, shape = TORCH[part.get_dtype()], tuple(part.get_shape())
-        entries.append(Entry(key, shape, dtype, maker(source, key, changes.get((source, key), ()), modules)))
+        entries.append(Entry(key, shape, dtype, maker(file, key, changes.get((source, key), ()), modules)))
     write_safetensors(target, entries, {**(file.metadata() or {}), **notes})
 
 
 def maker(
-    source: Path, key: str, changed: Sequence[tuple[Origin, str]], modules: Mapping[str, LowRank]
+    file: Any, key: str, changed: Sequence[tuple[Origin, str]], modules: Mapping[str, LowRank]
 ) -> Callable[[], Tensor]:
     """Makes one tensor: as stored, or W0 + Delta W in float32, of it or of its parts."""
 
     def make() -> Tensor:
-        tensor: Tensor = opened(source).get_tensor(key)
+        tensor: Tensor = file.get_tensor(key)
         if changed:
             tensor = tensor.to(torch.float32, copy=True)
         for origin, name in changed:

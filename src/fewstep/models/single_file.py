@@ -15,13 +15,22 @@ from fewstep.assets import MODEL, shipped_vocabulary, verified
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.errors import FewstepError
 from fewstep.families import SCHEDULER, Family, TextEncoder
-from fewstep.families.single_file import TEXT, UNUSED, Origin, text_origins, text_prefix, unet_origins, vae_origins
+from fewstep.families.single_file import (
+    TEXT,
+    UNET,
+    UNUSED,
+    Origin,
+    text_origins,
+    text_prefix,
+    unet_origins,
+    vae_origins,
+)
 from fewstep.io import atomic_folder
 from fewstep.lora.dialects import text_module
 from fewstep.models.model import Model
 from fewstep.models.weights import at_origin, family_of_file, opened
 
-CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
+CONV_IN = f"{UNET}input_blocks.0.0.weight"
 
 
 class Part(NamedTuple):
@@ -44,7 +53,7 @@ def load_single_file(path: Path, dtype: torch.dtype = torch.float32, device: tor
         fill(part, file, path, dtype)
     networks = {name: part.network.to(device).eval().requires_grad_(False) for name, part in parts.items()}
     tokenizers = [new_tokenizer(family, encoder) for encoder in family.text_encoders]
-    scheduler = scheduler_of(path)
+    scheduler = scheduler_of(path, family)
     return Model(
         path=path,
         **networks,
@@ -117,13 +126,13 @@ def _said(shape: torch.Size) -> str:
     return " x ".join(map(str, shape))
 
 
-def scheduler_of(path: Path) -> dict[str, Any]:
+def scheduler_of(path: Path, family: Family) -> dict[str, Any]:
     """Config of the noise schedule and what the network predicts.
 
     A checkpoint seldom says so; what counts, in this order: the marks v_pred and ztsnr among its tensors, its
     metadata's modelspec.prediction_type, `parameterization` in a .yaml file of its name, the family's own.
     """
-    file, family = opened(path), family_of_file(path)
+    file = opened(path)
     keys, metadata = set(file.keys()), file.metadata() or {}
     said = metadata.get("modelspec.prediction_type", "")
     beside = path.with_suffix(".yaml")
@@ -165,7 +174,7 @@ def save_folder(model: Model, folder: Path) -> None:
     """Write a model of a single file as a folder in diffusers' layout, whole or not at all, in its present types."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # slow, and few come here
 
-    scheduler = DDIMScheduler(**scheduler_of(model.path))
+    scheduler = DDIMScheduler(**scheduler_of(model.path, family_of_file(model.path)))
     parts = {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder, "tokenizer": model.tokenizer}
     if model.text_encoder_2 is None:
         pipe: Any = StableDiffusionPipeline(
