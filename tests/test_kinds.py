@@ -61,6 +61,11 @@ def picture(path: Path, mode: str = "RGB", seed: int = 0) -> Path:
     return path
 
 
+def pixels_of(path: Path) -> torch.Tensor:
+    """The picture (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).float() / 127.5 - 1
+
+
 def left_half(path: Path) -> Path:
     """A mask: the left half is drawn anew."""
     mask = np.zeros((SIZE, SIZE), np.uint8)
@@ -142,8 +147,8 @@ def test_an_inpainting_network_draws_what_diffusers_draws(tmp_path: Path):
     drawn = theirs(pipe, image=Image.open(image), mask_image=Image.open(mask), strength=1.0, height=SIZE, width=SIZE)
     (mine,) = ours(folder, image=image, mask=mask)
     assert (mine.pixels - drawn)[:, :, : SIZE // 2].abs().max() < 1e-3
-    given = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1) / 127.5 - 1
-    assert torch.equal(mine.pixels[:, :, SIZE // 2 :], given.float()[:, :, SIZE // 2 :])
+    given = pixels_of(image)
+    assert torch.equal(mine.pixels[:, :, SIZE // 2 :], given[:, :, SIZE // 2 :])
 
 
 def mean_of(encode: Callable[[torch.Tensor], Any]) -> Callable[..., Any]:
@@ -187,7 +192,7 @@ def test_an_inpainting_network_draws_without_an_image_too(tmp_path: Path):
 def test_what_a_mask_keeps_is_kept_to_the_bit(tiny_model_folder: Path, tmp_path: Path, solver: str):
     image, mask = picture(tmp_path / "image.png"), left_half(tmp_path / "mask.png")
     (drawn,) = ours(tiny_model_folder, image=image, mask=mask, solver=solver)
-    given = (torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1).float() / 127.5) - 1
+    given = pixels_of(image)
     assert torch.equal(drawn.pixels[:, :, SIZE // 2 :], given[:, :, SIZE // 2 :])
     assert not torch.allclose(drawn.pixels[:, :, : SIZE // 2], given[:, :, : SIZE // 2], atol=0.05)
     assert drawn.recipe["strength"] == 1.0
@@ -199,7 +204,7 @@ def test_a_grey_mask_mixes(tiny_model_folder: Path, tmp_path: Path):
     Image.new("L", (SIZE, SIZE), 51).save(tmp_path / "grey.png")
     (white,) = ours(tiny_model_folder, image=image, mask=tmp_path / "white.png")
     (grey,) = ours(tiny_model_folder, image=image, mask=tmp_path / "grey.png")
-    given = (torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1).float() / 127.5) - 1
+    given = pixels_of(image)
     assert torch.allclose(grey.pixels, 0.2 * white.pixels + 0.8 * given, atol=1e-5)
 
 
@@ -207,7 +212,7 @@ def test_outpainting_adds_what_was_asked_and_keeps_the_image(tiny_model_folder: 
     image = picture(tmp_path / "image.png")
     (drawn,) = ours(tiny_model_folder, image=image, outpaint="4,0,3,2")
     assert drawn.pixels.shape == (3, SIZE + 2, SIZE + 8)  # 4 + 16 + 3, and one more to come out even
-    given = (torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1).float() / 127.5) - 1
+    given = pixels_of(image)
     assert torch.equal(drawn.pixels[:, :SIZE, 4 : 4 + SIZE], given)
 
 

@@ -15,6 +15,8 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from fewstep.families import SCHEDULER
+
 WORDS = ["a", "cat", "dog", "red", "blue", "house", "of", "the", "drawing", "fish"]
 
 
@@ -103,17 +105,7 @@ def tiny_vae() -> AutoencoderKL:
 
 def stable_diffusion_scheduler(**changes: object) -> DDIMScheduler:
     """Stable Diffusion 1.5's."""
-    return DDIMScheduler(
-        **{
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-            "clip_sample": False,
-            "set_alpha_to_one": False,
-            "steps_offset": 1,
-            **changes,
-        }
-    )
+    return DDIMScheduler(**(SCHEDULER | changes))
 
 
 def tiny_sdxl(folder: Path, seed: int = 0, unet: dict[str, object] | None = None) -> Path:

@@ -260,26 +260,15 @@ def test_heun_equals_diffusers(prediction, steps, spacing):
 @both_predictions
 @pytest.mark.parametrize("steps", [1, 4, 20])
 @pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
-def test_euler_ancestral_equals_diffusers(prediction, steps, spacing):
-    peer = EulerAncestralDiscreteScheduler(
-        **STABLE_DIFFUSION, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
-    )
-    peer.set_timesteps(steps)
-    levels = sampling_levels(SCHEDULE, peer.timesteps.tolist())
-    close(our_sample(SOLVERS["euler-a"], denoiser(prediction), levels), diffusers_sample_of_scaled_x(peer, steps))
-
-
-@both_predictions
-@pytest.mark.parametrize("steps", [1, 4, 20])
-@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading"])
-def test_euler_equals_diffusers(prediction, steps, spacing):
+@pytest.mark.parametrize(
+    ("name", "kind"), [("euler-a", EulerAncestralDiscreteScheduler), ("euler", EulerDiscreteScheduler)]
+)
+def test_euler_and_its_ancestral_kind_equal_diffusers(prediction, steps, spacing, name, kind):
     """Euler's step in sigma / alpha is DDIM's, to the clean end too."""
-    peer = EulerDiscreteScheduler(
-        **STABLE_DIFFUSION, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
-    )
+    peer = kind(**STABLE_DIFFUSION, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1)
     peer.set_timesteps(steps)
     levels = sampling_levels(SCHEDULE, peer.timesteps.tolist())
-    close(our_sample(SOLVERS["euler"], denoiser(prediction), levels), diffusers_sample_of_scaled_x(peer, steps))
+    close(our_sample(SOLVERS[name], denoiser(prediction), levels), diffusers_sample_of_scaled_x(peer, steps))
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in version:FutureWarning")

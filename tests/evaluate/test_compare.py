@@ -7,7 +7,6 @@ from itertools import count
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -26,28 +25,10 @@ from fewstep.evaluate.table import cells, shared, short
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
+from tests.evaluate.stand_ins import DIM, Features
 from tests.tiny import tiny_images, tiny_model
 
-DIM = 12  # of the stand-ins' features; FID then needs 13 images
 FILES = {"table.md", "table.json", "report.html", "sheet.png", "quality-nfe.png", "quality-time.png"}
-
-
-class Features(nn.Module):
-    """A stand-in for a network: mean colours of a 2 x 2 grid, (B, 12)."""
-
-    dim = DIM
-
-    def __init__(self, label: str) -> None:
-        super().__init__()
-        self.label = label
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    @torch.no_grad()
-    def forward(self, pixels):
-        return F.adaptive_avg_pool2d(pixels, 2).flatten(1)
-
-    def probabilities(self, features):
-        return features.softmax(dim=-1)
 
 
 class Distance(nn.Module):

@@ -5,9 +5,7 @@ import shlex
 
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import nn
 
 from fewstep.configs import TuneConfig, build
 from fewstep.evaluate import drawn, measure, tune
@@ -20,26 +18,11 @@ from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 from fewstep.models.load import load_model
 from fewstep.pipeline import load_pipeline
+from tests.evaluate.stand_ins import DIM, Features
 from tests.tiny import tiny_images
 
-DIM = 12
 LCD = Recipe(method="lcd", solver="lcm", steps=2, guidance_scale=1.0, k=20)
 PAIRS = [(style, concept) for style in ("line", "noto") for concept in ("cat", "dog", "fish", "house")]
-
-
-class Features(nn.Module):
-    """A stand-in for a network: mean colours of a 2 x 2 grid, (B, 12)."""
-
-    dim = DIM
-
-    def __init__(self, label):
-        super().__init__()
-        self.label = label
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    @torch.no_grad()
-    def forward(self, pixels):
-        return F.adaptive_avg_pool2d(pixels, 2).flatten(1)
 
 
 @pytest.fixture(autouse=True)
