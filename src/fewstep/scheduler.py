@@ -14,12 +14,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fewstep.diffusion.consistency import consistency
-from fewstep.diffusion.prediction import V, prediction_named
+from fewstep.diffusion.prediction import V, prediction_named, refuse_blind
 from fewstep.diffusion.sampler import sampling_levels
 from fewstep.diffusion.schedule import NoiseLevel, schedule_from_config
 from fewstep.diffusion.solvers import DDIM
 from fewstep.diffusion.solvers.base import Levels, State
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import UsageError
 from fewstep.planning import FOLLOWS_CONSISTENCY, grid_named, lay_timesteps, refuse_zero_snr, solver_named
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -78,11 +78,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.solver = solver_named(solver, eta, gamma)
         self.grid = grid_named(grid, solver)
         refuse_zero_snr(solver, self.schedule)
-        if self.schedule.zero_terminal_snr and prediction_type == "epsilon":
-            raise FewstepError(
-                "epsilon prediction on a zero-terminal-SNR schedule, where the noise says nothing of the image",
-                "such models predict v: set prediction_type to v_prediction, or rescale_betas_zero_snr to false",
-            )
+        refuse_blind(prediction_type, self.schedule.zero_terminal_snr)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(self.schedule) - 1, -1, -1)
         self.custom_timesteps = False  # whether the caller chose them

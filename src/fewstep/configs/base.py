@@ -1,13 +1,20 @@
 """What every command's config shares, and how it is built from what was typed."""
 
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+ModelName = Annotated[
+    str,
+    Field(
+        description="emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; a .safetensors"
+        " checkpoint; or one of the hub: sd15, sd21, ssd-1b, sdxl, owner/name[@revision]."
+    ),
+]
 Solver = Literal[
     "auto",
     "lcm",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from cyclopts import Parameter
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.configs.base import Config, Device, Precision, Solver
+from fewstep.configs.base import Config, Device, ModelName, Precision, Solver
 from fewstep.errors import UsageError
 
 
@@ -17,9 +17,7 @@ class SampleConfig(Config):
 
     prompts: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     """What to draw; several prompts give several images."""
-    model: str = "emoji"
-    """emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; a .safetensors checkpoint; or
-    one of the hub: sd15, sd21, ssd-1b, sdxl, owner/name[@revision]."""
+    model: ModelName = "emoji"
     lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """FILE or FILE:WEIGHT, several times to add several LoRAs; lcm (the default for emoji), high-contrast and
     noto-mono ship; FILE may be of the hub, as owner/name or lcm-lora-sdv1-5."""
@@ -99,9 +97,7 @@ class SampleConfig(Config):
 class CompareConfig(Config):
     """Compare ways to sample in one table with its protocol: time, FID, KID, LPIPS, agreement, diversity."""
 
-    model: str = "emoji"
-    """emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; a .safetensors checkpoint; or
-    one of the hub: sd15, sd21, ssd-1b, sdxl, owner/name[@revision]."""
+    model: ModelName = "emoji"
     rows: Annotated[tuple[str, ...], Field(min_length=1), Parameter(consume_multiple=True)] = (
         "ddim:32",
         "dpm-solver:16",
@@ -137,9 +133,7 @@ class TuneConfig(Config):
     """The style LoRA: a FILE, or high-contrast or noto-mono, which ship."""
     acceleration: str = "lcm"
     """The acceleration LoRA: a FILE, or lcm, which ships."""
-    model: str = "emoji"
-    """emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; a .safetensors checkpoint; or
-    one of the hub: sd15, sd21, ssd-1b, sdxl, owner/name[@revision]."""
+    model: ModelName = "emoji"
     grid: str = "0.6,0.8,1.0"
     """Weights tried first, of both LoRAs, each with each; or two lists, style's:acceleration's, as in 0.5,0.8:0.9,1."""
     rounds: Annotated[int, Field(ge=0, le=8)] = 1

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from pydantic import Field, field_validator
 
-from fewstep.configs.base import Config, Precision
+from fewstep.configs.base import Config, ModelName, Precision
 from fewstep.errors import UsageError
 
 
@@ -62,9 +62,7 @@ class MergeConfig(SumOutput):
 class ExportConfig(Config):
     """Write a model with its LoRAs folded in, ready for another program, its sampler and a model card with it."""
 
-    model: str = "emoji"
-    """emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; a .safetensors checkpoint; or
-    one of the hub: sd15, sd21, ssd-1b, sdxl, owner/name[@revision]."""
+    model: ModelName = "emoji"
     lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """FILE or FILE:WEIGHT, several times to add several LoRAs, as sample takes them; lcm is the default for emoji."""
     to: Literal["diffusers"] = "diffusers"

@@ -5,15 +5,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fewstep.configs.base import Config, Device, Precision
+from fewstep.configs.base import Config, Device, ModelName, Precision
 
 
 class Source(Config):
     """The model and the images a run starts from (listed first in help)."""
 
-    model: str
-    """emoji, the small model that ships; a Stable Diffusion folder in diffusers' layout; a .safetensors checkpoint; or
-    one of the hub: sd15, sd21, ssd-1b, sdxl, owner/name[@revision]."""
+    model: ModelName
     data: Path
     """Images with captions: a folder of name.png + name.txt, or a .jsonl or .csv table with file_name and text."""
     size: Annotated[int, Field(ge=8, le=4096)] | None = None

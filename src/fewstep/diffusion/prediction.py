@@ -67,6 +67,18 @@ class X0:
 PREDICTIONS: dict[str, Prediction] = {"epsilon": Eps(), "v_prediction": V(), "sample": X0()}
 
 
+def refuse_blind(name: str, zero_terminal_snr: bool, where: str = "") -> None:
+    """Raise FewstepError for epsilon prediction from pure noise, which says nothing of the image (arXiv 2305.08891).
+
+    where: what has it, for the message.
+    """
+    if zero_terminal_snr and name == "epsilon":
+        raise FewstepError(
+            f"{where}epsilon prediction on a zero-terminal-SNR schedule, where the noise says nothing of the image",
+            "such models predict v: set prediction_type to v_prediction, or rescale_betas_zero_snr to false",
+        )
+
+
 def prediction_named(name: str) -> Prediction:
     """The prediction a diffusers config calls `name`: epsilon, v_prediction or sample."""
     if name not in PREDICTIONS:

@@ -21,7 +21,6 @@ from fewstep.evaluate.rows import RowSpec, naming, parse_row, wanted
 from fewstep.evaluate.sheets import Row as SheetRow
 from fewstep.evaluate.sheets import grid
 from fewstep.evaluate.table import Row, cells, entry, shared, short
-from fewstep.images import to_image
 from fewstep.io import atomic_folder, write_json
 from fewstep.models.model import parts_sha256
 from fewstep.pipeline import Pipeline, load_pipeline, loras_of
@@ -163,14 +162,8 @@ def sheet_of(rows: Sequence[Row], results: Sequence[Result], prompts: Sequence[P
     for row, result in zip(rows, results, strict=True):
         notes = [f"{row['nfe']:g} NFE, {1000 * row['time_s']:.0f} ms", f"guidance {row['guidance_scale']:g}"]
         notes += [short(f"+{lora['file']}:{lora['weight']:g}")[:30] for lora in row["lora"]]
-        lines.append(SheetRow(f"{row['solver']}:{row['steps']}", "\n".join(notes), first_images(result.drawn)))
+        lines.append(SheetRow(f"{row['solver']}:{row['steps']}", "\n".join(notes), result.drawn.first(SHOWN)))
     return grid(lines, [prompt.text for prompt in prompts[:SHOWN]])
-
-
-def first_images(drawn: Drawn) -> list[Image.Image]:
-    """At most SHOWN of them."""
-    pixels = (image for batch in drawn.batches() for image in batch)
-    return [to_image(image) for image in islice(pixels, SHOWN)]
 
 
 def markdown(document: dict[str, Any]) -> str:

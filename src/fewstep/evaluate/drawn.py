@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +22,7 @@ from tqdm import tqdm
 
 from fewstep import __version__
 from fewstep.configs import SampleConfig
+from fewstep.images import to_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes
 from fewstep.pipeline import Picture, Pipeline
 from fewstep.planning import Plan
@@ -41,6 +44,10 @@ class Drawn(NamedTuple):
         for file in self.files:
             with safe_open(file, "pt") as opened:
                 yield opened.get_tensor("pixels").float() / 127.5 - 1
+
+    def first(self, count: int) -> list[Image.Image]:
+        """At most so many of them."""
+        return [to_image(pixels) for pixels in islice((image for batch in self.batches() for image in batch), count)]
 
     @property
     def nfe(self) -> float:

@@ -41,7 +41,6 @@ from fewstep.evaluate.protocol import prompts_sha256, surroundings
 from fewstep.evaluate.reference import Reference, agreement_with, load_reference
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, captioned, grid, sized
-from fewstep.images import to_image
 from fewstep.io import atomic_folder, read_json, write_json
 from fewstep.lora.references import parse_reference
 from fewstep.models.model import parts_sha256
@@ -384,8 +383,7 @@ def cut_loras(config: TuneConfig, pair: Pair) -> Iterator[str]:
 
 def mosaic(drawn: Drawn) -> Image.Image:
     """The first SHOWN pictures, two by two."""
-    pixels = (image for batch in drawn.batches() for image in batch)
     cell = Image.new("RGB", (2 * CELL, 2 * CELL), "white")
-    for number, image in enumerate(islice(pixels, SHOWN)):
-        cell.paste(sized(to_image(image), CELL), (number % 2 * CELL, number // 2 * CELL))
+    for number, image in enumerate(drawn.first(SHOWN)):
+        cell.paste(sized(image, CELL), (number % 2 * CELL, number // 2 * CELL))
     return cell

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from fewstep.assets import shipped_model
-from fewstep.diffusion.prediction import prediction_named
+from fewstep.diffusion.prediction import prediction_named, refuse_blind
 from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError
 from fewstep.hub import resolved
@@ -118,11 +118,7 @@ def _schedule(path: Path) -> tuple[NoiseSchedule, str]:
         schedule = schedule_from_config(config)
     except (AttributeError, TypeError, ValueError) as error:
         raise FewstepError(f"{path} is no scheduler config ({error})", "copy the whole model folder again") from error
-    if schedule.zero_terminal_snr and name == "epsilon":
-        raise FewstepError(
-            f"{path} has epsilon prediction on a zero-terminal-SNR schedule, where the noise says nothing of the image",
-            "such models predict v: set prediction_type to v_prediction, or rescale_betas_zero_snr to false",
-        )
+    refuse_blind(name, schedule.zero_terminal_snr, f"{path} has ")
     return schedule, name
 
 
