@@ -7,32 +7,24 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import reduce
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from fewstep.assets import MODEL, STYLE_WORDS, shipped_kit
+from fewstep.assets import STYLE_WORDS
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, SampleConfig, Solver, build
 from fewstep.errors import UsageError
 from fewstep.evaluate.candidates import Weight
-from fewstep.evaluate.drawn import draw
-from fewstep.evaluate.estimate import Estimate, estimate, share
-from fewstep.evaluate.features import features_of
-from fewstep.evaluate.frechet import Statistics, distance_to, merge
-from fewstep.evaluate.measure import labelled_pictures
-from fewstep.evaluate.networks import EfficientNet, load_efficientnet
+from fewstep.evaluate.estimate import Estimate
+from fewstep.evaluate.frechet import Statistics, merge
+from fewstep.evaluate.lab import Lab, take
 from fewstep.evaluate.prompts import Prompt, shipped_prompts
-from fewstep.evaluate.protocol import surroundings
-from fewstep.evaluate.reference import Reference, agreement_with, load_reference
+from fewstep.evaluate.reference import Reference
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.tune import styled_prompts
 from fewstep.io import write_bytes, write_json
-from fewstep.models.load import pick_device
-from fewstep.models.model import parts_sha256
-from fewstep.pipeline import load_pipeline
 
 ALLOWED = 0.05  # the others may change by this share
 CERTAIN = 2  # standard errors
@@ -91,39 +83,24 @@ def kinds(config: ForgettingConfig, reference: Reference) -> list[Kind]:
     ]  # fmt: skip
 
 
-def take(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
-    """So many of them, from the first one again after the last."""
-    return tuple(islice(cycle(prompts), count))
-
-
-def measured(config: ForgettingConfig, kind: Kind, weight: float, network: EfficientNet, reference: Reference,
-             around: dict[str, Any]) -> Measured:  # fmt: skip
+def measured(config: ForgettingConfig, lab: Lab, kind: Kind, weight: float) -> Measured:
     """The pictures of a kind of prompts by W0 - weight x style."""
     loras = (*((f"{config.style}:{Weight(-weight).text}",) if weight else ()), *config.lora)
-    pipeline = load_pipeline(MODEL, loras, device=config.device)
-    wish = build(SampleConfig, prompts=tuple(p.text for p in kind.prompts), solver=config.solver, steps=config.steps,
-                 lora=loras, batch_size=config.batch_size, device=config.device)  # fmt: skip
-    drawn = draw(pipeline, pipeline.plan(wish), wish, around, f"{kind.name}, w = {weight:g}")
-    features = features_of(network, drawn)
-    pictures = labelled_pictures(features, kind.prompts)
-    assert pictures is not None
-    hits = agreement_with(pictures, reference).hits
-    distance = estimate(lambda images: distance_to(features[images], kind.target), len(features))
-    return Measured(kind.name, weight, share(hits), distance)
+    drawn = lab.draw([prompt.text for prompt in kind.prompts], lora=loras, title=f"{kind.name}, w = {weight:g}",
+                     solver=config.solver, steps=config.steps)  # fmt: skip
+    return Measured(kind.name, weight, lab.agreement(drawn, kind.prompts), lab.distance(drawn, kind.target))
 
 
 def run(config: ForgettingConfig) -> None:
     """Draw, measure, write the page."""
     if config.style not in STYLE_WORDS:
         raise UsageError(f"{config.style} is no style that ships", f"those that do: {', '.join(STYLE_WORDS)}")
-    device = pick_device(config.device)
-    network, reference = load_efficientnet(device), load_reference(shipped_kit() / "reference.safetensors")
-    bare = load_pipeline(MODEL, config.lora, device=config.device)
-    around = surroundings(parts_sha256(bare.model.path), device)
+    lab = Lab(config.device, batch_size=config.batch_size)
+    bare, around = lab.pipeline(lora=config.lora)
     plan = bare.plan(build(SampleConfig, prompts=("",), solver=config.solver, steps=config.steps, lora=config.lora))
     how = f"{plan.solver_name}, {plan.steps} steps, guidance {plan.guidance_scale:g}"
-    results = [measured(config, kind, weight, network, reference, around)
-               for kind in kinds(config, reference) for weight in (0.0, *config.weights)]  # fmt: skip
+    results = [measured(config, lab, kind, weight)
+               for kind in kinds(config, lab.reference) for weight in (0.0, *config.weights)]  # fmt: skip
     document = {
         "style": config.style,
         "images": config.images,
