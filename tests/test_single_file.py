@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fewstep.assets import FOLDER, MODEL
 from fewstep.configs import SampleConfig, build
+from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES
 from fewstep.families.single_file import LEVEL, VAE, WITHOUT_LEVEL, Origin, text_origins
 from fewstep.lora.files import load_adapter
@@ -207,6 +208,14 @@ def test_what_a_file_says_of_its_prediction_is_heard(tmp_path, more, metadata, y
 def test_zero_terminal_snr_is_heard(tmp_path):
     model = load_model(str(emoji_file(tmp_path / "emoji.safetensors", ztsnr=ONE, v_pred=ONE)))
     assert model.schedule.zero_terminal_snr
+
+
+def test_noise_prediction_at_zero_terminal_snr_is_refused(tmp_path):
+    file = emoji_file(tmp_path / "emoji.safetensors", ztsnr=ONE)
+    file.with_suffix(".yaml").write_text("model:\n  target: ldm\n")
+    with pytest.raises(FewstepError, match="epsilon prediction on a zero-terminal-SNR") as refused:
+        load_model(str(file))
+    assert "parameterization: v" in refused.value.hint
 
 
 @pytest.mark.parametrize(

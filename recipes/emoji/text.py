@@ -27,6 +27,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from fewstep.cli import main_of
 from fewstep.configs import TrainingConfig
+from fewstep.errors import FewstepError
 from fewstep.evaluate.agreement import whitened
 from fewstep.io import atomic_folder, cache_dir
 from fewstep.models.load import pick_device
@@ -133,6 +134,11 @@ def run(config: TextConfig) -> None:
     seen = what_is_seen(features, packed.latents, config.dims)
     torch.manual_seed(config.seed)
     trained = config.init and load_text_encoder(config.init)
+    if trained and (known := trained.config.vocab_size) != len(tokenizer):
+        raise FewstepError(
+            f"{config.init} knows {known} tokens, the tokenizer {config.tokenizer} {len(tokenizer)}",
+            "give the --tokenizer that it was trained with",
+        )
     module = Predictor(trained or new_text_encoder(tokenizer, config.text_width, config.text_layers), seen.shape[1])
     parameters = dict(module.named_parameters())
     trainable = Trainable(module, parameters, {"export": average_of(parameters, config.ema)})

@@ -14,6 +14,7 @@ from latents import Packed
 from teacher import TeacherConfig, load_tokenizer, new_teacher
 from transformers import CLIPTextModel
 
+from fewstep.errors import FewstepError
 from fewstep.evaluate.agreement import Pictures
 
 
@@ -55,6 +56,14 @@ def test_another_run_goes_on_from_it_with_its_own_sizes(trained, tmp_path):
                      for f in (start, config.out / "text_encoder"))  # fmt: skip
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, atol=1e-6, rtol=0)
+
+
+def test_a_text_encoder_of_another_tokenizer_is_refused(trained, tmp_path):
+    start = CLIPTextModel.from_pretrained(trained.out / "text_encoder", local_files_only=True)
+    start.resize_token_embeddings(start.config.vocab_size + 1)
+    start.save_pretrained(tmp_path / "larger")
+    with pytest.raises(FewstepError, match=r"knows \d+ tokens"):
+        run_text(tmp_path, tokenizer=trained.tokenizer, init=tmp_path / "larger", train_steps=1)
 
 
 def test_the_teacher_starts_from_it(trained):

@@ -75,7 +75,8 @@ def refuse_blind(name: str, zero_terminal_snr: bool, where: str = "") -> None:
     if zero_terminal_snr and name == "epsilon":
         raise FewstepError(
             f"{where}epsilon prediction on a zero-terminal-SNR schedule, where the noise says nothing of the image",
-            "such models predict v: set prediction_type to v_prediction, or rescale_betas_zero_snr to false",
+            "such models predict v: set prediction_type to v_prediction (of a single file: `parameterization: v` in a"
+            " .yaml of its name), or rescale_betas_zero_snr to false",
         )
 
 

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from fewstep.assets import MODEL, shipped_vocabulary, verified
+from fewstep.diffusion.prediction import refuse_blind
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.errors import FewstepError
 from fewstep.families import SCHEDULER, Family, TextEncoder
@@ -144,6 +145,7 @@ def scheduler_of(path: Path, family: Family) -> dict[str, Any]:
         name = said
     else:
         name = "epsilon" if yaml else family.prediction_type
+    refuse_blind(name, "ztsnr" in keys, f"{path} has ")
     return SCHEDULER | {"prediction_type": name, "rescale_betas_zero_snr": "ztsnr" in keys}
 
 
