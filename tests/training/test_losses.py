@@ -9,7 +9,7 @@ from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.models.network import UNetNetwork
-from fewstep.training.losses import lcd_loss, pseudo_huber
+from fewstep.training.losses import lcd_loss, lcf_loss, pseudo_huber, squared
 from tests.tiny import tiny_unet
 
 
@@ -97,3 +97,26 @@ def test_pseudo_huber_is_quadratic_near_zero_and_absolute_far_away() -> None:
     d = torch.tensor([1e-6], dtype=torch.float64)
     torch.testing.assert_close(pseudo_huber(d, 0.001), (d**2 / 0.002).mean(), rtol=1e-3, atol=0)
     torch.testing.assert_close(pseudo_huber(d * 1e9, 0.001), torch.tensor(1000.0 - 0.001, dtype=torch.float64))
+
+
+def test_the_lcf_loss_is_the_papers() -> None:
+    """Both points are the same image and noise, and no teacher is asked: only student and target are called."""
+    torch.manual_seed(0)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    schedule, bar = schedule_from_config(scheduler.config), scheduler.alphas_cumprod
+    network = UNetNetwork(tiny_unet().eval())
+    x_0, eps, text = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.randn(3, 5, 16)
+    s = torch.tensor([19, 499, 999])
+    t = (s - 20).clamp(min=0)
+
+    def boundary(at):
+        a, b, scaled = (x.view(-1, 1, 1, 1) for x in (bar[at] ** 0.5, (1 - bar[at]) ** 0.5, at / 0.1))
+        noisy = a * x_0 + b * eps
+        clean = (noisy - b * network(noisy, at, Conditioning(text))) / a
+        return 0.25 / (scaled**2 + 0.25) * noisy + scaled / (scaled**2 + 0.25) ** 0.5 * clean
+
+    denoiser = GuidedDenoiser(network, prediction_named("epsilon"), Conditioning(text))
+    with torch.no_grad():
+        ours = lcf_loss(denoiser, denoiser, x_0, schedule.at(s), schedule.at(t), eps, squared)
+        expected = ((boundary(s) - boundary(t)) ** 2).mean()
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)

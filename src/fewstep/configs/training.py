@@ -91,8 +91,9 @@ class AdapterConfig(TrainingConfig, Source):
 class DistillConfig(AdapterConfig):
     """Turn a model into a few-step one: latent consistency distillation (LCM-LoRA, arXiv 2311.05556)."""
 
-    method: Literal["lcd"] = "lcd"
-    """lcd: latent consistency distillation."""
+    method: Literal["lcd", "lcf"] = "lcd"
+    """lcd: latent consistency distillation. lcf: latent consistency fine-tuning, which has no teacher: it teaches a
+    few-step model, of --init-lora or --model, the look of --data and keeps it a few-step one (arXiv 2310.04378)."""
     psi: str = "ddim"
     """The ODE solver that steps the teacher: ddim, dpm-solver, dpm-solver-3, dpm-solver++ (its 2S) or heun."""
     k: Annotated[int, Field(ge=1, le=500)] = 20
@@ -109,6 +110,9 @@ class DistillConfig(AdapterConfig):
     """Distance of the two: pseudo-Huber, or the squared error."""
     huber_c: Annotated[float, Field(gt=0)] = 0.001
     """Pseudo-Huber's width, elementwise."""
+    focus: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the samples whose timestep is one that sampling in 1, 2, 4 or 8 steps begins from; the others are
+    spread over the whole grid."""
 
 
 class FinetuneConfig(AdapterConfig):

@@ -11,7 +11,7 @@ from fewstep import __version__
 from fewstep.errors import FewstepError
 
 KEY = "fewstep.recipe"
-ACCELERATIONS = ("lcd", "tcd", "pcm", "hyper-sd", "lightning")
+ACCELERATIONS = ("lcd", "lcf", "tcd", "pcm", "hyper-sd", "lightning")
 VERSION = "fewstep.version"  # of the program that wrote the file
 
 

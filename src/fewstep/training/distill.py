@@ -1,4 +1,4 @@
-"""Latent consistency distillation (LCM-LoRA report, Algorithm 1) of a model on captioned images."""
+"""Latent consistency distillation (LCM-LoRA report, Algorithm 1), and fine-tuning (LCF), on captioned images."""
 
 from functools import partial
 
@@ -8,64 +8,91 @@ from torch import Tensor, nn
 from fewstep.configs import DistillConfig
 from fewstep.data.folder import read_items
 from fewstep.diffusion.guidance import GuidedDenoiser
-from fewstep.diffusion.schedule import skipping_grid
-from fewstep.diffusion.solvers import Solver
+from fewstep.diffusion.schedule import lcm_grid, skipping_grid
 from fewstep.errors import UsageError
+from fewstep.lora.files import open_lora
 from fewstep.lora.recipe import Recipe
+from fewstep.lora.references import Reference
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
 from fewstep.planning import psi_named, refuse_zero_snr
 from fewstep.training.adapt import Batch, Roles, describe, latent_data, new_roles
 from fewstep.training.loop import loop
-from fewstep.training.losses import Distance, lcd_loss, pseudo_huber, squared
+from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared
 from fewstep.training.progress import check_folder
+
+FEW = (1, 2, 4, 8)  # steps of sampling whose timesteps --focus means
 
 
 def run(config: DistillConfig) -> None:
     """Distil config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out."""
-    psi = psi_named(config.psi)
-    highest = config.guidance_scale_max or config.guidance_scale
-    if highest < config.guidance_scale:
-        raise UsageError(f"--guidance-scale-max {highest:g} is below --guidance-scale", "give the larger one last")
+    check_method(config)
     check_folder(config)
     items = read_items(config.data)
     model = load_model(config.model, device=pick_device(config.device))
     refuse_zero_snr(config.psi, model.schedule)
-    data = latent_data(items, model, config)
-    roles = new_roles(model, config, config.target_decay if config.target == "ema" else None)
     recipe = recipe_of(model, config, len(items))
+    data = latent_data(items, model, config)
+    target_decay = config.target_decay if config.target == "ema" else None
+    roles = new_roles(model, config, target_decay, with_teacher=config.method == "lcd")
     loop(
         roles.trainable,
-        lambda module, batch: batch_loss(module, batch, roles, model, psi, config),
+        lambda module, batch: batch_loss(module, batch, roles, model, config),
         data,
         config,
         lambda step: roles.export(recipe),
     )
 
 
-def batch_loss(
-    module: nn.Module, batch: Batch, roles: Roles, model: Model, psi: Solver, config: DistillConfig
-) -> Tensor:
-    """The LCD loss of a batch: s on the skipping grid, t = max(s - k, 0) (trap 9), guidance fixed or per sample."""
+def check_method(config: DistillConfig) -> None:
+    """Raise UsageError for values that do not go together, before anything is read."""
+    psi_named(config.psi)
+    if (highest := config.guidance_scale_max or config.guidance_scale) < config.guidance_scale:
+        raise UsageError(f"--guidance-scale-max {highest:g} is below --guidance-scale", "give the larger one last")
+    of_teacher = {"psi": "--psi", "guidance_scale": "--guidance-scale", "guidance_scale_max": "--guidance-scale-max"}
+    if config.method == "lcf" and (
+        asked := [of_teacher[name] for name in of_teacher if name in config.model_fields_set]
+    ):
+        raise UsageError(
+            f"{', '.join(asked)}: of a teacher, which lcf does without", "leave it out, or use --method lcd"
+        )
+
+
+def batch_loss(module: nn.Module, batch: Batch, roles: Roles, model: Model, config: DistillConfig) -> Tensor:
+    """The loss of a batch: LCD's, guidance fixed or per sample, or LCF's."""
     device = batch.x_0.device
-    grid = torch.tensor(skipping_grid(config.k, len(model.schedule)))
-    s = grid[(batch.time * len(grid)).long()]
-    t = (s - config.k).clamp(min=0)
+    s, t = (model.schedule.at(x).to(device) for x in timesteps(config, batch.time, len(model.schedule)))
     denoiser = partial(GuidedDenoiser, prediction=model.prediction, conditioning=batch.conditioning)
+    student, target, distance = denoiser(module), denoiser(roles.target), distance_of(config)
+    if config.method == "lcf":
+        return lcf_loss(student, target, batch.x_0, s, t, batch.eps, distance)
+    guidance = guidance_scales(config, batch.guidance, device)
+    teacher = denoiser(roles.teacher, empty=batch.empty, guidance_scale=guidance)
     return lcd_loss(
-        student=denoiser(module),
-        target=denoiser(roles.target),
-        teacher=denoiser(
-            roles.teacher, empty=batch.empty, guidance_scale=guidance_scales(config, batch.guidance, device)
-        ),
-        psi=psi,
-        schedule=model.schedule,
-        x_0=batch.x_0,
-        s=model.schedule.at(s).to(device),
-        t=model.schedule.at(t).to(device),
-        eps=batch.eps,
-        distance=distance_of(config),
+        student, target, teacher, psi_named(config.psi), model.schedule, batch.x_0, s, t, batch.eps, distance
     )
+
+
+def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """s on the skipping grid and t = max(s - k, 0) (trap 9), (B,) int64, of places (B,) in [0, 1).
+
+    A share config.focus of the places is spread over the timesteps that sampling in FEW steps begins from.
+    """
+    grid, few = torch.tensor(skipping_grid(config.k, T)), torch.tensor(few_step_timesteps(config.k, T))
+    focused = place < config.focus
+    rest = ((place - config.focus) / max(1 - config.focus, 1e-9)).clamp(0, 1)
+    s = torch.where(focused, at(few, place / max(config.focus, 1e-9)), at(grid, rest))
+    return s, (s - config.k).clamp(min=0)
+
+
+def at(points: Tensor, place: Tensor) -> Tensor:
+    """The points (B,) at places in [0, 1] of a list of them."""
+    return points[(place * len(points)).long().clamp(0, len(points) - 1)]
+
+
+def few_step_timesteps(k: int, T: int) -> list[int]:
+    """Where LCM's sampler evaluates the network in FEW steps, ascending."""
+    return sorted({t for steps in FEW for t in lcm_grid(steps, k, T) if t % k == k - 1})
 
 
 def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) -> float | Tensor:
@@ -82,22 +109,29 @@ def distance_of(config: DistillConfig) -> Distance:
 
 def recipe_of(model: Model, config: DistillConfig, samples: int) -> Recipe:
     """How the result wants to be sampled."""
-    described = describe(
-        model,
-        config,
-        config.method,
-        samples,
-        psi=config.psi,
-        loss=config.loss,
-        target=config.target,
-        target_decay=config.target_decay,
-    )
-    return described.model_copy(
-        update={
-            "solver": "lcm",
-            "steps": 4,
-            "guidance_scale": 1.0,
-            "k": config.k,
-            "teacher_guidance_scale": (config.guidance_scale, config.guidance_scale_max or config.guidance_scale),
-        }
-    )
+    training: dict[str, object] = {
+        "loss": config.loss,
+        "target": config.target,
+        "target_decay": config.target_decay,
+        "focus": config.focus,
+    }
+    guidance: tuple[float, float] | None = config.guidance_scale, config.guidance_scale_max or config.guidance_scale
+    if config.method == "lcd":
+        training["psi"] = config.psi
+    else:
+        guidance = few_step_start(model, config).teacher_guidance_scale
+    described = describe(model, config, config.method, samples, **training)
+    sampling = {"solver": "lcm", "steps": 4, "guidance_scale": 1.0, "k": config.k, "teacher_guidance_scale": guidance}
+    return described.model_copy(update=sampling)
+
+
+def few_step_start(model: Model, config: DistillConfig) -> Recipe:
+    """The recipe of the few-step model that lcf goes on from. Raises UsageError if there is none."""
+    own = open_lora(Reference(config.init_lora, 1.0).file).recipe if config.init_lora else model.recipe
+    if own is None or own.solver != "lcm":
+        what = config.init_lora or config.model
+        raise UsageError(
+            f"lcf goes on from a latent consistency model, and {what} does not say that it is one",
+            "give --init-lora an LCM-LoRA, or --model what distill --full or export made",
+        )
+    return own

@@ -52,6 +52,20 @@ def lcd_loss(
     return distance(consistency(student, x_s, s) - aim)
 
 
+def lcf_loss(
+    student: Denoiser, target: Denoiser, x_0: Tensor, s: NoiseLevel, t: NoiseLevel, eps: Tensor, distance: Distance
+) -> Tensor:
+    """Latent consistency fine-tuning loss (arXiv 2310.04378, Algorithm 4), scalar, which needs no teacher.
+
+    x_0, eps: (B, C, H, W). s, t: k timesteps apart, per sample. Both points are made of the same noise, a step along
+    the ODE of the images x_0 on average over eps alone: the student has to be a consistency model already.
+    """
+    x_s, x_t = (level.alpha * x_0 + level.sigma * eps for level in (s, t))
+    with torch.no_grad():
+        aim = consistency(target, x_t, t)
+    return distance(consistency(student, x_s, s) - aim)
+
+
 def denoising_loss(output: Tensor, prediction: Prediction, x_0: Tensor, level: NoiseLevel, eps: Tensor) -> Tensor:
     """The ordinary diffusion loss: mean squared error of the network's output (DDPM, arXiv 2006.11239, eq. 14)."""
     return squared(output - prediction.aim(x_0, eps, level))

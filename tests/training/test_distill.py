@@ -1,0 +1,92 @@
+"""Which timesteps a distillation trains on, and latent consistency fine-tuning from the command line."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from fewstep.configs import DistillConfig
+from fewstep.diffusion.schedule import lcm_grid
+from fewstep.lora.recipe import from_metadata
+from fewstep.training.distill import few_step_timesteps, timesteps
+
+TINY = ["--rank", "2", "--steps", "2", "--batch-size", "2", "--log-every", "1", "--device", "cpu"]
+
+
+def places(count: int = 1000) -> torch.Tensor:
+    return (torch.arange(count) + 0.5) / count
+
+
+def config(**values) -> DistillConfig:
+    return DistillConfig(model="m", data="d", out="o", **values)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 50, 100])
+def test_every_timestep_of_the_grid_is_as_likely(k: int) -> None:
+    s, t = timesteps(config(k=k), places(), 1000)
+    found, counts = s.unique(return_counts=True)
+    assert found.tolist() == list(range(k - 1, 1000, k))
+    assert counts.min() == counts.max()
+    assert t.equal((s - k).clamp(min=0))
+
+
+def test_focus_draws_its_share_where_few_step_sampling_begins() -> None:
+    few = few_step_timesteps(20, 1000)
+    assert set(lcm_grid(4)) < set(few)
+    assert {999, 499} < set(few)
+    assert set(timesteps(config(focus=1), places(), 1000)[0].tolist()) == set(few)
+    s, _ = timesteps(config(focus=0.5), places(), 1000)
+    assert s[:500].unique().tolist() == few
+    assert s[500:].unique().tolist() == list(range(19, 1000, 20))
+
+
+@pytest.fixture
+def lcm(fewstep, tiny_model_folder, tiny_data_folder, tmp_path):
+    done = fewstep("distill", *TINY, "--k", "50", model=tiny_model_folder, data=tiny_data_folder, out=tmp_path / "lcm")
+    assert done.code == 0, done.err
+    return tmp_path / "lcm" / "lora.safetensors"
+
+
+def recipe_in(path):
+    with safe_open(path, "pt") as file:
+        return from_metadata(file.metadata(), str(path))
+
+
+def test_fine_tuning_a_few_step_model_needs_no_teacher(fewstep, lcm, tiny_model_folder, tiny_data_folder, tmp_path):
+    common = {"model": tiny_model_folder, "data": tiny_data_folder}
+    out = tmp_path / "lcf"
+    done = fewstep("distill", *TINY, "--method", "lcf", "--k", "50", init_lora=lcm, out=out, **common)
+    assert done.code == 0, done.err
+    recipe = recipe_in(out / "lora.safetensors")
+    assert (recipe.method, recipe.solver, recipe.guidance_scale, recipe.k) == ("lcf", "lcm", 1.0, 50)
+    assert recipe.accelerates
+    assert recipe.teacher_guidance_scale == recipe_in(lcm).teacher_guidance_scale
+    assert "psi" not in recipe.training
+    done = fewstep("sample", "cat", "--device", "cpu", "--json", model=tiny_model_folder,
+                   lora=out / "lora.safetensors", out=tmp_path / "images")  # fmt: skip
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["images"][0]["nfe"] == 4
+
+
+def test_a_whole_few_step_model_is_fine_tuned_too(fewstep, tiny_model_folder, tiny_data_folder, tmp_path):
+    run = {"data": tiny_data_folder}
+    done = fewstep("distill", *TINY, "--full", model=tiny_model_folder, out=tmp_path / "whole", **run)
+    assert done.code == 0, done.err
+    whole = tmp_path / "whole" / "model"
+    done = fewstep("distill", *TINY, "--full", "--method", "lcf", model=whole, out=tmp_path / "lcf", **run)
+    assert done.code == 0, done.err
+    recipe = json.loads((tmp_path / "lcf" / "model" / "fewstep.json").read_text())
+    assert (recipe["method"], recipe["solver"]) == ("lcf", "lcm")
+
+
+def test_lcf_of_what_is_no_few_step_model_is_refused(fewstep, tiny_model_folder, tiny_data_folder, tmp_path):
+    common = {"model": tiny_model_folder, "data": tiny_data_folder, "out": tmp_path / "out"}
+    done = fewstep("distill", *TINY, "--method", "lcf", **common)
+    assert done.code == 2
+    assert "does not say that it is one" in done.error
+    assert "--init-lora" in done.hint
+    done = fewstep("distill", *TINY, "--method", "lcf", "--psi", "heun", "--guidance-scale", "4", **common)
+    assert done.code == 2
+    assert done.error == "--psi, --guidance-scale: of a teacher, which lcf does without"
+    assert not (tmp_path / "out").exists()
