@@ -69,6 +69,21 @@ def test_fine_tuning_a_few_step_model_needs_no_teacher(fewstep, lcm, tiny_model_
     assert json.loads(done.out)["images"][0]["nfe"] == 4
 
 
+@pytest.mark.parametrize("options", [[], ["--full", "--psi", "dpm-solver++"]])
+def test_trajectory_distillation_is_sampled_by_its_own_solver(
+    fewstep, options, tiny_model_folder, tiny_data_folder, tmp_path
+):
+    done = fewstep("distill", *TINY, "--method", "tcd", *options, model=tiny_model_folder, data=tiny_data_folder,
+                   out=tmp_path / "tcd")  # fmt: skip
+    assert done.code == 0, done.err
+    lora = [] if options else ["--lora", tmp_path / "tcd" / "lora.safetensors"]
+    model = tmp_path / "tcd" / "model" if options else tiny_model_folder
+    done = fewstep("sample", "cat", "--device", "cpu", "--json", *lora, model=model, out=tmp_path / "images")
+    assert done.code == 0, done.err
+    image = json.loads(done.out)["images"][0]
+    assert (image["nfe"], image["solver"]) == (4, "tcd")
+
+
 def test_a_whole_few_step_model_is_fine_tuned_too(fewstep, tiny_model_folder, tiny_data_folder, tmp_path):
     run = {"data": tiny_data_folder}
     done = fewstep("distill", *TINY, "--full", model=tiny_model_folder, out=tmp_path / "whole", **run)

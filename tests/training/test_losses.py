@@ -9,7 +9,7 @@ from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.models.network import UNetNetwork
-from fewstep.training.losses import lcd_loss, lcf_loss, pseudo_huber, squared
+from fewstep.training.losses import lcd_loss, lcf_loss, pseudo_huber, squared, tcd_loss
 from tests.tiny import tiny_unet
 
 
@@ -120,3 +120,49 @@ def test_the_lcf_loss_is_the_papers() -> None:
         ours = lcf_loss(denoiser, denoiser, x_0, schedule.at(s), schedule.at(t), eps, squared)
         expected = ((boundary(s) - boundary(t)) ** 2).mean()
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_tcd_loss_is_zero_where_jumps_agree_already() -> None:
+    """Of one image every jump along the ODE is exact, so that all losses vanish; a wrong student's does not."""
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    schedule, x_0, eps = schedule_from_config(scheduler.config), torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8)
+    s = torch.tensor([999, 999, 499, 19])
+    t = (s - 20).clamp(min=0)
+    m = torch.tensor([979, 0, 123, 0])
+
+    def loss(student):
+        levels = (schedule.at(x) for x in (s, t, m))
+        return tcd_loss(student, exact, exact, SOLVERS["ddim"], schedule, x_0, *levels, eps, squared)
+
+    def exact(x, level):
+        return x_0
+
+    torch.testing.assert_close(loss(exact), torch.tensor(0.0), rtol=0, atol=1e-6)
+    assert loss(lambda x, level: x_0 + 0.1) > 1e-4
+
+
+def test_the_tcd_loss_ends_where_the_published_method_does() -> None:
+    """TCD's jump by diffusers' own scheduler: what its `step` gives at eta = 0 is where both jumps end."""
+    torch.manual_seed(0)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
+    )
+    schedule, bar = schedule_from_config(scheduler.config), scheduler.alphas_cumprod
+    network, text = UNetNetwork(tiny_unet().eval()), torch.randn(1, 5, 16)
+    x_0, eps = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    s, t, m = 499, 479, 259
+
+    def stepped(x, start, end):
+        scheduler.num_inference_steps = 1  # so that a step goes from any timestep to any other
+        scheduler.config.num_train_timesteps, kept = start - end, scheduler.config.num_train_timesteps
+        out = scheduler.step(network(x, torch.tensor([start]), Conditioning(text)), start, x).prev_sample
+        scheduler.config.num_train_timesteps = kept
+        return out
+
+    denoiser = GuidedDenoiser(network, prediction_named("epsilon"), Conditioning(text))
+    with torch.no_grad():
+        x_s = bar[s] ** 0.5 * x_0 + (1 - bar[s]) ** 0.5 * eps
+        expected = ((stepped(x_s, s, m) - stepped(stepped(x_s, s, t), t, m)) ** 2).mean()
+        levels = (schedule.at(torch.tensor([x])) for x in (s, t, m))
+        ours = tcd_loss(denoiser, denoiser, denoiser, SOLVERS["ddim"], schedule, x_0, *levels, eps, squared)
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-8)

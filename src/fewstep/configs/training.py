@@ -91,9 +91,10 @@ class AdapterConfig(TrainingConfig, Source):
 class DistillConfig(AdapterConfig):
     """Turn a model into a few-step one: latent consistency distillation (LCM-LoRA, arXiv 2311.05556)."""
 
-    method: Literal["lcd", "lcf"] = "lcd"
-    """lcd: latent consistency distillation. lcf: latent consistency fine-tuning, which has no teacher: it teaches a
-    few-step model, of --init-lora or --model, the look of --data and keeps it a few-step one (arXiv 2310.04378)."""
+    method: Literal["lcd", "tcd", "lcf"] = "lcd"
+    """lcd: latent consistency distillation. tcd: trajectory consistency distillation, whose jumps may end anywhere
+    (arXiv 2402.19159). lcf: latent consistency fine-tuning, without a teacher: it teaches a few-step model, of
+    --init-lora or --model, the look of --data and keeps it a few-step one (arXiv 2310.04378)."""
     psi: str = "ddim"
     """The ODE solver that steps the teacher: ddim, dpm-solver, dpm-solver-3, dpm-solver++ (its 2S) or heun."""
     k: Annotated[int, Field(ge=1, le=500)] = 20

@@ -43,10 +43,11 @@ class Batch(NamedTuple):
     eps: Tensor  # (B, C, H, W) standard normal
     time: Tensor  # (B,) uniform in [0, 1), on the CPU
     guidance: Tensor  # (B,) uniform in [0, 1), on the CPU
+    end: Tensor  # (B,) likewise
 
 
 class LatentData:
-    """Encoded samples as the loop's Data; a visit draws eps, time, guidance and a dropped caption, in this order."""
+    """Encoded samples as the loop's Data; a visit draws eps, time, guidance, whether to drop the caption, and end."""
 
     def __init__(self, encoded: Encoded, empty: Conditioning, drop_captions: float) -> None:
         self.encoded, self.empty, self.drop_captions = encoded, empty, drop_captions
@@ -68,6 +69,7 @@ class LatentData:
             eps.to(device),
             time,
             guidance,
+            end=uniform(generators),
         )
 
 

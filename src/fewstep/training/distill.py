@@ -1,4 +1,4 @@
-"""Latent consistency distillation (LCM-LoRA report, Algorithm 1), and fine-tuning (LCF), on captioned images."""
+"""Latent consistency distillation (LCM-LoRA report, Algorithm 1), its trajectory kind (TCD) and fine-tuning (LCF)."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ from fewstep.models.model import Model
 from fewstep.planning import psi_named, refuse_zero_snr
 from fewstep.training.adapt import Batch, Roles, describe, latent_data, new_roles
 from fewstep.training.loop import loop
-from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared
+from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared, tcd_loss
 from fewstep.training.progress import check_folder
 
 FEW = (1, 2, 4, 8)  # steps of sampling whose timesteps --focus means
@@ -34,7 +34,7 @@ def run(config: DistillConfig) -> None:
     recipe = recipe_of(model, config, len(items))
     data = latent_data(items, model, config)
     target_decay = config.target_decay if config.target == "ema" else None
-    roles = new_roles(model, config, target_decay, with_teacher=config.method == "lcd")
+    roles = new_roles(model, config, target_decay, with_teacher=config.method != "lcf")
     loop(
         roles.trainable,
         lambda module, batch: batch_loss(module, batch, roles, model, config),
@@ -59,18 +59,20 @@ def check_method(config: DistillConfig) -> None:
 
 
 def batch_loss(module: nn.Module, batch: Batch, roles: Roles, model: Model, config: DistillConfig) -> Tensor:
-    """The loss of a batch: LCD's, guidance fixed or per sample, or LCF's."""
-    device = batch.x_0.device
-    s, t = (model.schedule.at(x).to(device) for x in timesteps(config, batch.time, len(model.schedule)))
+    """The loss of a batch by config.method, guidance fixed or per sample."""
+    device, schedule, distance = batch.x_0.device, model.schedule, distance_of(config)
+    starts, ends = timesteps(config, batch.time, len(schedule))
+    s, t = schedule.at(starts).to(device), schedule.at(ends).to(device)
     denoiser = partial(GuidedDenoiser, prediction=model.prediction, conditioning=batch.conditioning)
-    student, target, distance = denoiser(module), denoiser(roles.target), distance_of(config)
+    student, target = denoiser(module), denoiser(roles.target)
     if config.method == "lcf":
         return lcf_loss(student, target, batch.x_0, s, t, batch.eps, distance)
     guidance = guidance_scales(config, batch.guidance, device)
-    teacher = denoiser(roles.teacher, empty=batch.empty, guidance_scale=guidance)
-    return lcd_loss(
-        student, target, teacher, psi_named(config.psi), model.schedule, batch.x_0, s, t, batch.eps, distance
-    )
+    teacher, psi = denoiser(roles.teacher, empty=batch.empty, guidance_scale=guidance), psi_named(config.psi)
+    if config.method == "lcd":
+        return lcd_loss(student, target, teacher, psi, schedule, batch.x_0, s, t, batch.eps, distance)
+    m = schedule.at((batch.end * (ends + 1)).floor()).to(device)  # of 0 ... t, all alike
+    return tcd_loss(student, target, teacher, psi, schedule, batch.x_0, s, t, m, batch.eps, distance)
 
 
 def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Tensor]:
@@ -116,12 +118,13 @@ def recipe_of(model: Model, config: DistillConfig, samples: int) -> Recipe:
         "focus": config.focus,
     }
     guidance: tuple[float, float] | None = config.guidance_scale, config.guidance_scale_max or config.guidance_scale
-    if config.method == "lcd":
-        training["psi"] = config.psi
-    else:
+    if config.method == "lcf":
         guidance = few_step_start(model, config).teacher_guidance_scale
+    else:
+        training["psi"] = config.psi
     described = describe(model, config, config.method, samples, **training)
-    sampling = {"solver": "lcm", "steps": 4, "guidance_scale": 1.0, "k": config.k, "teacher_guidance_scale": guidance}
+    solver = "tcd" if config.method == "tcd" else "lcm"
+    sampling = {"solver": solver, "steps": 4, "guidance_scale": 1.0, "k": config.k, "teacher_guidance_scale": guidance}
     return described.model_copy(update=sampling)
 
 

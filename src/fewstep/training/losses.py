@@ -10,6 +10,7 @@ from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule
 from fewstep.diffusion.solvers.base import Solver
+from fewstep.diffusion.solvers.ddim import DDIM
 
 Distance = Callable[[Tensor], Tensor]  # differences (B, C, H, W) -> mean, scalar
 
@@ -50,6 +51,32 @@ def lcd_loss(
         x_t, _ = psi.step(teacher, x_s, psi.levels(schedule, s, t), None, None)
         aim = consistency(target, x_t, t)
     return distance(consistency(student, x_s, s) - aim)
+
+
+def tcd_loss(
+    student: Denoiser,
+    target: Denoiser,
+    teacher: Denoiser,
+    psi: Solver,
+    schedule: NoiseSchedule,
+    x_0: Tensor,
+    s: NoiseLevel,
+    t: NoiseLevel,
+    m: NoiseLevel,
+    eps: Tensor,
+    distance: Distance,
+) -> Tensor:
+    """Trajectory consistency distillation loss (arXiv 2402.19159, section 4.1), scalar: jumps of both to level m agree.
+
+    As `lcd_loss`, but the jumps end anywhere between t and the lowest level. m: per sample, t or cleaner. The jump is
+    DDIM's (the paper's first-order TCF in eps), which is x itself where it has no length: the boundary condition.
+    """
+    x_s = s.alpha * x_0 + s.sigma * eps
+    with torch.no_grad():
+        x_t, _ = psi.step(teacher, x_s, psi.levels(schedule, s, t), None, None)
+        aim, _ = DDIM().step(target, x_t, (t, m), None, None)
+    jump, _ = DDIM().step(student, x_s, (s, m), None, None)
+    return distance(jump - aim)
 
 
 def lcf_loss(
