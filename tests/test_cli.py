@@ -1,9 +1,11 @@
 """The program: help that says everything, mistakes in one line and a hint, images that can be drawn again."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +285,21 @@ def test_doctor_json(fewstep, cache_folder):
         "ok": True,
         "hint": "",
     }
+
+
+def test_doctor_prunes_what_is_old_and_can_be_made_again(fewstep, cache_folder):
+    kept = [cache_folder / "compare" / "new.safetensors", cache_folder / "emoji" / "old.safetensors"]
+    gone = [cache_folder / "compare" / "old.safetensors", cache_folder / "encoded" / "old.safetensors"]
+    for file in [*kept, *gone]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+        if file.stem == "old":
+            os.utime(file, (0, time.time() - 8 * 86400))
+    done = fewstep("doctor", "--prune", "7")
+    assert done.code == 0
+    assert "deleted from" in done.err
+    assert [file.exists() for file in [*kept, *gone]] == [True, True, False, False]
+    assert fewstep("doctor", "--prune", "-1").code == 2
 
 
 def test_doctor_says_what_is_bad(fewstep, monkeypatch, tmp_path):

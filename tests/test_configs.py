@@ -94,8 +94,9 @@ def test_ranges_of_sampling(field, inside, outside):
         ("guidance_scale_max", (1, 50), (0.5, 51)),
         ("drop_captions", (0, 1), (-0.1, 1.1)),
         ("huber_c", (1e-9,), (0,)),
+        ("focus", (0, 1), (-0.1, 1.1)),
         ("size", (8, 4096), (7, 4097)),
-        ("method", ("lcd",), ("gan",)),
+        ("method", ("lcd", "tcd", "lcf"), ("gan",)),
         ("loss", ("huber", "l2"), ("l1",)),
         ("target", ("student", "ema"), ("teacher",)),
         ("tracker", ("tensorboard", "wandb"), ("printer",)),
@@ -125,7 +126,7 @@ def test_spellings():
     assert option_name("train_steps") == "--steps"
     assert option_name("as_json") == "--json"
     assert option_name("guidance_scale_max") == "--guidance-scale-max"
-    assert set(DoctorConfig.model_fields) == {"as_json"}
+    assert set(DoctorConfig.model_fields) == {"prune", "as_json"}
 
 
 def test_what_decides_a_run_may_not_change_on_resume():

@@ -4,7 +4,10 @@ import json
 import os
 import platform
 import shutil
+import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NamedTuple
 
 from fewstep import __version__
@@ -14,6 +17,7 @@ from fewstep.io import cache_dir, write_bytes
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "peft")
 OPTIONAL = {"peft"}
+REMADE = ("compare", "encoded")  # folders of the cache whose files are made again when they are needed
 
 
 class Finding(NamedTuple):
@@ -27,6 +31,8 @@ class Finding(NamedTuple):
 
 def run(config: DoctorConfig) -> None:
     """Print what was found; FewstepError when something that is needed is missing."""
+    if config.prune is not None:
+        prune(config.prune)
     findings = examine()
     if config.as_json:
         print(json.dumps([finding._asdict() for finding in findings], indent=2))
@@ -77,7 +83,24 @@ def _cache() -> Finding:
         (folder / ".doctor").unlink()
     except FewstepError as error:
         return Finding("cache", error.message, False, "set FEWSTEP_CACHE to a folder you can write to")
-    return Finding("cache", f"{folder}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free", True)
+    held = ", ".join(f"{name} {size_of(folder / name) / 2**30:.1f} GiB" for name in REMADE)
+    return Finding("cache", f"{folder}, {shutil.disk_usage(folder).free / 2**30:.0f} GiB free; {held}", True)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder; 0 if there is none."""
+    return sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+
+
+def prune(days: int) -> None:
+    """Delete files of REMADE that were written `days` days ago or earlier, and say on stderr what that frees."""
+    freed, oldest = 0, time.time() - days * 86400
+    for name in REMADE:
+        for file in (cache_dir() / name).glob("*.safetensors"):
+            if (about := file.stat()).st_mtime <= oldest:
+                freed += about.st_size
+                file.unlink()
+    print(f"note: {freed / 2**30:.1f} GiB deleted from {cache_dir()}", file=sys.stderr)
 
 
 def _hub() -> Finding:
