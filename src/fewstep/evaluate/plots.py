@@ -13,6 +13,7 @@ MARKERS = "osD^vP*X"
 QUALITY = {
     "fid": "FID (lower is better)",
     "kid": "KID x 1000 (lower is better)",
+    "efficientnet_distance": "EfficientNet distance (lower is better)",
     "agreement": "agreement, % (higher is better)",
     "lpips_teacher": "LPIPS to teacher (lower is nearer)",
     "diversity": "diversity (higher is more diverse)",
