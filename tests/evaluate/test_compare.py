@@ -26,7 +26,7 @@ from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 from tests.evaluate.stand_ins import DIM, Features
-from tests.tiny import tiny_images, tiny_model
+from tests.tiny import tiny_clip, tiny_images, tiny_model
 
 FILES = {"table.md", "table.json", "report.html", "sheet.png", "quality-nfe.png", "quality-time.png"}
 
@@ -324,6 +324,22 @@ def test_the_best_guidance_is_refused_before_anything_is_drawn(
     assert "\n" not in caught.value.message + caught.value.hint
     assert hint in caught.value.hint
     assert drawings == []
+
+
+def test_clip_score_if_asked_for(config, drawings, tmp_path):
+    offline = r"^openai/clip-vit-base-patch32 is neither here nor in the hub's cache .*, and HF_HUB_OFFLINE forbids"
+    with pytest.raises(FewstepError, match=offline):
+        compare.compare(config(rows=("ddim:1@1",), clip_score=True))
+    assert drawings == []
+    clip = str(tiny_clip(tmp_path / "clip"))
+    document = compare.compare(config(rows=("ddim:1@1",), clip_score=True, clip_model=clip))
+    (row,) = document["rows"]
+    assert -100 < row["clip_score"] < 100
+    titles, (line,) = cells(document["rows"])
+    assert line[titles.index("CLIP score")] == f"{row['clip_score']:.2f}"
+    assert document["protocol"]["networks"]["clip"]["label"].startswith("CLIP clip, ")
+    told = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "CLIP score: mean of 100 cos(image, text); scores of different CLIP models do not compare" in told
 
 
 def test_agreement_by_the_drawings_that_ship(config, monkeypatch, tmp_path):

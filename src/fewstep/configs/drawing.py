@@ -114,6 +114,10 @@ class CompareConfig(Config):
     """Times all images are drawn, from other noise each time; 3 show how far FID spreads."""
     reference: Path | None = None
     """Real images with captions for FID and KID, a folder or table as distill takes; without them both are left out."""
+    clip_score: bool = False
+    """Measure CLIP score too: 100 cos(image, text), by CLIP's weights, which come from the hub or a folder."""
+    clip_model: str = "openai/clip-vit-base-patch32"
+    """CLIP for --clip-score: a folder, or owner/name[@revision] of the hub, with .safetensors weights."""
     guidance_grid: str = "1,1.5,2,3,4,6,8"
     """Guidance scales at which rows with @best are tried."""
     search_images: Annotated[int, Field(ge=4, le=1_000_000)] = 512

@@ -85,7 +85,8 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
     bare = load_pipeline(config.model, (), config.dtype, config.device)
     size, device = bare.model.size, bare.model.device
     around = surroundings(parts_sha256(bare.model.path), device)
-    tools = load_tools(config.reference, prompts, size, config.images, config.seed_sets, device)
+    clip = config.clip_model if config.clip_score else None
+    tools = load_tools(config.reference, prompts, size, config.images, config.seed_sets, device, clip)
     best_guidance.check_tools(specs, tools)
     for note in tools.notes:
         say(note)

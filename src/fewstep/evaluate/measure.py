@@ -10,6 +10,7 @@ from torch import Tensor
 from fewstep.assets import shipped_kit
 from fewstep.errors import FewstepError
 from fewstep.evaluate.agreement import Agreement, Pictures
+from fewstep.evaluate.clip_score import Judge, load_judge
 from fewstep.evaluate.diversity import diversity
 from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.features import Real, device_of, features_of, read_real
@@ -37,6 +38,7 @@ class Tools(NamedTuple):
     efficientnet: EfficientNet | None = None
     real_efficientnet: Real | None = None  # None too where there are too few images for a Fréchet distance
     drawings: Reference | None = None
+    clip: Judge | None = None  # only if asked for
     notes: tuple[str, ...] = ()  # why something is None
 
 
@@ -51,12 +53,22 @@ class Measures(NamedTuple):
     diversity: float | None = None
     efficientnet_score: float | None = None
     efficientnet_distance: float | None = None  # mean over the seed sets
+    clip_score: float | None = None
 
 
 def load_tools(
-    reference: Path | None, prompts: Sequence[Prompt], size: int, images: int, sets: int, device: torch.device
+    reference: Path | None,
+    prompts: Sequence[Prompt],
+    size: int,
+    images: int,
+    sets: int,
+    device: torch.device,
+    clip: str | None = None,
 ) -> Tools:
-    """Networks and references for `sets` times `images` images of `size` pixels."""
+    """Networks and references for `sets` times `images` images of `size` pixels.
+
+    clip: the model for CLIP score, which None leaves out. Raises FewstepError if it cannot be had: it was asked for.
+    """
     notes: list[str] = []
 
     def attempt(what: str, load: Callable[[], T]) -> T | None:
@@ -66,6 +78,7 @@ def load_tools(
             notes.append(f"{what} left out: {error.message}; {error.hint}")
             return None
 
+    judge = load_judge(clip, (prompt.text for prompt in prompts), device) if clip else None
     lpips = inception = real = real_efficientnet = drawings = None
     if size < SMALLEST:
         notes.append(f"LPIPS and diversity left out: they need images of {SMALLEST} pixels a side, not {size}")
@@ -84,7 +97,7 @@ def load_tools(
         few = too_few("EfficientNet distance", needed(efficientnet.dim), images, len(reference_files(reference)))
         real_efficientnet = None if few else read_real(reference, size, efficientnet)
         notes += few
-    return Tools(lpips, inception, real, efficientnet, real_efficientnet, drawings, tuple(notes))
+    return Tools(lpips, inception, real, efficientnet, real_efficientnet, drawings, judge, tuple(notes))
 
 
 def too_few(what: str, fewest: int, images: int, real: int, instead: str = "") -> list[str]:
@@ -131,6 +144,9 @@ def measure(
         features = features_of(tools.inception, drawn, "FID and KID")
         fid, spread = fid_over(features, tools.real.features, sets, tools.inception.label)
         values = values._replace(fid=fid, fid_spread=spread, kid=kid_of(features, tools.real.features))
+    if tools.clip:
+        features = features_of(tools.clip.network, drawn, "CLIP score")
+        values = values._replace(clip_score=tools.clip.score(features, (prompt.text for prompt in prompts)))
     if tools.lpips:
         values = values._replace(
             lpips_teacher=lpips_between(tools.lpips, drawn, teacher) if teacher else None,

@@ -114,7 +114,8 @@ def prompts_sha256(prompts: Sequence[Prompt]) -> str:
 def networks(tools: Tools) -> dict[str, dict[str, str]]:
     """Label, with its resize filter, and hash of the weights of each network that measured."""
     found = {}
-    for name, network in (("inception", tools.inception), ("efficientnet", tools.efficientnet)):
+    of_clip = tools.clip.network if tools.clip else None
+    for name, network in (("inception", tools.inception), ("efficientnet", tools.efficientnet), ("clip", of_clip)):
         if network:
             found[name] = {"label": network.label, "sha256": network.sha256}
     if tools.lpips:
@@ -149,14 +150,17 @@ def told(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(_agreement_told(p["agreement"]))
     if "efficientnet" in p["networks"]:
         lines.append(
-            "EfficientNet score: the Inception score's formula with EfficientNet's classes; not comparable to it"
+            "EfficientNet score: the Inception score's formula with EfficientNet's classes; not comparable to it, which"
+            " needs Inception's classifier, and FID's network is carried without one"
         )
     if any(row["efficientnet_distance"] is not None for row in rows):
         lines.append(
             f"EfficientNet distance: the Fréchet distance of {EfficientNet.dim} features of EfficientNet-Lite0, mean of"
-            f" the seed sets; no FID and not comparable to one: it is there for references of fewer than the"
+            " the seed sets; no FID and not comparable to one: it is there for references of fewer than the"
             f" {needed(Inception.dim)} images that FID needs"
         )
+    if "clip" in p["networks"]:
+        lines.append("CLIP score: mean of 100 cos(image, text); scores of different CLIP models do not compare")
     lines += beside.told(rows)
     lines += [f"network: {net['label']} (sha256 {cut(net['sha256'])})" for net in p["networks"].values()]
     lines.append(f"versions: fewstep {p['fewstep']}, {versions}")

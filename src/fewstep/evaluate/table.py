@@ -39,6 +39,7 @@ def entry(spec: RowSpec, drawn: Drawn, values: Measures, search: list[dict[str, 
         "agreement": agreement.score if agreement else None,
         "diversity": values.diversity,
         "efficientnet_score": values.efficientnet_score,
+        "clip_score": values.clip_score,
         "efficientnet_distance": values.efficientnet_distance,
     }
 
@@ -88,6 +89,7 @@ COLUMNS = (
     Column("EfficientNet distance", "efficientnet_distance", number("efficientnet_distance", ".2f")),
     Column("LPIPS to teacher", "lpips_teacher", number("lpips_teacher")),
     Column("agreement %", "agreement", number("agreement", ".1f", 100)),
+    Column("CLIP score", "clip_score", number("clip_score", ".2f")),
     Column("diversity", "diversity", number("diversity")),
     Column("EfficientNet score", "efficientnet_score", number("efficientnet_score", ".2f")),
 )
