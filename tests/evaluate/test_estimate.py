@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewstep.evaluate.estimate import estimate, share
+from fewstep.evaluate.estimate import estimate, ratio, share
 from fewstep.evaluate.frechet import distance_to, frechet_distance, statistics
 
 
@@ -49,3 +49,35 @@ def test_the_quick_distance_is_the_distance(count):
     features, target = normal(count, 20, 3) + 1, statistics([normal(50, 20, 4)], "x")
     slow = frechet_distance(statistics([features], "x"), target, allow_few=True)
     assert distance_to(features, target) == pytest.approx(slow, rel=1e-6)
+
+
+def test_an_interval_is_of_students_t():
+    values = normal(32, 1, 0)[:, 0]
+    found = estimate(lambda images: float(values[images].mean()), 32)
+    low, high = found.interval()
+    assert (low + high) / 2 == pytest.approx(found.value)
+    assert (high - low) / 2 == pytest.approx(2.1314 * found.error, rel=0.01)  # of 15 degrees of freedom
+
+
+def test_the_ratio_of_shares_covers_the_true_one():
+    random, covered = torch.Generator().manual_seed(0), 0
+    for _ in range(100):
+        sway = torch.rand(320, generator=random)  # how easy each prompt is
+        first = torch.rand(320, generator=random) < sway
+        row = torch.rand(320, generator=random) < 0.8 * sway
+        found = ratio(row.tolist(), first.tolist())
+        assert found.value == pytest.approx(float(row.sum() / first.sum()))
+        low, high = found.interval()
+        covered += low <= 0.8 <= high
+    assert covered >= 88
+
+
+def test_the_ratio_of_equal_shares_is_1_within_one_image():
+    hits = [True, False] * 20
+    found = ratio(hits, hits)
+    assert (found.value, found.error) == (1, 1 / 20)
+
+
+@pytest.mark.parametrize("of_first", [[False] * 8, [True] + [False] * 7, [True]])
+def test_a_ratio_that_cannot_be_told_is_none(of_first):
+    assert ratio([True] * len(of_first), of_first) is None

@@ -7,7 +7,8 @@ import torch
 
 from fewstep.errors import FewstepError
 from fewstep.evaluate import kid as module
-from fewstep.evaluate.kid import kid, polynomial_mmd, student_t
+from fewstep.evaluate.estimate import student_t
+from fewstep.evaluate.kid import kid, polynomial_mmd
 
 
 def features(count: int, seed: int, shift: float = 0.0, dim: int = 8) -> torch.Tensor:
@@ -59,7 +60,25 @@ def test_grows_with_the_difference_and_is_seeded():
     y = features(150, 1, 0.3)
     assert kid(x, y) == kid(x, y)
     assert kid(x, y) != kid(x, y, seed=1)
-    assert kid(x, y, blocks=8)[3:] == (8, 18)
+    assert kid(x, y, blocks=8)[3:5] == (8, 18)
+
+
+def test_the_interval_of_a_difference_leaves_out_what_both_share():
+    real, common, hits = features(200, 0), features(200, 1), 0
+    first, row = (kid(common + 0.1 * features(200, 2 + i, shift), real) for i, shift in enumerate((2.0, 4.0)))
+    paired = row.less(first)
+    assert paired.value == pytest.approx(row.value - first.value)
+    unpaired = math.hypot(row.high - row.value, first.high - first.value)
+    assert paired.high - paired.value == pytest.approx(paired.value - paired.low)
+    assert 0 < paired.high - paired.value < 0.5 * unpaired
+    assert first.less(first)[:3] == (0, 0, 0)
+    for i in range(40):  # two rows of one distribution, drawn from the same noise
+        generator = 100 + 4 * i
+        common, real = features(100, generator), features(100, generator + 1)
+        one, other = (kid(common + 0.3 * features(100, generator + 2 + j), real, blocks=5) for j in range(2))
+        difference = one.less(other)
+        hits += difference.low <= 0 <= difference.high
+    assert hits >= 34
 
 
 def test_too_few_images_are_refused():

@@ -25,7 +25,14 @@ CONFIG = build(CompareConfig, model="m", batch_size=3, dtype="bf16", device="cpu
     ],
 )
 def test_rows_are_understood(text, solver, steps, guidance_scale, loras):
-    assert parse_row(text) == (text.strip(), solver, steps, guidance_scale, loras, None, None)
+    assert parse_row(text) == (text.strip(), solver, steps, guidance_scale, loras, None, None, False)
+
+
+@pytest.mark.parametrize("text", ["ddim:32@best", "lcm:4@best+lcm:1", "ddim,eta=0.5:4@best"])
+def test_the_best_guidance_may_be_asked_for(text):
+    row = parse_row(text)
+    assert (row.text, row.best, row.guidance_scale) == (text, True, None)
+    assert row.loras == (("lcm:1",) if "lcm" in text else ())
 
 
 def test_fresh_noise_stands_after_the_solver():
@@ -52,6 +59,7 @@ def test_fresh_noise_stands_after_the_solver():
         ("ddim,noise=1:4", "'noise=1' is no eta=NUMBER", "a row is"),
         ("dpm-solver:15", "dpm-solver makes 2 network calls a step, so 15 do not come out even", "multiple of 2"),
         ("ddim:4@", "guidance '' is no number", "@1 for none"),
+        ("ddim:4@Best", "guidance 'Best' is no number", "or @best"),
         ("ddim:4@high", "guidance 'high' is no number", "@1 for none"),
         ("lcm:4+lcm", "'+lcm' is no LORA:WEIGHT", "a row is"),
         ("lcm:4+lcm:x", "'+lcm:x' is no LORA:WEIGHT", "a row is"),

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fewstep.configs import FinetuneConfig, build
+from fewstep.errors import FewstepError
+from fewstep.evaluate.clip_score import load_judge
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import initial, module_shapes, target_shapes
 from fewstep.lora.low_rank import Adapter
@@ -14,7 +16,7 @@ from fewstep.lora.writing import save_adapter
 from fewstep.models.load import load_model
 from fewstep.training.adapt import describe
 from tests.hub.stand_in import repository_of
-from tests.tiny import tiny_unet
+from tests.tiny import tiny_clip, tiny_unet
 
 
 @pytest.fixture
@@ -45,6 +47,17 @@ def test_merge_and_inspect_take_them_too(fewstep, shelf, tmp_path):
     assert out.is_file()
     done = fewstep("inspect", "tiny/lora", "--model", "tiny/model")
     assert done.code == 0, done.err
+
+
+def test_clip_comes_from_the_hub(hub, tmp_path, monkeypatch):
+    hub.repositories["tiny/clip"] = repository_of(tiny_clip(tmp_path / "clip"))
+    hub.repositories["tiny/clip"].files["pytorch_model.bin"] = b"a pickle"
+    judge = load_judge("tiny/clip", ["a cat"], torch.device("cpu"))
+    assert judge.network.label.startswith("CLIP tiny/clip, ")
+    assert not any("pytorch_model.bin" in asked.path for asked in hub.asked)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(FewstepError, match=r"^cannot reach the hub at http://127.0.0.1:9 for openai/clip\n\nhint: "):
+        load_judge("openai/clip", ["a cat"], torch.device("cpu"))
 
 
 def test_a_refusal_is_one_line(fewstep, shelf, tmp_path):

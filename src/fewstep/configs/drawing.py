@@ -105,7 +105,7 @@ class CompareConfig(Config):
         "lcm:4",
     )
     """Each SOLVER[,eta=E][,gamma=G]:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5, tcd,gamma=0.2:4 or
-    lcm:4+lcm:1+high-contrast:0.8."""
+    lcm:4+lcm:1+high-contrast:0.8; @best is the guidance of --guidance-grid with the smallest KID to --reference."""
     prompt_file: Path | None = None
     """One a line, or .jsonl with text, style and concept; by default the captions of --reference, or what ships."""
     images: Annotated[int, Field(ge=1, le=1_000_000)] = 64
@@ -114,6 +114,14 @@ class CompareConfig(Config):
     """Times all images are drawn, from other noise each time; 3 show how far FID spreads."""
     reference: Path | None = None
     """Real images with captions for FID and KID, a folder or table as distill takes; without them both are left out."""
+    clip_score: bool = False
+    """Measure CLIP score too: 100 cos(image, text), by CLIP's weights, which come from the hub or a folder."""
+    clip_model: str = "openai/clip-vit-base-patch32"
+    """CLIP for --clip-score: a folder, or owner/name[@revision] of the hub, with .safetensors weights."""
+    guidance_grid: str = "1,1.5,2,3,4,6,8"
+    """Guidance scales at which rows with @best are tried."""
+    search_images: Annotated[int, Field(ge=4, le=1_000_000)] = 512
+    """Images drawn at each of them: the first of the first seed set, or all of it if it has fewer."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     """Images drawn at once; times are those of full batches."""
     dtype: Precision = "fp32"

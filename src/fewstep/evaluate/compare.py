@@ -11,8 +11,10 @@ from PIL import Image
 
 from fewstep.configs import CompareConfig
 from fewstep.errors import UsageError
+from fewstep.evaluate import beside, best_guidance
+from fewstep.evaluate.best_guidance import Tried
 from fewstep.evaluate.drawn import Drawn, draw
-from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, load_tools, measure
+from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Measures, Tools, load_tools, measure
 from fewstep.evaluate.plots import check_matplotlib, measured, plot
 from fewstep.evaluate.prompts import Prompt, prompts_for
 from fewstep.evaluate.protocol import protocol_of, surroundings, told
@@ -36,6 +38,7 @@ class Result(NamedTuple):
 
     drawn: Drawn
     diverse: Drawn | None  # several images of each of a few prompts; None without LPIPS
+    search: tuple[Tried, ...] | None  # None of a row that does not ask for its best guidance
 
 
 class Comparison(NamedTuple):
@@ -60,6 +63,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     check_out(config.out)
     check_matplotlib()
     specs = tuple(parse_row(text) for text in config.rows)
+    best_guidance.check_wish(config, specs)
     for spec in specs:
         wanted(spec, config, ("",))  # a LoRA that is not there is told before anything is drawn
     comparison = compared(config, specs)
@@ -81,19 +85,31 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
     bare = load_pipeline(config.model, (), config.dtype, config.device)
     size, device = bare.model.size, bare.model.device
     around = surroundings(parts_sha256(bare.model.path), device)
-    tools = load_tools(config.reference, prompts, size, config.images, config.seed_sets, device)
+    clip = config.clip_model if config.clip_score else None
+    tools = load_tools(config.reference, prompts, size, config.images, config.seed_sets, device, clip)
+    best_guidance.check_tools(specs, tools)
     for note in tools.notes:
         say(note)
     teacher = draw_teacher(bare, config, prompts, around) if tools.lpips else None
     results = draw_rows(bare, config, specs, prompts, around, tools)
-    rows, agreement = [], None
-    for spec, result in zip(specs, results, strict=True):
-        drawn, sets = result.drawn, config.seed_sets
-        values = measure(tools, drawn, teacher, result.diverse, prompts * sets, sets)
-        rows.append(entry(spec, drawn, values))
-        agreement = values.agreement or agreement
+    sets = config.seed_sets
+    measured = [measure(tools, result.drawn, teacher, result.diverse, prompts * sets, sets) for result in results]
+    rows = rows_of(specs, results, measured)
+    agreement = next((values.agreement for values in measured if values.agreement), None)
     protocol = protocol_of(config, around, size, listed.source, prompts, tools, teacher, agreement)
+    protocol["guidance_search"] = best_guidance.protocol_of(config, rows)
     return Comparison({"protocol": protocol, "rows": rows}, sheet_of(rows, results, prompts))
+
+
+def rows_of(specs: Sequence[RowSpec], results: Sequence[Result], measured: Sequence[Measures]) -> list[dict[str, Any]]:
+    """The rows as they stand in table.json, those after the first beside it too."""
+    rows = [
+        entry(spec, result.drawn, values, best_guidance.entries(result.search) if result.search else None)
+        for spec, result, values in zip(specs, results, measured, strict=True)
+    ]
+    for number, (row, values) in enumerate(zip(rows, measured, strict=True)):
+        row["beside_first"] = beside.beside(row, values, rows[0], measured[0]) if number else None
+    return rows
 
 
 def say(note: str) -> None:
@@ -126,7 +142,7 @@ def draw_rows(
             pipeline = load_pipeline(config.model, group, config.dtype, config.device) if group else bare
         for number, spec in enumerate(specs):
             if loras[number] == group:
-                results[number] = draw_row(pipeline, config, spec, prompts, around, bool(tools.lpips))
+                results[number] = draw_row(pipeline, config, spec, prompts, around, tools)
         del pipeline
     return [results[number] for number in range(len(specs))]
 
@@ -137,10 +153,13 @@ def draw_row(
     spec: RowSpec,
     prompts: Sequence[Prompt],
     around: dict[str, Any],
-    diverse: bool,
+    tools: Tools,
 ) -> Result:
-    """The images of a row, all seed sets in a sequence, and those its diversity is told by."""
-    texts = tuple(prompt.text for prompt in prompts)
+    """The images of a row at its guidance, all seed sets in a sequence, and those its diversity is told by."""
+    texts, search = tuple(prompt.text for prompt in prompts), None
+    if spec.best:
+        search = search_guidance(pipeline, config, spec, texts * config.seed_sets, around, tools)
+        spec = spec._replace(guidance_scale=best_guidance.best_of(search))
     wish = wanted(spec, config, texts * config.seed_sets)
     few = tuple(text for text in islice(dict.fromkeys(texts), DIVERSE_PROMPTS) for _ in range(DIVERSE_IMAGES))
     with naming(spec):
@@ -148,9 +167,30 @@ def draw_row(
         for note in plan.notes:
             say(f"{spec.text}: {note}")
         drawn = draw(pipeline, plan, wish, around, spec.text)
-        if not diverse:
-            return Result(drawn, None)
-        return Result(drawn, draw(pipeline, plan, wanted(spec, config, few), around, f"{spec.text}, diversity"))
+        diverse = wanted(spec, config, few) if tools.lpips else None
+        title = f"{spec.text}, diversity"
+        return Result(drawn, draw(pipeline, plan, diverse, around, title) if diverse else None, search)
+
+
+def search_guidance(
+    pipeline: Pipeline,
+    config: CompareConfig,
+    spec: RowSpec,
+    texts: tuple[str, ...],
+    around: dict[str, Any],
+    tools: Tools,
+) -> tuple[Tried, ...]:
+    """What the row's first images are at each guidance of the grid; texts: of all its images."""
+
+    def drawn(guidance_scale: float, count: int) -> Drawn:
+        wish = wanted(spec._replace(guidance_scale=guidance_scale), config, texts[:count])
+        return draw(pipeline, pipeline.plan(wish), wish, around, f"{spec.text}, guidance {guidance_scale:g}")
+
+    with naming(spec):
+        search = best_guidance.tried(config, tools, drawn)
+    for note in best_guidance.at_the_end(spec.text, best_guidance.entries(search)):
+        say(note)
+    return search
 
 
 # --- writing -----------------------------------------------------------------------------------------------
@@ -167,9 +207,13 @@ def sheet_of(rows: Sequence[Row], results: Sequence[Result], prompts: Sequence[P
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The table with its protocol under it."""
-    lines = "\n".join(f"* {line}" for line in told(document["protocol"], document["rows"]))
-    return f"{text_table(*cells(document['rows']))}\n\n{lines}"
+    """The table, of several rows the one beside the first, and the protocol under them."""
+    rows = document["rows"]
+    tables = [text_table(*cells(rows))]
+    if len(rows) > 1:
+        tables += [beside.title(rows), text_table(*cells(beside.others(rows), beside.COLUMNS))]
+    lines = "\n".join(f"* {line}" for line in told(document["protocol"], rows))
+    return "\n\n".join([*tables, lines])
 
 
 def write(folder: Path, comparison: Comparison) -> None:
@@ -190,6 +234,8 @@ def report(folder: Path, document: dict[str, Any]) -> str:
     """The HTML page of the files in `folder`."""
     rows = document["rows"]
     blocks = [table(*cells(rows))]
+    if len(rows) > 1:
+        blocks += [heading(beside.title(rows)), table(*cells(beside.others(rows), beside.COLUMNS))]
     for name in ("quality-nfe", "quality-time", "sheet"):
         if (folder / f"{name}.png").is_file():
             with Image.open(folder / f"{name}.png") as image:

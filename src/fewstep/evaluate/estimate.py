@@ -1,12 +1,15 @@
 """Numbers of a set of images with the range of error that drawing other images would give them."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 GROUPS = 16  # at most; fewer with fewer images
+CONFIDENCE = 0.95  # of intervals
 
 
 class Estimate(NamedTuple):
@@ -24,6 +27,11 @@ class Estimate(NamedTuple):
         """
         values = torch.tensor(self.without, dtype=torch.float64)
         return max(float(((len(values) - 1) * (values - values.mean()).square().mean()).sqrt()), self.least)
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """The ends of where the number lies with this confidence, by Student's t with G - 1 degrees of freedom."""
+        margin = student_t(confidence, len(self.without) - 1) * self.error
+        return self.value - margin, self.value + margin
 
     def less(self, other: "Estimate") -> "Estimate":
         """The difference of two numbers of the same prompts and noise; what sways both alike is not in its error."""
@@ -44,3 +52,36 @@ def share(hits: tuple[bool, ...]) -> Estimate:
     """The share of hits, its error no less than one image's."""
     values = torch.tensor(hits, dtype=torch.float64)
     return estimate(lambda images: float(values[images].mean()), len(hits))._replace(least=1 / len(hits))
+
+
+def ratio(hits: Sequence[bool], of_first: Sequence[bool]) -> Estimate | None:
+    """The share of hits over that of the first's, image i of both of one prompt and noise; error no less than a hit's.
+
+    None where it cannot be told: of a single image, or when without some group of images the first has no hit.
+    """
+    these, first = (torch.tensor(part, dtype=torch.float64) for part in (hits, of_first))
+    if len(first) < 2 or min(estimate(lambda images: float(first[images].sum()), len(first)).without) == 0:
+        return None
+    found = estimate(lambda images: float(these[images].sum() / first[images].sum()), len(first))
+    return found._replace(least=1 / float(first.sum()))
+
+
+def student_t(confidence: float, freedom: int) -> float:
+    """The two-sided quantile of Student's t: P(|t| < it) = confidence; exact for 1 and 2 degrees of freedom.
+
+    Above 2, the expansion round the normal quantile (Abramowitz and Stegun 26.7.5), within 1% at 95%.
+    """
+    p = (1 + confidence) / 2
+    if freedom == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if freedom == 2:
+        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
+    z, n = NormalDist().inv_cdf(p), freedom
+    terms = (
+        z,
+        (z**3 + z) / (4 * n),
+        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2),
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3),
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * n**4),
+    )
+    return math.fsum(terms)

@@ -1,9 +1,9 @@
 """Features of images, kept in files beside them, so that each image goes through a network once."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,29 +12,45 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.networks import EFFICIENTNET_SHA256, INCEPTION_SHA256, EfficientNet, Inception
 from fewstep.evaluate.prompts import reference_files
 from fewstep.images import read_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
 
 CHUNK = 32  # real images a file
-WEIGHTS = {Inception.label: INCEPTION_SHA256, EfficientNet.label: EFFICIENTNET_SHA256}
+
+
+class Network(Protocol):
+    """What makes features (B, D) of pixels (B, 3, H, W) in [-1, 1]."""
+
+    @property
+    def label(self) -> str:
+        """Its name and its resize."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """The features, where the network is."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Its weights."""
 
 
 class Real(NamedTuple):
-    """Real images, as FID and KID see them."""
+    """Real images, as a network sees them."""
 
     source: str
     sha256: str  # of all images
     features: Tensor  # (M, D), on the CPU
 
 
-def device_of(network: nn.Module) -> torch.device:
+def device_of(network: Network | nn.Module) -> torch.device:
     """Where a network is."""
     return next(network.parameters()).device
 
 
-def features_of(network: Inception | EfficientNet, drawn: Drawn, title: str = "") -> Tensor:
+def features_of(network: Network, drawn: Drawn, title: str = "") -> Tensor:
     """Features (N, D) of a row's images, on the CPU."""
     device, suffix, parts = device_of(network), f".{identity(network)}.safetensors", []
     batches = zip(drawn.files, drawn.batches(), strict=True)
@@ -45,7 +61,7 @@ def features_of(network: Inception | EfficientNet, drawn: Drawn, title: str = ""
     return torch.cat(parts)
 
 
-def read_real(source: Path, size: int, network: Inception) -> Real:
+def read_real(source: Path, size: int, network: Network) -> Real:
     """The images of a folder or table, scaled to cover `size` pixels and cut at the centre, as training data is."""
     paths = reference_files(source)
     device, hashes, parts = device_of(network), [], []
@@ -54,8 +70,7 @@ def read_real(source: Path, size: int, network: Inception) -> Real:
         chunk = paths[start : start + CHUNK]
 
         def make(chunk: list[Path] = chunk) -> Tensor:
-            features: Tensor = network(torch.stack([read_image(path, size, size) for path in chunk]).to(device))
-            return features
+            return network(torch.stack([read_image(path, size, size) for path in chunk]).to(device))
 
         hashes.append(sha256_bytes(*(sha256_file(path).encode() for path in chunk)))
         name = sha256_bytes(f"{identity(network)} {size} {hashes[-1]}".encode())
@@ -63,9 +78,9 @@ def read_real(source: Path, size: int, network: Inception) -> Real:
     return Real(str(source), sha256_bytes(*(value.encode() for value in hashes)), torch.cat(parts))
 
 
-def identity(network: Inception | EfficientNet) -> str:
+def identity(network: Network) -> str:
     """A short hash of the network and its resize, for names of files of features."""
-    return sha256_bytes(network.label.encode(), WEIGHTS[network.label].encode())[:12]
+    return sha256_bytes(network.label.encode(), network.sha256.encode())[:12]
 
 
 def kept(file: Path, make: Callable[[], Tensor]) -> Tensor:

@@ -1,13 +1,14 @@
 """Kernel Inception distance (KID): unbiased at every number of images, with a confidence interval."""
 
 import math
-from statistics import NormalDist
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.evaluate.estimate import CONFIDENCE, student_t
 
 CHUNK = 2048  # rows of a kernel matrix held at a time
 FEWEST = 2  # images in a block
@@ -21,6 +22,15 @@ class KID(NamedTuple):
     high: float
     blocks: int
     block_size: int  # images of the smaller set in a block
+    values: tuple[float, ...]  # of each block
+
+    def less(self, other: "KID") -> "KID":
+        """The difference of two sets of images to the same real ones, image i of both of one prompt and noise.
+
+        Both have the same blocks, so the interval is of the blocks' differences: what sways both alike is not in it.
+        """
+        values = tuple(a - b for a, b in zip(self.values, other.values, strict=True))
+        return KID(*mean_interval(values), self.blocks, self.block_size, values)
 
 
 def polynomial_mmd(x: Tensor, y: Tensor) -> float:
@@ -48,7 +58,7 @@ def kernel_diagonal_sum(x: Tensor) -> float:
     return float((x.square().sum(dim=1) / x.shape[1] + 1).pow(3).sum())
 
 
-def kid(x: Tensor, y: Tensor, blocks: int = 10, confidence: float = 0.95, seed: int = 0) -> KID:
+def kid(x: Tensor, y: Tensor, blocks: int = 10, confidence: float = CONFIDENCE, seed: int = 0) -> KID:
     """Mean of the unbiased estimates over disjoint random blocks of both sets, with Student's t interval.
 
     x (N, D), y (M, D): features. Blocks that share no image are independent, so the interval holds; the
@@ -65,28 +75,13 @@ def kid(x: Tensor, y: Tensor, blocks: int = 10, confidence: float = 0.95, seed: 
         torch.randperm(len(features), generator=generator).to(features.device).tensor_split(blocks)
         for features in (x, y)
     )
-    values = torch.tensor([polynomial_mmd(x[i], y[j]) for i, j in zip(of_x, of_y, strict=True)], dtype=torch.float64)
-    mean = float(values.mean())
-    margin = student_t(confidence, blocks - 1) * float(values.std()) / math.sqrt(blocks)
-    return KID(mean, mean - margin, mean + margin, blocks, fewest // blocks)
+    values = tuple(polynomial_mmd(x[i], y[j]) for i, j in zip(of_x, of_y, strict=True))
+    return KID(*mean_interval(values, confidence), blocks, fewest // blocks, values)
 
 
-def student_t(confidence: float, freedom: int) -> float:
-    """The two-sided quantile of Student's t: P(|t| < it) = confidence; exact for 1 and 2 degrees of freedom.
-
-    Above 2, the expansion round the normal quantile (Abramowitz and Stegun 26.7.5), within 1% at 95%.
-    """
-    p = (1 + confidence) / 2
-    if freedom == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if freedom == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z, n = NormalDist().inv_cdf(p), freedom
-    terms = (
-        z,
-        (z**3 + z) / (4 * n),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3),
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * n**4),
-    )
-    return math.fsum(terms)
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """The mean of independent values, and the ends of its Student's t interval."""
+    exact = torch.tensor(values, dtype=torch.float64)
+    mean = float(exact.mean())
+    margin = student_t(confidence, len(exact) - 1) * float(exact.std()) / math.sqrt(len(exact))
+    return mean, mean - margin, mean + margin

@@ -1,8 +1,8 @@
-"""The numbers of a row's images: FID, KID, LPIPS to the teacher, agreement, diversity, EfficientNet's score."""
+"""The numbers of a row's images: FID, KID, LPIPS to the teacher, agreement, diversity, what EfficientNet says."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from fewstep.assets import shipped_kit
 from fewstep.errors import FewstepError
 from fewstep.evaluate.agreement import Agreement, Pictures
+from fewstep.evaluate.clip_score import Judge, load_judge
 from fewstep.evaluate.diversity import diversity
 from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.features import Real, device_of, features_of, read_real
@@ -18,7 +19,7 @@ from fewstep.evaluate.inception_score import inception_score
 from fewstep.evaluate.kid import FEWEST, KID, kid
 from fewstep.evaluate.lpips import LPIPS, load_lpips
 from fewstep.evaluate.networks import EfficientNet, Inception, load_efficientnet, load_inception
-from fewstep.evaluate.prompts import Prompt
+from fewstep.evaluate.prompts import Prompt, reference_files
 from fewstep.evaluate.reference import Reference, agreement_with, ceiling_with, load_reference
 
 KID_BLOCKS = 10  # fewer with too few images
@@ -35,7 +36,9 @@ class Tools(NamedTuple):
     inception: Inception | None = None
     real: Real | None = None
     efficientnet: EfficientNet | None = None
+    real_efficientnet: Real | None = None  # None too where there are too few images for a Fréchet distance
     drawings: Reference | None = None
+    clip: Judge | None = None  # only if asked for
     notes: tuple[str, ...] = ()  # why something is None
 
 
@@ -49,12 +52,23 @@ class Measures(NamedTuple):
     agreement: Agreement | None = None
     diversity: float | None = None
     efficientnet_score: float | None = None
+    efficientnet_distance: float | None = None  # mean over the seed sets
+    clip_score: float | None = None
 
 
 def load_tools(
-    reference: Path | None, prompts: Sequence[Prompt], size: int, images: int, sets: int, device: torch.device
+    reference: Path | None,
+    prompts: Sequence[Prompt],
+    size: int,
+    images: int,
+    sets: int,
+    device: torch.device,
+    clip: str | None = None,
 ) -> Tools:
-    """Networks and references for `sets` times `images` images of `size` pixels."""
+    """Networks and references for `sets` times `images` images of `size` pixels.
+
+    clip: the model for CLIP score, which None leaves out. Raises FewstepError if it cannot be had: it was asked for.
+    """
     notes: list[str] = []
 
     def attempt(what: str, load: Callable[[], T]) -> T | None:
@@ -64,7 +78,8 @@ def load_tools(
             notes.append(f"{what} left out: {error.message}; {error.hint}")
             return None
 
-    lpips = inception = real = drawings = None
+    judge = load_judge(clip, (prompt.text for prompt in prompts), device) if clip else None
+    lpips = inception = real = real_efficientnet = drawings = None
     if size < SMALLEST:
         notes.append(f"LPIPS and diversity left out: they need images of {SMALLEST} pixels a side, not {size}")
     else:
@@ -76,20 +91,23 @@ def load_tools(
         notes.append("FID and KID left out: they compare with real images, which --reference names")
     elif inception := attempt("FID and KID", lambda: load_inception(device)):
         real = read_real(reference, size, inception)
-        notes += too_few(images, sets, real)
-    return Tools(lpips, inception, real, efficientnet, drawings, tuple(notes))
+        notes += too_few("FID", needed(inception.dim), images, len(real.features), "; KID does with fewer")
+        notes += too_few("KID", 2 * FEWEST, images * sets, len(real.features))
+    if reference and efficientnet:
+        few = too_few("EfficientNet distance", needed(efficientnet.dim), images, len(reference_files(reference)))
+        real_efficientnet = None if few else read_real(reference, size, efficientnet)
+        notes += few
+    return Tools(lpips, inception, real, efficientnet, real_efficientnet, drawings, judge, tuple(notes))
 
 
-def too_few(images: int, sets: int, real: Real) -> list[str]:
-    """Why FID and KID cannot be told from `sets` times `images` images and the real ones, if so."""
-    count, notes = len(real.features), []
-    fid, kid_ = needed(real.features.shape[1]), 2 * FEWEST
-    there = f"there are {images} (--images) and {count} real ones (--reference)"
-    if min(images, count) < fid:
-        notes.append(f"FID left out: it needs {fid} images on both sides, and {there}; KID does with fewer")
-    if min(images * sets, count) < kid_:
-        notes.append(f"KID left out: it needs {kid_} images on both sides, and {there}")
-    return notes
+def too_few(what: str, fewest: int, images: int, real: int, instead: str = "") -> list[str]:
+    """Why a metric that needs `fewest` images cannot be told from so many of a row and real ones, if so."""
+    if min(images, real) >= fewest:
+        return []
+    return [
+        f"{what} left out: it needs {fewest} images on both sides, and there are {images} (--images) and {real} real"
+        f" ones (--reference){instead}"
+    ]
 
 
 def drawings_for(prompts: Sequence[Prompt]) -> Reference:
@@ -126,26 +144,32 @@ def measure(
         features = features_of(tools.inception, drawn, "FID and KID")
         fid, spread = fid_over(features, tools.real.features, sets, tools.inception.label)
         values = values._replace(fid=fid, fid_spread=spread, kid=kid_of(features, tools.real.features))
+    if tools.clip:
+        features = features_of(tools.clip.network, drawn, "CLIP score")
+        values = values._replace(clip_score=tools.clip.score(features, (prompt.text for prompt in prompts)))
     if tools.lpips:
         values = values._replace(
             lpips_teacher=lpips_between(tools.lpips, drawn, teacher) if teacher else None,
             diversity=diversity_of(tools.lpips, diverse) if diverse else None,
         )
-    if tools.efficientnet:
-        features = features_of(tools.efficientnet, drawn, "agreement")
-        score = inception_score(tools.efficientnet.probabilities(features.to(device_of(tools.efficientnet))), splits=1)
-        pictures = labelled_pictures(features, prompts) if tools.drawings else None
-        values = values._replace(
-            efficientnet_score=score.mean,
-            agreement=agreement_with(pictures, tools.drawings) if pictures and tools.drawings else None,
-        )
-    return values
+    return values._replace(**seen_by(tools.efficientnet, tools, drawn, prompts, sets)) if tools.efficientnet else values
+
+
+def seen_by(network: EfficientNet, tools: Tools, drawn: Drawn, prompts: Sequence[Prompt], sets: int) -> dict[str, Any]:
+    """What of Measures EfficientNet's features tell."""
+    features = features_of(network, drawn, "agreement")
+    pictures, real = labelled_pictures(features, prompts), tools.real_efficientnet
+    return {
+        "efficientnet_score": inception_score(network.probabilities(features.to(device_of(network))), splits=1).mean,
+        "efficientnet_distance": real and fid_over(features, real.features, sets, network.label)[0],
+        "agreement": agreement_with(pictures, tools.drawings) if pictures and tools.drawings else None,
+    }
 
 
 def fid_over(features: Tensor, real: Tensor, sets: int, label: str) -> tuple[float | None, float | None]:
-    """Mean FID of the seed sets (N, D) to the real images (M, D), and, of several, largest less smallest.
+    """Mean Fréchet distance of the seed sets (N, D) to the real images (M, D), and, of several, largest less smallest.
 
-    None with fewer images a set than a covariance takes: FID is then too large by an amount that depends on them.
+    None with fewer images a set than a covariance takes: it is then too large by an amount that depends on them.
     """
     parts = features.chunk(sets)
     if min(len(real), *(len(part) for part in parts)) < needed(features.shape[1]):

@@ -41,6 +41,7 @@ class Inception(nn.Module):
     """Inception-v3 of 2015-12-05, the network FID is defined with: pixels to features after global pooling."""
 
     label = "inception-v3-2015-12-05, bicubic to 299"  # written beside every number made from its features
+    sha256 = INCEPTION_SHA256  # of the weights
     size = 299
     dim = 2048
 
@@ -64,6 +65,7 @@ class EfficientNet(nn.Module):
     """EfficientNet-Lite0, trained on ImageNet: pixels to features, and features to class probabilities."""
 
     label = "efficientnet-lite0, bicubic to 224"
+    sha256 = EFFICIENTNET_SHA256  # of the weights
     size = 224
     dim = 1280
 

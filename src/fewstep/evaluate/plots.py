@@ -13,7 +13,9 @@ MARKERS = "osD^vP*X"
 QUALITY = {
     "fid": "FID (lower is better)",
     "kid": "KID x 1000 (lower is better)",
+    "efficientnet_distance": "EfficientNet distance (lower is better)",
     "agreement": "agreement, % (higher is better)",
+    "clip_score": "CLIP score (higher is better)",
     "lpips_teacher": "LPIPS to teacher (lower is nearer)",
     "diversity": "diversity (higher is more diverse)",
     "efficientnet_score": "EfficientNet score (higher is better)",

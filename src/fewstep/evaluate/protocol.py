@@ -10,10 +10,12 @@ import torch
 
 from fewstep import __version__
 from fewstep.configs import CompareConfig
+from fewstep.evaluate import beside, best_guidance
 from fewstep.evaluate.agreement import Agreement
 from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.features import WEIGHTS
+from fewstep.evaluate.frechet import needed
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, ceiling_of
+from fewstep.evaluate.networks import EfficientNet, Inception
 from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.weights import LPIPS_FILES
 from fewstep.io import sha256_bytes
@@ -112,9 +114,10 @@ def prompts_sha256(prompts: Sequence[Prompt]) -> str:
 def networks(tools: Tools) -> dict[str, dict[str, str]]:
     """Label, with its resize filter, and hash of the weights of each network that measured."""
     found = {}
-    for name, network in (("inception", tools.inception), ("efficientnet", tools.efficientnet)):
+    of_clip = tools.clip.network if tools.clip else None
+    for name, network in (("inception", tools.inception), ("efficientnet", tools.efficientnet), ("clip", of_clip)):
         if network:
-            found[name] = {"label": network.label, "sha256": WEIGHTS[network.label]}
+            found[name] = {"label": network.label, "sha256": network.sha256}
     if tools.lpips:
         found["lpips"] = {"label": LPIPS_LABEL, "sha256": LPIPS_FILES["alex"].sha256}
     return found
@@ -135,6 +138,7 @@ def told(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
     if p["reference"]:
         real = p["reference"]
         lines.append(f"reference: {real['images']} images of {real['source']} (sha256 {cut(real['sha256'])})")
+    lines += best_guidance.told(p["guidance_search"])
     if p["teacher"]:
         lines.append(_teacher_told(p["teacher"]))
     if p["diversity"]:
@@ -146,8 +150,18 @@ def told(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(_agreement_told(p["agreement"]))
     if "efficientnet" in p["networks"]:
         lines.append(
-            "EfficientNet score: the Inception score's formula with EfficientNet's classes; not comparable to it"
+            "EfficientNet score: the Inception score's formula with EfficientNet's classes; not comparable to it, which"
+            " needs Inception's classifier, and FID's network is carried without one"
         )
+    if any(row["efficientnet_distance"] is not None for row in rows):
+        lines.append(
+            f"EfficientNet distance: the Fréchet distance of {EfficientNet.dim} features of EfficientNet-Lite0, mean of"
+            " the seed sets; no FID and not comparable to one: it is there for references of fewer than the"
+            f" {needed(Inception.dim)} images that FID needs"
+        )
+    if "clip" in p["networks"]:
+        lines.append("CLIP score: mean of 100 cos(image, text); scores of different CLIP models do not compare")
+    lines += beside.told(rows)
     lines += [f"network: {net['label']} (sha256 {cut(net['sha256'])})" for net in p["networks"].values()]
     lines.append(f"versions: fewstep {p['fewstep']}, {versions}")
     return [*lines, *p["left_out"]]

@@ -11,6 +11,7 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.lora.references import parse_reference
 
 GRAMMAR = "SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5, tcd,gamma=0.2:4 or lcm:4+lcm:1+style:0.8"
+BEST = "best"  # typed as a guidance
 HEAD = re.compile(r"(?P<solver>[^:@,]+)(?P<noise>(,[^:@,]*)*):(?P<steps>[^@+]*)(@(?P<guidance>[^+]*))?(?P<loras>\+.*)?")
 LORA = re.compile(
     r"\+(.+?:-?[0-9.]+(?:,[a-z0-9]+=-?[0-9.]+)*)(?=\+|$)"
@@ -23,10 +24,11 @@ class RowSpec(NamedTuple):
     text: str  # as typed
     solver: str
     steps: int
-    guidance_scale: float | None  # None is what the model or LoRA recommends
+    guidance_scale: float | None  # None is what the model or LoRA recommends, or to be found
     loras: tuple[str, ...]  # FILE:WEIGHT each
     eta: float | None = None  # None is the solver's own
     gamma: float | None = None
+    best: bool = False  # the guidance is to be found, by KID
 
 
 def parse_row(text: str) -> RowSpec:
@@ -49,9 +51,10 @@ def parse_row(text: str) -> RowSpec:
         text.strip(),
         solver,
         int(steps),
-        None if guidance is None else _number(guidance, text),
+        None if guidance in (None, BEST) else _number(guidance, text),
         _loras(head["loras"] or "", text),
         **_fresh_noise(head["noise"], text),
+        best=guidance == BEST,
     )
 
 
@@ -70,7 +73,9 @@ def _number(guidance: str, text: str) -> float:
     try:
         return float(guidance)
     except ValueError:
-        raise UsageError(f"--rows {text}: guidance {guidance!r} is no number", "write @1 for none, or @7.5") from None
+        raise UsageError(
+            f"--rows {text}: guidance {guidance!r} is no number", "write @1 for none, @7.5, or @best"
+        ) from None
 
 
 def _loras(terms: str, text: str) -> tuple[str, ...]:

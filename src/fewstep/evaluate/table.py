@@ -11,8 +11,11 @@ from fewstep.evaluate.rows import RowSpec
 Row = Mapping[str, Any]  # as `entry` makes it, and as it stands in table.json
 
 
-def entry(spec: RowSpec, drawn: Drawn, values: Measures) -> dict[str, Any]:
-    """A row as it stands in table.json; None is not measured. Times are seconds an image."""
+def entry(spec: RowSpec, drawn: Drawn, values: Measures, search: list[dict[str, float]] | None) -> dict[str, Any]:
+    """A row as it stands in table.json; None is not measured. Times are seconds an image.
+
+    search: how its guidance was found, if it was.
+    """
     split, kid, agreement = drawn.split_s, values.kid, values.agreement
     return {
         "row": spec.text,
@@ -22,6 +25,7 @@ def entry(spec: RowSpec, drawn: Drawn, values: Measures) -> dict[str, Any]:
         "steps": drawn.plan.steps,
         "timesteps": list(drawn.plan.timesteps),
         "guidance_scale": drawn.plan.guidance_scale,
+        "guidance_search": search,
         "lora": list(drawn.loras),
         "nfe": drawn.nfe,
         "time_s": sum(split.values()),
@@ -35,6 +39,8 @@ def entry(spec: RowSpec, drawn: Drawn, values: Measures) -> dict[str, Any]:
         "agreement": agreement.score if agreement else None,
         "diversity": values.diversity,
         "efficientnet_score": values.efficientnet_score,
+        "clip_score": values.clip_score,
+        "efficientnet_distance": values.efficientnet_distance,
     }
 
 
@@ -80,16 +86,18 @@ COLUMNS = (
     Column(" + ".join(PARTS), "time_split_s", split),
     Column("FID", "fid", fid),
     Column("KID x 1000 [95 %]", "kid", kid),
+    Column("EfficientNet distance", "efficientnet_distance", number("efficientnet_distance", ".2f")),
     Column("LPIPS to teacher", "lpips_teacher", number("lpips_teacher")),
     Column("agreement %", "agreement", number("agreement", ".1f", 100)),
+    Column("CLIP score", "clip_score", number("clip_score", ".2f")),
     Column("diversity", "diversity", number("diversity")),
     Column("EfficientNet score", "efficientnet_score", number("efficientnet_score", ".2f")),
 )
 
 
-def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def cells(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> tuple[list[str], list[list[str]]]:
     """Column titles, and the rows as text, of what was measured."""
-    shown = [column for column in COLUMNS if any(row[column.key] is not None for row in rows)]
+    shown = [column for column in columns if any(row[column.key] is not None for row in rows)]
     lines = [["-" if row[column.key] is None else column.text(row) for column in shown] for row in rows]
     return [column.title for column in shown], lines
 

@@ -32,7 +32,7 @@ from fewstep.evaluate.candidates import (
 )
 from fewstep.evaluate.drawn import Drawn, draw
 from fewstep.evaluate.estimate import estimate, share
-from fewstep.evaluate.features import WEIGHTS, features_of, read_real
+from fewstep.evaluate.features import features_of, read_real
 from fewstep.evaluate.frechet import Statistics, distance_to, statistics
 from fewstep.evaluate.measure import drawings_for, labelled_pictures
 from fewstep.evaluate.networks import EfficientNet, Inception, load_efficientnet, load_inception
@@ -292,7 +292,7 @@ def protocol_of(
 ) -> dict[str, Any]:
     """All that the numbers depend on, as data."""
     plan = tried[0].drawn.plan
-    networks = {network.label: WEIGHTS[network.label] for network in (judges.network, judges.efficientnet) if network}
+    networks = {network.label: network.sha256 for network in (judges.network, judges.efficientnet) if network}
     return {
         "fewstep": __version__,
         **{key: around[key] for key in ("versions", "machine")},

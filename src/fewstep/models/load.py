@@ -93,6 +93,24 @@ def load_controlnet(name: str, model: Model) -> Any:
     return network
 
 
+def load_clip(name: str, device: torch.device | str) -> tuple[Path, Any, Any, Any]:
+    """The folder of a CLIP model, here or of the hub; its CLIPModel, tokenizer and image processor."""
+    from transformers import CLIPImageProcessor, CLIPModel  # few ask for them
+
+    folder = resolved(name)
+    if not (folder / "config.json").is_file():
+        raise FewstepError(
+            f"CLIP model {name} not found",
+            "give --clip-model the folder with CLIP's configs, vocabulary and .safetensors weights, or a hub id",
+        )
+    network = _part(CLIPModel, folder, torch.float32, device)
+    try:
+        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise FewstepError(f"cannot load the image processor of {folder}", "copy the CLIP folder again") from error
+    return folder, network, _tokenizer(folder), processor
+
+
 def _index(folder: Path, name: str) -> dict[str, Any]:
     if not folder.exists():
         raise FewstepError(

@@ -1,0 +1,138 @@
+"""The guidance that a row is best at: of a grid, the one whose images have the smallest KID to real ones."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fewstep.configs import CompareConfig
+from fewstep.errors import FewstepError, UsageError
+from fewstep.evaluate.drawn import Drawn
+from fewstep.evaluate.features import features_of
+from fewstep.evaluate.kid import FEWEST, KID
+from fewstep.evaluate.measure import Tools, kid_of
+from fewstep.evaluate.rows import RowSpec
+from fewstep.evaluate.table import Row
+
+LARGEST = 50  # as sample takes it
+SCORE = "KID to the reference; the winner's images are part of the row's"
+HINT = "write a guidance instead, as in @3"
+
+
+class Tried(NamedTuple):
+    """A guidance, and how near real images what is drawn with it comes."""
+
+    guidance_scale: float
+    kid: KID
+
+
+def grid_of(text: str) -> tuple[float, ...]:
+    """The guidance scales in 1,1.5,2, ascending. Raises UsageError naming the one that is none."""
+    values = set()
+    for word in text.split(","):
+        try:
+            value = float(word)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= LARGEST:
+            raise UsageError(
+                f"--guidance-grid {text}: {word!r} is no guidance scale of 0...{LARGEST}",
+                "write --guidance-grid 1,2,4,8",
+            )
+        values.add(value)
+    return tuple(sorted(values))
+
+
+def check_wish(config: CompareConfig, specs: Sequence[RowSpec]) -> None:
+    """Raise UsageError for a row that asks for the best guidance where nothing says which one that is."""
+    grid_of(config.guidance_grid)
+    for spec in specs:
+        if spec.best and config.reference is None:
+            raise UsageError(
+                f"--rows {spec.text}: the best guidance is found by KID to real images, and --reference names none",
+                f"give --reference real images, or {HINT}",
+            )
+        if spec.best and config.images < 2 * FEWEST:
+            raise UsageError(
+                f"--rows {spec.text}: the best guidance is found by KID, which needs {2 * FEWEST} images, and"
+                f" --images is {config.images}",
+                f"draw more, or {HINT}",
+            )
+
+
+def check_tools(specs: Sequence[RowSpec], tools: Tools) -> None:
+    """Raise FewstepError, with the reasons that `load_tools` noted, if KID cannot be told for a row that needs it."""
+    for spec in specs:
+        if spec.best and (tools.real is None or len(tools.real.features) < 2 * FEWEST):
+            why = [note for note in tools.notes if "KID left out" in note]
+            raise FewstepError(f"--rows {spec.text}: the best guidance is found by KID: {'; '.join(why)}", HINT)
+
+
+def images_of(config: CompareConfig) -> int:
+    """How many images are drawn at each guidance of the grid."""
+    return min(config.search_images, config.images)
+
+
+def tried(config: CompareConfig, tools: Tools, draw: Callable[[float, int], Drawn]) -> tuple[Tried, ...]:
+    """Each guidance of the grid with the KID of the first images that `draw(guidance, count)` gives.
+
+    They are drawn in whole batches of the row, so that none of the winner's is drawn twice.
+    """
+    assert tools.inception
+    assert tools.real
+    count, found = images_of(config), []
+    whole = -(-count // config.batch_size) * config.batch_size
+    for guidance_scale in grid_of(config.guidance_grid):
+        drawn = draw(guidance_scale, min(whole, config.images * config.seed_sets))
+        kid = kid_of(features_of(tools.inception, drawn)[:count], tools.real.features)
+        assert kid  # check_wish and check_tools looked
+        found.append(Tried(guidance_scale, kid))
+    return tuple(found)
+
+
+def best_of(search: Sequence[Tried]) -> float:
+    """The guidance with the smallest KID; of equal ones the smallest guidance."""
+    return min(search, key=lambda one: one.kid.value).guidance_scale
+
+
+def entries(search: Sequence[Tried]) -> list[dict[str, float]]:
+    """The search as it stands in a row of table.json."""
+    return [
+        {"guidance_scale": scale, "kid": kid.value, "kid_low": kid.low, "kid_high": kid.high} for scale, kid in search
+    ]
+
+
+def at_the_end(row: str, search: Sequence[Mapping[str, float]]) -> list[str]:
+    """A note if the row's best guidance is the first or last of several; search: as `entries` makes it."""
+    scales = [one["guidance_scale"] for one in search]
+    best = min(search, key=lambda one: one["kid"])["guidance_scale"]
+    if len(scales) == 1 or best not in (scales[0], scales[-1]):
+        return []
+    return [f"{row}: the best guidance, {best:g}, is at an end of --guidance-grid; the best may lie outside"]
+
+
+def protocol_of(config: CompareConfig, rows: Sequence[Row]) -> dict[str, Any] | None:
+    """How the best guidance was found, as it stands in table.json; None if no row asked for it."""
+    searches = {row["row"]: row["guidance_search"] for row in rows if row["guidance_search"]}
+    return (
+        {
+            "grid": list(grid_of(config.guidance_grid)),
+            "images": images_of(config),
+            "score": SCORE,
+            "notes": [note for row, search in searches.items() for note in at_the_end(row, search)],
+        }
+        if searches
+        else None
+    )
+
+
+def told(search: dict[str, Any] | None) -> list[str]:
+    """The same in words, a line each."""
+    if search is None:
+        return []
+    grid = ", ".join(f"{scale:g}" for scale in search["grid"])
+    return [
+        f"guidance of rows with @best: of {grid} the one with the smallest KID to the reference, over the first"
+        f" {search['images']} images of the first seed set; these are among the row's own, which favours"
+        " its KID a little",
+        *search["notes"],
+    ]

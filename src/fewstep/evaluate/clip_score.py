@@ -1,0 +1,64 @@
+"""CLIP score: how well images fit their prompts, for users who can have CLIP's weights, from a hub or a folder."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewstep.hub import title_of
+from fewstep.images import to_image
+from fewstep.io import sha256_bytes, sha256_file
+from fewstep.models.load import load_clip
+
+CHUNK = 64  # texts embedded at once
+
+
+class CLIP(nn.Module):
+    """CLIP's two encoders (Radford et al. 2021, arXiv 2103.00020): pixels to features, and texts to such."""
+
+    def __init__(self, network: Any, tokenizer: Any, processor: Any, label: str, sha256: str) -> None:
+        super().__init__()
+        self.network, self.tokenizer, self.processor = network, tokenizer, processor
+        self.label, self.sha256 = label, sha256
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features (B, P) float32 of pixels (B, 3, H, W) in [-1, 1], scaled and cut by the model's own processor."""
+        images = [to_image(image) for image in pixels.cpu()]
+        seen = self.processor(images, return_tensors="pt").pixel_values.to(pixels.device)
+        features: Tensor = self.network.visual_projection(self.network.vision_model(pixel_values=seen).pooler_output)
+        return features
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Features (B, P) of texts, cut to the length CLIP reads."""
+        length = min(self.tokenizer.model_max_length, self.network.config.text_config.max_position_embeddings)
+        told = self.tokenizer(list(texts), padding=True, max_length=length, truncation=True, return_tensors="pt")
+        said = self.network.text_model(**told.to(self.network.device)).pooler_output
+        features: Tensor = self.network.text_projection(said)
+        return features
+
+
+class Judge(NamedTuple):
+    """CLIP, and what it makes of all prompts."""
+
+    network: CLIP
+    texts: Mapping[str, Tensor]  # (P,) each, on the CPU
+
+    def score(self, features: Tensor, prompts: Iterable[str]) -> float:
+        """Mean of 100 cos(image, text) (Hessel et al. 2021, arXiv 2104.08718, with w = 100); features: (N, P)."""
+        texts = torch.stack([self.texts[prompt] for prompt in prompts])
+        return 100 * float(F.cosine_similarity(features.double(), texts.double(), dim=1).mean())
+
+
+def load_judge(name: str, prompts: Iterable[str], device: torch.device) -> Judge:
+    """CLIP from a folder or the hub, with these prompts told to it. Raises FewstepError for what cannot be had."""
+    folder, network, tokenizer, processor = load_clip(name, device)
+    weights = sorted(folder.glob("*.safetensors"))
+    sha256 = sha256_bytes(*(sha256_file(file).encode() for file in weights))
+    clip = CLIP(network, tokenizer, processor, f"CLIP {title_of(folder)}, images as its processor scales them", sha256)
+    unique = list(dict.fromkeys(prompts))
+    parts = [clip.texts(unique[first : first + CHUNK]).cpu() for first in range(0, len(unique), CHUNK)]
+    return Judge(clip, dict(zip(unique, torch.cat(parts), strict=True)))

@@ -1,0 +1,60 @@
+"""A row beside the first: the ratios and differences, what of them is told, and how."""
+
+import pytest
+
+from fewstep.evaluate.agreement import Agreement
+from fewstep.evaluate.beside import COLUMNS, beside, others, over, told
+from fewstep.evaluate.kid import KID
+from fewstep.evaluate.measure import Measures
+from fewstep.evaluate.table import cells
+
+HITS = (True, True, True, False) * 8
+
+
+def row(name, **numbers):
+    return {"row": name, "fid": None, "efficientnet_distance": None, "time_s": 1.0} | numbers
+
+
+def kid(*values):
+    return KID(sum(values) / len(values), 0, 0, len(values), 2, values)
+
+
+def agreement(hits):
+    return Agreement(sum(hits) / len(hits), 0.1, len(hits), 0, tuple(hits))
+
+
+def test_the_numbers():
+    first = row("a", fid=20.0, efficientnet_distance=8.0, time_s=2.0)
+    other = row("b", fid=25.0, efficientnet_distance=6.0, time_s=0.5)
+    found = beside(
+        other,
+        Measures(kid=kid(3.0, 4.5, 6.0), agreement=agreement((True, False) * 16)),
+        first,
+        Measures(kid=kid(1.0, 2.0, 3.0), agreement=agreement(HITS)),
+    )
+    assert (found["fid_ratio"], found["efficientnet_distance_ratio"], found["speedup"]) == (1.25, 0.75, 4)
+    margin = 4.30265 * 0.5 / 3**0.5  # of differences 2, 2.5, 3, by 2 degrees of freedom
+    assert found["kid_difference"] == 2.5
+    assert found["kid_difference_high"] - 2.5 == pytest.approx(margin, rel=1e-4)
+    assert 2.5 - found["kid_difference_low"] == pytest.approx(margin, rel=1e-4)
+    assert found["agreement_ratio"] == pytest.approx(2 / 3)
+    assert 0.3 < found["agreement_ratio_low"] < 2 / 3 < found["agreement_ratio_high"] < 1
+
+
+def test_what_is_not_measured_of_both_is_none():
+    first = Measures(kid=kid(1.0, 2.0), agreement=agreement(HITS))
+    found = beside(row("b", fid=3.0), Measures(), row("a"), first)
+    assert found.pop("speedup") == 1
+    assert set(found.values()) == {None}
+    assert (over(1.0, 0.0), over(0.0, 2.0)) == (None, 0)
+
+
+def test_the_table_shows_what_was_measured():
+    first, measures = row("a", fid=20.0), Measures(kid=kid(0.001, 0.003))
+    other = row("b", fid=30.0)
+    rows = [first | {"beside_first": None}, other | {"beside_first": beside(other, measures, first, measures)}]
+    titles, lines = cells(others(rows), COLUMNS)
+    assert titles == ["row", "FID ratio", "KID difference x 1000 [95 %]", "times as fast"]
+    assert lines == [["b", "1.500", "+0.00 [+0.00, +0.00]", "1.00"]]
+    (line,) = told(rows)
+    assert line.startswith("KID difference: a row's less that of a; 95 % interval of the differences block by block")
