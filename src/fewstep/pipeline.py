@@ -19,8 +19,9 @@ from fewstep.canvas import Canvas, Keeping, canvas_of, strength_of
 from fewstep.configs import SampleConfig
 from fewstep.diffusion.consistency import ConsistencyDenoiser
 from fewstep.diffusion.guidance import Conditioning, Denoiser, Evaluations, GuidedDenoiser, concatenate
-from fewstep.diffusion.sampler import ImageNoise, OnStep, sampling_levels
+from fewstep.diffusion.sampler import ImageNoise, OnStep, ignore, sampling_levels
 from fewstep.diffusion.sampler import sample as sample_latents
+from fewstep.diffusion.solvers.base import Noise
 from fewstep.errors import FewstepError, UsageError
 from fewstep.images import save_png, to_image
 from fewstep.lora.files import hash_of, load_adapter
@@ -105,7 +106,7 @@ class Pipeline:
                     plan.guidance_scale,
                     Evaluations(),
                 )
-                noise = ImageNoise(seeds, self._latent_shape(canvas), self.model.device)
+                noise = ImageNoise(seeds, self.model.latent_shape(canvas.height, canvas.width), self.model.device)
                 latents = self._draw(denoise, plan, noise, canvas, lambda i, t, x: bar.update(len(x)))
                 lap("network")
                 decoded = self._decoded(latents)
@@ -115,13 +116,23 @@ class Pipeline:
                     pixels = self._shown(canvas.kept(drawn), prompt, seed)
                     yield Picture(pixels, self._recipe(config, plan, pixels, prompt, seed, nfe))
 
+    def paint(self, plan: Plan, told: Conditioning, noise: Noise) -> Tensor:
+        """Pixels (B, 3, H, W) on the CPU of one batch, from embeddings and noise instead of prompts and seeds.
+
+        told: of B pictures of the model's own size. noise: draws (B, C, H, W), first what the pictures begin from.
+        """
+        away = self.model.embed([""]).expand(len(told.text))
+        network = UNetNetwork(self.model.unet)
+        denoise = GuidedDenoiser(network, self.model.prediction, told, away, plan.guidance_scale)
+        return self._decoded(self._draw(denoise, plan, noise, Canvas(self.model.size, self.model.size), ignore))
+
     def _told(self, text: str, canvas: Canvas) -> Conditioning:
         """What one prompt and the canvas tell the networks."""
         told = self.model.embed([text], canvas.height, canvas.width)
         return told._replace(beside=canvas.beside, control=canvas.control)
 
     @torch.no_grad()
-    def _draw(self, denoise: Denoiser, plan: Plan, noise: ImageNoise, canvas: Canvas, on_step: OnStep) -> Tensor:
+    def _draw(self, denoise: Denoiser, plan: Plan, noise: Noise, canvas: Canvas, on_step: OnStep) -> Tensor:
         """Latents (B, C, H, W) of one batch, from noise or from the canvas noised to the first level."""
         levels = sampling_levels(self.model.schedule, plan.timesteps, device=self.model.device)
         x = noise() if canvas.start is None else levels[0].alpha * canvas.start + levels[0].sigma * noise()
@@ -144,10 +155,6 @@ class Pipeline:
             return pixels
         print(f"note: the model's safety checker hid the picture of {prompt!r}, seed {seed}", file=sys.stderr)
         return torch.full_like(pixels, -1)
-
-    def _latent_shape(self, canvas: Canvas) -> tuple[int, int, int]:
-        model = self.model
-        return int(model.vae.config.latent_channels), canvas.height // model.factor, canvas.width // model.factor
 
     def _recipe(
         self, config: SampleConfig, plan: Plan, pixels: Tensor, prompt: str, seed: int, nfe: float

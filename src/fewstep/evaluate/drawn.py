@@ -6,7 +6,7 @@ A file is named by the hash of all that decides its content and its times, versi
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,8 +23,8 @@ from tqdm import tqdm
 from fewstep import __version__
 from fewstep.configs import SampleConfig
 from fewstep.images import to_image
-from fewstep.io import atomic_path, cache_dir, sha256_bytes
-from fewstep.pipeline import Picture, Pipeline
+from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
+from fewstep.pipeline import Pipeline
 from fewstep.planning import Plan
 
 FORMAT = "1"  # raise when the content of the files changes
@@ -127,6 +127,7 @@ def batch_file(pipeline: Pipeline, plan: Plan, batch: SampleConfig, surroundings
         "seed": batch.seed,
         "size": pipeline.model.size,
         "dtype": batch.dtype,
+        **({"image": sha256_file(batch.image), "strength": batch.strength} if batch.image else {}),
         **surroundings,
     }
     return cache_dir() / "compare" / f"{sha256_bytes(json.dumps(what, sort_keys=True).encode())}.safetensors"
@@ -147,12 +148,12 @@ def draw_batch(pipeline: Pipeline, plan: Plan, batch: SampleConfig, file: Path) 
     stopwatch = Stopwatch(pipeline.model.device)
     pictures = list(pipeline.pictures(batch, plan, stopwatch))
     facts = {"images": len(pictures), "nfe": pictures[0].recipe["nfe"], "seconds": stopwatch.seconds}
-    with atomic_path(file) as temporary:
-        save_file({"pixels": levels(pictures)}, temporary, {"facts": json.dumps(facts)})
+    keep(file, torch.stack([picture.pixels for picture in pictures]), facts)
     return facts
 
 
-def levels(pictures: Sequence[Picture]) -> Tensor:
-    """Grey levels (B, 3, H, W) uint8, as PNGs hold them."""
-    pixels = torch.stack([picture.pixels for picture in pictures])
-    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def keep(file: Path, pixels: Tensor, facts: Mapping[str, Any]) -> None:
+    """Write a batch's pixels (B, 3, H, W) in [-1, 1], on 256 levels as in a PNG, and what is known of them."""
+    levels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    with atomic_path(file) as temporary:
+        save_file({"pixels": levels}, temporary, {"facts": json.dumps(facts)})

@@ -3,28 +3,46 @@
 Pictures and features are kept as compare keeps its own, so that an interrupted measurement goes on where it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fewstep.assets import MODEL, shipped_kit
 from fewstep.configs import Device, Precision, SampleConfig, build
-from fewstep.evaluate.drawn import Drawn, draw
+from fewstep.diffusion.guidance import Conditioning
+from fewstep.diffusion.sampler import ImageNoise
+from fewstep.evaluate.drawn import Drawn, batch_facts, batch_file, draw, keep
 from fewstep.evaluate.estimate import Estimate, estimate, share
 from fewstep.evaluate.features import features_of
-from fewstep.evaluate.frechet import Statistics, distance_to
+from fewstep.evaluate.frechet import Statistics, distance_to, merge
 from fewstep.evaluate.lpips import load_lpips
 from fewstep.evaluate.measure import labelled_pictures
 from fewstep.evaluate.networks import load_efficientnet
 from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.protocol import surroundings
-from fewstep.evaluate.reference import agreement_with, load_reference
+from fewstep.evaluate.reference import Reference, agreement_with, load_reference
+from fewstep.io import sha256_bytes
 from fewstep.models.load import pick_device
 from fewstep.models.model import parts_sha256
 from fewstep.pipeline import Pipeline, load_pipeline
+
+
+class Given(NamedTuple):
+    """What a batch of pictures is drawn from where it is not prompts and seeds."""
+
+    told: Conditioning  # of B pictures
+    noise: Tensor  # (B, C, H, W) float32 that they begin from
+    seeds: tuple[int, ...]  # B; noise that is added on the way is that of these seeds' ordinary pictures
+
+    @property
+    def sha256(self) -> str:
+        """Of all of it."""
+        parts = [*(part for part in self.told if part is not None), self.noise, torch.tensor(self.seeds)]
+        return sha256_bytes(*(part.detach().cpu().contiguous().numpy().tobytes() for part in parts))
 
 
 class Lab:
@@ -51,7 +69,27 @@ class Lab:
     ) -> Drawn:
         """A picture of each prompt, seeds counting up from 0; options: of SampleConfig."""
         pipeline, around = self.pipeline(model, lora)
-        wish = build(
+        wish = self.wish(prompts, model, lora, **options)
+        return draw(pipeline, pipeline.plan(wish), wish, around, title)
+
+    def paint(self, batches: Sequence[Given], model: str = MODEL, lora: tuple[str, ...] = (), **options: Any) -> Drawn:
+        """The pictures of given embeddings and noise, batch by batch; options: of SampleConfig."""
+        pipeline, around = self.pipeline(model, lora)
+        wish = self.wish(("",), model, lora, **options)
+        plan, files, facts = pipeline.plan(wish), [], []
+        for batch in batches:
+            file = batch_file(pipeline, plan, wish, {**around, "given": batch.sha256})
+            if (known := batch_facts(file)) is None:
+                pixels = pipeline.paint(plan, batch.told, GivenNoise(batch, pipeline.model.device))
+                known = {"images": len(pixels), "nfe": plan.nfe}
+                keep(file, pixels, known)
+            files.append(file)
+            facts.append(known)
+        return Drawn(tuple(files), tuple(facts), plan, pipeline.loras)
+
+    def wish(self, prompts: Sequence[str], model: str, lora: tuple[str, ...], **options: Any) -> SampleConfig:
+        """What is to be drawn, this lab's way."""
+        return build(
             SampleConfig,
             prompts=tuple(prompts),
             model=model,
@@ -61,17 +99,19 @@ class Lab:
             device=self.device,
             **options,
         )
-        return draw(pipeline, pipeline.plan(wish), wish, around, title)
 
     def features(self, drawn: Drawn) -> Tensor:
         """EfficientNet's features (N, 1280)."""
         return features_of(self.efficientnet, drawn)
 
-    def agreement(self, drawn: Drawn, prompts: Sequence[Prompt]) -> Estimate:
-        """The share of pictures that show their concept. prompts: one a picture, some with style and concept."""
+    def agreement(self, drawn: Drawn, prompts: Sequence[Prompt], families: Mapping[str, str] | None = None) -> Estimate:
+        """The share of pictures that show their concept. prompts: one a picture, some with style and concept.
+
+        families: as `agreement` takes them.
+        """
         pictures = labelled_pictures(self.features(drawn), prompts)
         assert pictures is not None, "no prompt says its style and concept"
-        return share(agreement_with(pictures, self.reference).hits)
+        return share(agreement_with(pictures, self.reference, families).hits)
 
     def distance(self, drawn: Drawn, target: Statistics) -> Estimate:
         """Fréchet distance of EfficientNet's features to `target`; too large by what few pictures add to it."""
@@ -80,11 +120,33 @@ class Lab:
 
     def distances(self, x: Drawn, y: Drawn) -> Tensor:
         """LPIPS of the pictures of x and y, pair by pair, (N,)."""
+        return torch.cat([self.between(a, b) for a, b in zip(x.batches(), y.batches(), strict=True)])
+
+    def between(self, x: Tensor, y: Tensor) -> Tensor:
+        """LPIPS of pixels (B, 3, H, W) in [-1, 1], pair by pair, (B,) on the CPU."""
         device = next(self.lpips.buffers()).device
-        pairs = zip(x.batches(), y.batches(), strict=True)
-        return torch.cat([self.lpips(a.to(device), b.to(device)).cpu() for a, b in pairs])
+        distances: Tensor = self.lpips(x.to(device), y.to(device))
+        return distances.cpu()
+
+
+class GivenNoise:
+    """A batch's noise, and after it the noise that its seeds' ordinary pictures have added on the way."""
+
+    def __init__(self, given: Given, device: torch.device) -> None:
+        self.first: Tensor | None = given.noise.to(device)
+        self.later = ImageNoise(given.seeds, given.noise.shape[1:], device)
+
+    def __call__(self) -> Tensor:
+        """(B, C, H, W) float32."""
+        first, self.first, own = self.first, None, self.later()
+        return own if first is None else first
 
 
 def take(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
     """So many of them, from the first one again after the last."""
     return tuple(islice(cycle(prompts), count))
+
+
+def drawings_of(reference: Reference, styles: Sequence[str]) -> Statistics:
+    """Statistics of the real drawings of these styles, all together."""
+    return reduce(merge, (reference.statistics[style].expanded() for style in styles))

@@ -74,6 +74,10 @@ class Model:
         """Side of the square images the model was trained on, in pixels."""
         return int(self.unet.config.sample_size) * self.factor
 
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a picture of so many pixels."""
+        return int(self.vae.config.latent_channels), height // self.factor, width // self.factor
+
     @property
     def device(self) -> torch.device:
         """Where the network is."""
