@@ -20,6 +20,9 @@ class FewstepError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type["FewstepError"], tuple[str, str]]:
+        return type(self), (self.message, self.hint)  # so that it comes back from another process
+
     def __str__(self) -> str:
         return f"{self.message}\n\nhint: {self.hint}"
 

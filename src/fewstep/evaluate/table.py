@@ -96,9 +96,9 @@ COLUMNS = (
 
 
 def cells(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> tuple[list[str], list[list[str]]]:
-    """Column titles, and the rows as text, of what was measured."""
-    shown = [column for column in columns if any(row[column.key] is not None for row in rows)]
-    lines = [["-" if row[column.key] is None else column.text(row) for column in shown] for row in rows]
+    """Column titles, and the rows as text, of what was measured; rows of an earlier version may lack a key."""
+    shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+    lines = [["-" if row.get(column.key) is None else column.text(row) for column in shown] for row in rows]
     return [column.title for column in shown], lines
 
 
