@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from functools import reduce
@@ -36,7 +37,6 @@ from fewstep.evaluate.estimate import Estimate, estimate
 from fewstep.evaluate.frechet import Statistics, merge
 from fewstep.evaluate.lab import Lab, take
 from fewstep.evaluate.prompts import Prompt, shipped_prompts
-from fewstep.evaluate.protocol import machine
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, grid
 from fewstep.io import cache_dir, read_json, sha256_bytes, sha256_file, write_bytes, write_json
@@ -48,7 +48,7 @@ CERTAIN = 2  # standard errors
 CHANCE = 0.0455  # of a difference of nothing to be larger than that
 STEPS = 4  # of the sampler
 TEACHER_STEPS = 100
-SHOWN, CELL = 8, 96  # pictures in a row of a sheet, and their pixels
+SHOWN, CELL = 8, 128  # pictures in a row of a sheet, and their pixels
 SHEET_BYTES = 150_000
 BASE: dict[str, Any] = {
     "rank": 16,
@@ -322,7 +322,7 @@ MEASURES = {  # of Measured
     "agreement": Measure("agreement %", 100, 1, 1),
     "distance": Measure("distance", 1, 1, -1),
     "lpips": Measure("LPIPS", 1, 3, -1),
-    "sharpness": Measure("sharpness", 1, 2, 0),
+    "sharpness": Measure("sharpness", 1, 3, 0),
 }
 
 
@@ -432,7 +432,6 @@ def measure(
         "fewstep": __version__,
         "model": config.model,
         "model_sha256": around["model_sha256"],
-        "machine": machine(pick_device(config.device)),
         "samples": samples,
         "train_steps": config.train_steps,
         "batch_size": config.batch_size,
@@ -504,7 +503,7 @@ def certain(change: dict[str, float]) -> bool:
 def change_said(name: str, change: dict[str, float]) -> str:
     """A change with its error, in bold print if it is certain."""
     _, scale, digits, _ = MEASURES[name]
-    text = f"{scale * change['value']:+.{digits}f} ± {scale * change['error']:.{digits}f}"
+    text = f"{scale * change['value']:+z.{digits}f} ± {scale * change['error']:.{digits}f}"
     return f"**{text}**" if certain(change) else text
 
 
@@ -585,7 +584,7 @@ def section(name: str, found: dict[str, Any], group: Group) -> str:
     said = [verdict(measure, runs) for measure in MEASURES if MEASURES[measure].better and len(runs) > 1]
     said += [pair_said(pair) for pair in found["pairs"]]
     said += [f"* Left out, because training failed: {listed(found['failed'])}."] if found["failed"] else []
-    parts = [f"## {group.title}", group.text, main_table(runs), "\n".join(said), steps_table(runs)]
+    parts = [f"## {group.title}", textwrap.fill(group.text, 120), main_table(runs), "\n".join(said), steps_table(runs)]
     parts.append(f"![{group.title}: each run's pictures from the same noise](pictures/ablations-{name}.jpg)")
     return "\n\n".join(part for part in parts if part)
 
@@ -638,7 +637,7 @@ def page(document: dict[str, Any]) -> str:
         references=references(document),
         by_chance=by_chance(document),
         by_seed=by_seed(document),
-        at_a_time=f"{document['processes']} at a time, of one thread each",
+        at_a_time=f"{document['processes']} at a time, of one thread",
         sections="\n\n".join(section(name, found, groups[name]) for name, found in document["groups"].items()),
     )
 
