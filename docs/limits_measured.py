@@ -511,13 +511,13 @@ def general(bench: Bench) -> Measured:
         rows.append(beside(bench, "style", style, styled(style), drawings_of(lab.reference, [style])))
     for style in STYLES:
         lora, target = f"{style}:{STYLE_WEIGHT:g}", drawings_of(lab.reference, [style])
-        rows.append(beside(bench, "style", f"{style}, by its LoRA", styled(style), target, lora))
+        rows.append(beside(bench, "style", f"{style} by its LoRA", styled(style), target, lora))
     bare = tuple(Prompt(thing, "none", concept) for concept, thing in things().items())
     own = tuple(Prompt(words) for words in OWN_WORDS)
     wordings = {
         "captions that ship": shipped_prompts().prompts,
-        f"bare names, such as “{bare[0].text}”": bare,
-        f"a person's own, such as “{own[0].text}”": own,
+        f"bare names (“{bare[0].text}”)": bare,
+        f"a person's own (“{own[0].text}”)": own,
     }
     rows += [beside(bench, "words", name, prompts, together) for name, prompts in wordings.items()]
     sketches, sheet = of_sketches(bench)
@@ -588,7 +588,7 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
                 | {f"{name}_change": number(value.less(of_teacher))
                    for name, value, of_teacher in zip(names, values, teacher, strict=True)}
             )  # fmt: skip
-            columns[f"{way.name}, strength {strength:g}"] = [part.first(1)[0] for part in parts]
+            columns[f"{way.name}\nat {strength:g}"] = [part.first(1)[0] for part in parts]
     figures = {
         "sketches": len(sketches),
         "sketch_styles": len(styles),

@@ -12,7 +12,7 @@ from fewstep.evaluate.plots import COLOURS, MARKERS, check_matplotlib
 from fewstep.io import write_bytes
 
 LARGEST = 150_000  # bytes of a picture
-COLOURS_OF_A_SHEET = (256, 128, 64, 32)  # tried in turn
+COLOURS_OF_A_SHEET = (256, 128)  # tried in turn
 PANELS = {
     "agreement": ("agreement, % (higher is better)", 100),
     "distance": ("distance to real drawings (lower is better)", 1),

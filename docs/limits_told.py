@@ -212,12 +212,13 @@ def of_full(rows: Sequence[Row]) -> str:
 def told_inputs(section: Row) -> str:
     """Inaccuracy and instability."""
     table = text_table(
-        ("drawn with", "median LPIPS to DDIM", "worst tenth", "median LPIPS of the change", "worst tenth"),
-        [[code(row), *(said(row[key], digits=4) for key in ("far", "far_worst", "apart", "apart_worst"))]
+        ("drawn with", "median LPIPS to DDIM", "worst tenth", "median LPIPS x 1000 of the change", "worst tenth"),
+        [[code(row), *(said(row[key], digits=3) for key in ("far", "far_worst")),
+                *(said(row[key], 1000, 2) for key in ("apart", "apart_worst"))]
          for row in section["rows"]],
     )  # fmt: skip
     worst = ", ".join(f"{one['prompt']} ({one['lpips']:.2f})" for one in section["worst"])
-    lines = [*of_tails(section), *of_shaking(section), of_worst_styles(section["styles"]),
+    lines = [*of_tails(section), *of_shaking(section), of_worst_styles(section["styles"], section["student"]),
              f"The worst of `{section['student']}`: {worst}."]  # fmt: skip
     return f"{table}\n\n{bullets(lines)}\n\n{picture('worst', 'the worst pictures, beside the others')}"
 
@@ -255,13 +256,13 @@ def row_of(section: Row, name: str) -> Row:
     return found
 
 
-def of_worst_styles(styles: Mapping[str, Row]) -> str:
+def of_worst_styles(styles: Mapping[str, Row], student: str) -> str:
     """Where the worst tenth is."""
     total, worst = (sum(style[key] for style in styles.values()) for key in ("all", "worst"))
     shares = {name: style["worst"] / style["all"] for name, style in styles.items() if style["worst"]}
     ordered = sorted(shares, key=lambda name: -shares[name])
     parts = [f"{name} ({styles[name]['worst']} of {styles[name]['all']})" for name in ordered]
-    return f"Of its worst tenth, {worst} of {total} pictures, by style: {listed(parts)}."
+    return f"The worst tenth of `{student}`, {worst} of {total} pictures, by style: {listed(parts)}."
 
 
 # --- 5 ------------------------------------------------------------------------------------------------------
@@ -291,13 +292,17 @@ def of_steps(solver: str, rows: Sequence[Row], key: str, what: str) -> str:
     level = next(row for row in rows if sign(row[f"{key}_behind"]) <= 0)
     hurt = [row["steps"] for row in rows if row["steps"] > best["steps"] and sign(row[f"{key}_behind"]) > 0]
     helps = (
-        f"more steps help up to {best['steps']}, the best here"
+        (
+            f"more steps help up to {best['steps']}, the best here"
+            if best is not rows[0]
+            else f"the fewest steps tried, {best['steps']}, are the best"
+        )
         if level is best
-        else f"past {level['steps']} steps more are not told to help (the best value is that of {best['steps']})"
+        else f"more steps than {level['steps']} are not told to help (the best value is that of {best['steps']})"
     )
     last = rows[-1]
     if hurt:
-        hurts = f"for certain worse than the best again at {listed([str(steps) for steps in hurt])} steps"
+        hurts = f"for certain worse than the best at {listed([str(steps) for steps in hurt])} steps"
     elif best is last:
         hurts = "none was tried beyond"
     else:

@@ -321,17 +321,19 @@ def test_how_far_the_worst_tenth_is(change, words) -> None:
 
 def test_where_the_worst_are() -> None:
     styles = {"noto": {"all": 10, "worst": 1}, "flat": {"all": 10, "worst": 2}, "blob": {"all": 10, "worst": 0}}
-    assert TOLD["of_worst_styles"](styles).endswith("3 of 30 pictures, by style: flat (2 of 10) and noto (1 of 10).")
+    assert TOLD["of_worst_styles"](styles, "lcm:4").endswith(
+        "3 of 30 pictures, by style: flat (2 of 10) and noto (1 of 10)."
+    )
 
 
 @pytest.mark.parametrize(
     ("behind", "words"),
     [
-        ((50, 1, 0, 30), "past 2 steps more are not told to help (the best value is that of 3); for certain worse than"
-                         " the best again at 4 steps"),
+        ((50, 1, 0, 30), "more steps than 2 are not told to help (the best value is that of 3); for certain worse than"
+                         " the best at 4 steps"),
         ((50, 9, 0, 1), "more steps help up to 3, the best here; up to 4 none hurts for certain"),
         ((50, 9, 5, 0), "more steps help up to 4, the best here; none was tried beyond"),
-        ((0, 9, 5, 9), "more steps help up to 1, the best here; for certain worse than the best again at 2, 3 and 4"
+        ((0, 9, 5, 9), "the fewest steps tried, 1, are the best; for certain worse than the best at 2, 3 and 4"
                        " steps"),
     ],
 )  # fmt: skip
