@@ -76,7 +76,7 @@ class AblationsConfig(Config):
     data: Path | None = None
     """What to train on; by default every third drawing of the emoji recipe's data set."""
     groups: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ()
-    """Only these: guidance, target, loss, psi, k, rank, length, seed."""
+    """Only these: guidance, target, loss, psi, k, focus, method, rank, length, seed."""
     train_steps: Annotated[int, Field(ge=1)] = 150
     """Optimiser steps of a run."""
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -185,6 +185,20 @@ def all_groups(steps: int, long: bool = False) -> dict[str, Group]:
             "Timesteps that the teacher's solver skips. The student is trained at every k-th timestep only, and"
             " sampled at some of these.",
             {name: {} if k == BASE["k"] else {"k": k} for k, name in grids.items()},
+        ),
+        "focus": Group(
+            "Timesteps",
+            "The share of samples whose timestep is one that 1, 2, 4 or 8 steps of sampling begin at (`--focus`); the"
+            " others are spread over the whole grid, which the base run's all are.",
+            {"0, the whole grid": {}} | {f"{share:g}": {"focus": share} for share in (0.25, 0.5, 0.75, 1.0)},
+            also=(1, 2, 8),
+        ),
+        "method": Group(
+            "Method",
+            "Consistency distillation, whose jumps all end at the lowest level, or trajectory consistency distillation,"
+            " whose jumps end anywhere (TCD), sampled with its own solver, which adds less noise between steps.",
+            {"LCD": {}, "TCD": {"method": "tcd"}},
+            also=(1, 2, 8),
         ),
         "rank": Group(
             "Rank",
