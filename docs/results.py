@@ -45,6 +45,7 @@ TABLE_ROWS = (
 )
 FINETUNED_ROWS = ("dpm-solver++:25@best", *(FAST.format(steps=steps) for steps in (4, 2)))
 GRID_IMAGES = 128
+TIMING_ROUNDS = 7  # in the last pass, when nothing else is drawn
 SIZES, QUALITIES = (1.0, 0.875, 0.75), (90, 80, 70)  # of the pictures on the page: 128 to 96 pixels each, and JPEG's
 LARGEST = 170_000  # bytes of a picture file; six of them are 1 MB
 
@@ -216,7 +217,8 @@ def comparison(
 ) -> CompareConfig:
     """What `fewstep compare` would be told."""
     return build(CompareConfig, model=model, rows=tuple(rows), reference=reference, images=images, seed_sets=seed_sets,
-                 batch_size=config.batch_size, dtype=config.dtype, device=config.device)  # fmt: skip
+                 batch_size=config.batch_size, dtype=config.dtype, device=config.device,
+                 timing_rounds=TIMING_ROUNDS)  # fmt: skip
 
 
 # --- measuring, once ----------------------------------------------------------------------------------------
@@ -263,7 +265,7 @@ def share_cores(processes: int) -> None:
 def parts_of(job: Job) -> list[Job]:
     """What can be drawn by itself: the rows of a comparison, the style's weights of a tuning."""
     if isinstance(job, CompareConfig):
-        return [job.model_copy(update={"rows": (row,)}) for row in job.rows]
+        return [job.model_copy(update={"rows": (row,), "timing_rounds": 0}) for row in job.rows]
     of_style, _, others = job.grid.partition(":")
     return [job.model_copy(update={"grid": f"{weight}:{others or of_style}"}) for weight in of_style.split(",")]
 

@@ -218,6 +218,17 @@ def test_an_interrupted_run_goes_on(config, monkeypatch, drawings, tmp_path):
         assert (one["lpips_teacher"], one["diversity"]) == (other["lpips_teacher"], other["diversity"])
 
 
+def test_rows_are_timed_anew_where_asked(config, drawings):
+    first = compare.compare(config())
+    drawings.clear()
+    again = compare.compare(config(timing_rounds=3))
+    assert len(drawings) == 3 * len(first["rows"])  # nothing but the time is drawn again
+    for one, other in zip(first["rows"], again["rows"], strict=True):
+        assert one["time_s"] != other["time_s"]
+        assert one["nfe"] == other["nfe"]
+    assert "3 batches drawn anew" in again["protocol"]["times"]
+
+
 def test_rows_start_from_the_same_noise(config, monkeypatch):
     begun, genuine = {}, pipeline.sample_latents
 

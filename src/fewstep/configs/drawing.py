@@ -124,6 +124,9 @@ class CompareConfig(Config):
     """Images drawn at each of them: the first of the first seed set, or all of it if it has fewer."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     """Images drawn at once; times are those of full batches."""
+    timing_rounds: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Time every row anew, on so many batches drawn in turn with the other rows'; 0 takes the times that its images
+    took when they were drawn, in an earlier run perhaps."""
     dtype: Precision = "fp32"
     """Precision of the networks that draw."""
     device: Device = "auto"

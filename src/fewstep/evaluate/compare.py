@@ -13,7 +13,7 @@ from fewstep.configs import CompareConfig
 from fewstep.errors import UsageError
 from fewstep.evaluate import beside, best_guidance
 from fewstep.evaluate.best_guidance import Tried
-from fewstep.evaluate.drawn import Drawn, draw
+from fewstep.evaluate.drawn import Drawn, draw, time_of
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Measures, Tools, load_tools, measure
 from fewstep.evaluate.plots import check_matplotlib, measured, plot
 from fewstep.evaluate.prompts import Prompt, prompts_for
@@ -143,6 +143,9 @@ def draw_rows(
         for number, spec in enumerate(specs):
             if loras[number] == group:
                 results[number] = draw_row(pipeline, config, spec, prompts, around, tools)
+        members = [number for number in results if loras[number] == group]
+        timed = time_rows(pipeline, config, [(specs[n], results[n].drawn) for n in members], prompts)
+        results |= {n: results[n]._replace(drawn=drawn) for n, drawn in zip(members, timed, strict=True)}
         del pipeline
     return [results[number] for number in range(len(specs))]
 
@@ -170,6 +173,18 @@ def draw_row(
         diverse = wanted(spec, config, few) if tools.lpips else None
         title = f"{spec.text}, diversity"
         return Result(drawn, draw(pipeline, plan, diverse, around, title) if diverse else None, search)
+
+
+def time_rows(
+    pipeline: Pipeline, config: CompareConfig, rows: Sequence[tuple[RowSpec, Drawn]], prompts: Sequence[Prompt]
+) -> list[Drawn]:
+    """The rows with times of now: of config.timing_rounds batches each, drawn in turn so that load sways all alike."""
+    batch = tuple(prompt.text for prompt in prompts[: config.batch_size])
+    times: list[list[dict[str, Any]]] = [[] for _ in rows]
+    for _ in range(config.timing_rounds):
+        for (spec, drawn), found in zip(rows, times, strict=True):
+            found.append(time_of(pipeline, drawn.plan, wanted(spec._replace(guidance_scale=None), config, batch)))
+    return [drawn._replace(timed=tuple(found)) for (_, drawn), found in zip(rows, times, strict=True)]
 
 
 def search_guidance(

@@ -38,6 +38,7 @@ class Drawn(NamedTuple):
     facts: tuple[dict[str, Any], ...]  # of each: images, nfe, seconds of the parts
     plan: Plan
     loras: tuple[dict[str, Any], ...]
+    timed: tuple[dict[str, Any], ...] = ()  # likewise, of batches drawn for their time alone, which then counts
 
     def batches(self) -> Iterator[Tensor]:
         """Pixels (B, 3, H, W) float32 in [-1, 1], on 256 levels as in a PNG, batch by batch."""
@@ -57,8 +58,9 @@ class Drawn(NamedTuple):
     @property
     def split_s(self) -> dict[str, float]:
         """Seconds an image of each part: the median over the full batches."""
-        most = max(batch["images"] for batch in self.facts)
-        full = [batch for batch in self.facts if batch["images"] == most]
+        batches = self.timed or self.facts
+        most = max(batch["images"] for batch in batches)
+        full = [batch for batch in batches if batch["images"] == most]
         return {part: median(batch["seconds"][part] / most for batch in full) for part in PARTS}
 
 
@@ -98,11 +100,17 @@ def draw(
                 if not warm:
                     list(pipeline.pictures(batch, replace(plan, timesteps=plan.timesteps[-1:])))
                 warm = True
-                known = draw_batch(pipeline, plan, batch, file)
+                pixels, known = draw_batch(pipeline, plan, batch)
+                keep(file, pixels, known)
             files.append(file)
             facts.append(known)
             bar.update(len(batch.prompts))
     return Drawn(tuple(files), tuple(facts), plan, pipeline.loras)
+
+
+def time_of(pipeline: Pipeline, plan: Plan, batch: SampleConfig) -> dict[str, Any]:
+    """What `batch_facts` says of a batch, drawn for its time alone."""
+    return draw_batch(pipeline, plan, batch)[1]
 
 
 def batches_of(wanted: SampleConfig) -> Iterator[SampleConfig]:
@@ -143,13 +151,12 @@ def batch_facts(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def draw_batch(pipeline: Pipeline, plan: Plan, batch: SampleConfig, file: Path) -> dict[str, Any]:
-    """Draw a batch, write its pixels to `file`, and say what `batch_facts` will."""
+def draw_batch(pipeline: Pipeline, plan: Plan, batch: SampleConfig) -> tuple[Tensor, dict[str, Any]]:
+    """Pixels (B, 3, H, W) of a batch, and what `batch_facts` will say of them."""
     stopwatch = Stopwatch(pipeline.model.device)
     pictures = list(pipeline.pictures(batch, plan, stopwatch))
     facts = {"images": len(pictures), "nfe": pictures[0].recipe["nfe"], "seconds": stopwatch.seconds}
-    keep(file, torch.stack([picture.pixels for picture in pictures]), facts)
-    return facts
+    return torch.stack([picture.pixels for picture in pictures]), facts
 
 
 def keep(file: Path, pixels: Tensor, facts: Mapping[str, Any]) -> None:

@@ -74,10 +74,17 @@ def protocol_of(
         "seed_sets": config.seed_sets,
         "seeds": "image i of seed set k has seed k * images + i, in every row",
         "batch_size": config.batch_size,
-        "times": "seconds an image, median over full batches, after a warm-up",
+        "times": times_of(config.timing_rounds),
         **measured_with(prompts, tools, teacher, agreement),
         "left_out": list(tools.notes),
     }
+
+
+def times_of(rounds: int) -> str:
+    """What the times are."""
+    if rounds:
+        return f"seconds an image, median over {rounds} batches drawn anew, rows with the same LoRAs in turn"
+    return "seconds an image, median over full batches, after a warm-up"
 
 
 def measured_with(
