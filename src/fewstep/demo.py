@@ -146,7 +146,13 @@ def compare_solvers(config: DemoConfig) -> tuple[Part, list[list[str]]]:
         nfe, milliseconds = f"{result.pictures[0].recipe['nfe']:g}", f"{1000 * result.seconds:.0f}"
         speed_up = f"{drawn[0].seconds / result.seconds:.1f}x"
         rows.append([solver, str(steps), nfe, milliseconds, speed_up, recognised(result.pictures)])
-        lines.append(Row(solver, f"{steps} steps, {nfe} NFE\n{milliseconds} ms a picture", result.images[:SHOWN]))
+        lines.append(
+            Row(
+                solver,
+                f"{steps} step{'s' * (steps > 1)}, {nfe} NFE\n{milliseconds} ms a picture",
+                result.images[:SHOWN],
+            )
+        )
     sheet = grid(lines, tuple(SUBJECTS)[:SHOWN])
     return Part("solvers", sheet, (*SOLVERS_TOLD, table(COLUMNS, rows, marked=[3]))), rows
 
