@@ -473,7 +473,8 @@ def speed(bench: Bench) -> Measured:
     truth = bench.draw(TRUTH, prompts)
     rows: list[dict[str, Any]] = []
     for ways in ([lcm(n) for n in LCM_STEPS], [Way(TEACHER.solver, n) for n in TEACHER_STEPS]):
-        drawings = [bench.draw(way, prompts) for way in ways]
+        texts = [prompt.text for prompt in prompts]
+        drawings = [bench.lab.timed(bench.draw(way, prompts), texts, MODEL, way.lora) for way in ways]
         values = [
             {**judged(bench, drawn, prompts, target)._asdict(),
              "lpips": of_values(mean, bench.lab.distances(drawn, truth))}

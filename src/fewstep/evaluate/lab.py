@@ -15,7 +15,7 @@ from fewstep.assets import MODEL, shipped_kit
 from fewstep.configs import Device, Precision, SampleConfig, build
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
-from fewstep.evaluate.drawn import Drawn, batch_facts, batch_file, draw, keep
+from fewstep.evaluate.drawn import Drawn, batch_facts, batch_file, draw, keep, time_of
 from fewstep.evaluate.estimate import Estimate, estimate, share
 from fewstep.evaluate.features import features_of
 from fewstep.evaluate.frechet import Statistics, distance_to, merge
@@ -71,6 +71,12 @@ class Lab:
         pipeline, around = self.pipeline(model, lora)
         wish = self.wish(prompts, model, lora, **options)
         return draw(pipeline, pipeline.plan(wish), wish, around, title)
+
+    def timed(self, drawn: Drawn, prompts: Sequence[str], model: str, lora: tuple[str, ...], rounds: int = 3) -> Drawn:
+        """The same pictures with times of now, of `rounds` batches: what is kept may have been drawn under load."""
+        pipeline, _ = self.pipeline(model, lora)
+        batch = self.wish(prompts[: self.batch_size], model, lora)
+        return drawn._replace(timed=tuple(time_of(pipeline, drawn.plan, batch) for _ in range(rounds)))
 
     def paint(self, batches: Sequence[Given], model: str = MODEL, lora: tuple[str, ...] = (), **options: Any) -> Drawn:
         """The pictures of given embeddings and noise, batch by batch; options: of SampleConfig."""
