@@ -3,7 +3,6 @@
 Runs are kept under $FEWSTEP_CACHE/ablations and pictures as compare keeps its own: an interrupted command goes on.
 """
 
-import io
 import json
 import os
 import shutil
@@ -13,13 +12,11 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
 from cyclopts import Parameter
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,11 +31,11 @@ from fewstep.diffusion.schedule import skipping_grid
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.estimate import Estimate, estimate
-from fewstep.evaluate.frechet import Statistics, merge
-from fewstep.evaluate.lab import Lab, take
+from fewstep.evaluate.frechet import Statistics
+from fewstep.evaluate.lab import Lab, base_styles, drawings_of, take
 from fewstep.evaluate.prompts import Prompt, shipped_prompts
 from fewstep.evaluate.report import text_table
-from fewstep.evaluate.sheets import Row, grid
+from fewstep.evaluate.sheets import Row, grid, small_jpeg
 from fewstep.io import cache_dir, read_json, sha256_bytes, sha256_file, write_bytes, write_json
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import parts_sha256
@@ -347,6 +344,7 @@ class Bench(NamedTuple):
     prompts: tuple[Prompt, ...]
     target: Statistics  # of the real drawings
     teacher: Drawn
+    teacher_sharpness: Tensor  # (N,)
 
     def draw(self, title: str, **options: Any) -> Drawn:
         """A picture of each prompt."""
@@ -354,11 +352,7 @@ class Bench(NamedTuple):
 
     def measured(self, drawn: Drawn) -> Measured:
         """The measures of pictures from the teacher's noise."""
-        distances, sharp, of_teacher = (
-            self.lab.distances(drawn, self.teacher),
-            sharpness(drawn),
-            sharpness(self.teacher),
-        )
+        distances, sharp, of_teacher = self.lab.distances(drawn, self.teacher), sharpness(drawn), self.teacher_sharpness
         return Measured(
             self.lab.agreement(drawn, self.prompts),
             self.lab.distance(drawn, self.target),
@@ -370,12 +364,10 @@ class Bench(NamedTuple):
 def bench_of(config: AblationsConfig) -> Bench:
     """The prompts that ship, and the teacher's pictures of them."""
     lab, prompts = Lab(config.device, batch_size=config.batch_size), shipped_prompts().prompts
-    styles = dict.fromkeys(str(prompt.style) for prompt in prompts)
-    target = reduce(merge, (lab.reference.statistics[style].expanded() for style in styles))
-    prompts = take(prompts, config.images)
+    target, prompts = drawings_of(lab.reference, base_styles()), take(prompts, config.images)
     teacher = lab.draw([prompt.text for prompt in prompts], config.model, title="teacher", solver="ddim",
                        steps=TEACHER_STEPS, guidance_scale=BASE["guidance_scale"])  # fmt: skip
-    return Bench(lab, prompts, target, teacher)
+    return Bench(lab, prompts, target, teacher, sharpness(teacher))
 
 
 def sharpness(drawn: Drawn) -> Tensor:
@@ -424,13 +416,15 @@ def measure(
     bench = bench_of(config)
     undistilled = bench.draw("not distilled", model=config.model, solver="lcm", steps=STEPS, guidance_scale=1.0)
     around = bench.lab.pipeline(config.model)[1]
-    cache: dict[tuple[Path, int], Measured] = {}
+    pictures: dict[tuple[Path, int], Drawn] = {}
+    results_of: dict[tuple[Path, int], Measured] = {}
 
     def of(run: Run, steps: int) -> Measured:
         key = run.config.out, steps
-        if key not in cache:
-            cache[key] = bench.measured(bench.draw(f"{run.name}, {steps}", steps=steps, **run.drawn_with))
-        return cache[key]
+        if key not in results_of:
+            pictures[key] = bench.draw(f"{run.name}, {steps}", steps=steps, **run.drawn_with)
+            results_of[key] = bench.measured(pictures[key])
+        return results_of[key]
 
     found = {}
     for name, group in groups.items():
@@ -441,7 +435,8 @@ def measure(
             "pairs": [pair_of(*names, results) for names in group.pairs if set(names) <= set(results)],
             "failed": [run for run in plan[name] if run not in runs],
         }
-        sheet(config.out.parent / "pictures" / f"ablations-{name}.jpg", runs, found[name]["runs"], bench)
+        shown = {run: pictures[trained.config.out, STEPS] for run, trained in runs.items()}
+        sheet(config.out.parent / "pictures" / f"ablations-{name}.jpg", shown, found[name]["runs"], bench)
     return {
         "fewstep": __version__,
         "model": config.model,
@@ -458,23 +453,12 @@ def measure(
     }
 
 
-def sheet(file: Path, runs: dict[str, Run], told: Sequence[dict[str, Any]], bench: Bench) -> None:
+def sheet(file: Path, shown: dict[str, Drawn], told: Sequence[dict[str, Any]], bench: Bench) -> None:
     """Write the first pictures of the teacher and of every run, from the same noise, as a small JPEG."""
     rows = [Row("teacher", f"DDIM, {TEACHER_STEPS} steps", bench.teacher.first(SHOWN))]
-    for (name, trained), one in zip(runs.items(), told, strict=True):
-        drawn = bench.draw(name, steps=STEPS, **trained.drawn_with)
+    for (name, drawn), one in zip(shown.items(), told, strict=True):
         rows.append(Row(name, f"distance {one['at'][0]['distance']['value']:.0f}", drawn.first(SHOWN)))
-    write_bytes(file, small(grid(rows, [prompt.text for prompt in bench.prompts[:SHOWN]], CELL)))
-
-
-def small(image: Image.Image) -> bytes:
-    """The image as a JPEG of at most SHEET_BYTES."""
-    for quality in range(90, 0, -5):
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality, optimize=True)
-        if buffer.tell() <= SHEET_BYTES:
-            break
-    return buffer.getvalue()
+    write_bytes(file, small_jpeg(grid(rows, [prompt.text for prompt in bench.prompts[:SHOWN]], CELL), SHEET_BYTES))
 
 
 # --- figures ------------------------------------------------------------------------------------------------
@@ -482,7 +466,7 @@ def small(image: Image.Image) -> bytes:
 
 def values(measured: Measured) -> dict[str, dict[str, float]]:
     """A number and its error for each measure."""
-    return {name: {"value": x.value, "error": x.error} for name, x in measured._asdict().items()}
+    return {name: x.numbers for name, x in measured._asdict().items()}
 
 
 def less(one: Measured, other: Measured) -> Measured:

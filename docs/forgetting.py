@@ -6,7 +6,6 @@ Pictures are kept under $FEWSTEP_CACHE as compare keeps its own, so an interrupt
 import json
 import sys
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -18,8 +17,8 @@ from fewstep.configs import Config, Device, SampleConfig, Solver, build
 from fewstep.errors import UsageError
 from fewstep.evaluate.candidates import Weight
 from fewstep.evaluate.estimate import Estimate
-from fewstep.evaluate.frechet import Statistics, merge
-from fewstep.evaluate.lab import Lab, take
+from fewstep.evaluate.frechet import Statistics
+from fewstep.evaluate.lab import Lab, base_styles, drawings_of, take
 from fewstep.evaluate.prompts import Prompt, shipped_prompts
 from fewstep.evaluate.reference import Reference
 from fewstep.evaluate.report import text_table
@@ -73,14 +72,11 @@ class Measured(NamedTuple):
 
 def kinds(config: ForgettingConfig, reference: Reference) -> list[Kind]:
     """Prompts of the style with the style's drawings, and those of the base styles with theirs, all together."""
-    others = shipped_prompts().prompts
-    names = dict.fromkeys(str(prompt.style) for prompt in others)
-    together = reduce(merge, (reference.statistics[name].expanded() for name in names))
+    others, names = shipped_prompts().prompts, base_styles()
     return [
-        Kind(config.style, take(styled_prompts(config.style), config.images),
-             reference.statistics[config.style].expanded()),
-        Kind(f"{len(names)} other styles", take(others, config.images), together),
-    ]  # fmt: skip
+        Kind(config.style, take(styled_prompts(config.style), config.images), drawings_of(reference, [config.style])),
+        Kind(f"{len(names)} other styles", take(others, config.images), drawings_of(reference, names)),
+    ]
 
 
 def measured(config: ForgettingConfig, lab: Lab, kind: Kind, weight: float) -> Measured:
@@ -121,12 +117,6 @@ def before(one: Measured, results: Sequence[Measured]) -> Measured:
     return next(other for other in results if other.kind == one.kind and other.weight == 0)
 
 
-def relative(value: Estimate, base: Estimate) -> Estimate:
-    """The change as a share of what was there before; without a base there is none."""
-    pairs = zip(value.without, base.without, strict=True)
-    return Estimate(value.value / base.value - 1, tuple(a / b - 1 for a, b in pairs))
-
-
 def figures(one: Measured, results: Sequence[Measured]) -> dict[str, Any]:
     """One row as data."""
     base = before(one, results)
@@ -135,11 +125,9 @@ def figures(one: Measured, results: Sequence[Measured]) -> dict[str, Any]:
         "agreement_change": one.agreement.less(base.agreement),
         "distance": one.distance,
         "distance_change": one.distance.less(base.distance),
-        "distance_relative": relative(one.distance, base.distance),
+        "distance_relative": one.distance.relative(base.distance),
     }
-    return {"prompts_of": one.kind, "subtracted": one.weight} | {
-        name: {"value": value.value, "error": value.error} for name, value in values.items()
-    }
+    return {"prompts_of": one.kind, "subtracted": one.weight} | {name: value.numbers for name, value in values.items()}
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -25,9 +25,9 @@ from fewstep.diffusion.sampler import ImageNoise
 from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.estimate import Estimate, estimate, share
 from fewstep.evaluate.frechet import Statistics
-from fewstep.evaluate.lab import Given, Lab, drawings_of, take
+from fewstep.evaluate.lab import Given, Lab, base_styles, drawings_of, take
 from fewstep.evaluate.measure import labelled_pictures
-from fewstep.evaluate.prompts import Prompt, shipped_prompts
+from fewstep.evaluate.prompts import Prompt, shipped_prompts, things
 from fewstep.evaluate.reference import agreement_with
 from fewstep.evaluate.sheets import Row, grid, wrapped
 from fewstep.images import read_image, to_image
@@ -118,21 +118,10 @@ class Quality(NamedTuple):
     @property
     def numbers(self) -> dict[str, Any]:
         """As data."""
-        return {name: number(value) for name, value in self._asdict().items()}
+        return {name: value.numbers for name, value in self._asdict().items()}
 
 
 # --- small sums ---------------------------------------------------------------------------------------------
-
-
-def number(value: Estimate) -> dict[str, float]:
-    """As data."""
-    return {"value": value.value, "error": value.error}
-
-
-def relative(value: Estimate, base: Estimate) -> Estimate:
-    """The change as a share of the base, which is not 0."""
-    pairs = zip(value.without, base.without, strict=True)
-    return Estimate(value.value / base.value - 1, tuple(a / b - 1 for a, b in pairs))
 
 
 def of_values(what: Callable[[Tensor], float], values: Tensor) -> Estimate:
@@ -181,16 +170,6 @@ def between(a: Conditioning, b: Conditioning, t: Tensor) -> Conditioning:
 
 
 # --- what is drawn ------------------------------------------------------------------------------------------
-
-
-def base_styles() -> list[str]:
-    """The styles that the embedded model was trained on."""
-    return list(dict.fromkeys(str(prompt.style) for prompt in shipped_prompts().prompts))
-
-
-def things() -> dict[str, str]:
-    """Concept -> what a person calls it, of the drawings that ship."""
-    return {str(p.concept): p.text.partition(" emoji of ")[2] for p in shipped_prompts().prompts}
 
 
 def styled(style: str) -> tuple[Prompt, ...]:
@@ -313,10 +292,10 @@ def smooth(bench: Bench) -> Measured:
             rows.append({
                 "between": kind,
                 "drawn_with": way.name,
-                "length": number(length),
-                "jump": number(jump),
-                "length_change": number(length.less(teacher[0])),
-                "jump_change": number(jump.less(teacher[1])),
+                "length": length.numbers,
+                "jump": jump.numbers,
+                "length_change": length.less(teacher[0]).numbers,
+                "jump_change": jump.less(teacher[1]).numbers,
             })  # fmt: skip
             strips.append(Row(way.name, f"between two {kind}", drawn.first(POINTS)))
     figures = {"teacher": SMOOTH_TEACHER.name, "paths": bench.paths, "points": POINTS, "rows": rows}
@@ -378,7 +357,7 @@ def lossy(bench: Bench) -> Measured:
             "bytes": file.stat().st_size,
             "energy": loss.energy,
             "full_energy": full_energy(bench.full_lcm, rank),
-            "lpips": number(of_values(mean, bench.lab.distances(drawn, uncut))),
+            "lpips": of_values(mean, bench.lab.distances(drawn, uncut)).numbers,
             **quality.numbers,
             "change": quality.less(best).numbers,
         })  # fmt: skip
@@ -418,8 +397,8 @@ def inputs(bench: Bench) -> Measured:
         names = ("far", "far_worst", "apart", "apart_worst")
         rows.append(
             {"drawn_with": way.name}
-            | {name: number(value) for name, value in zip(names, values, strict=True)}
-            | {f"{name}_change": number(value.less(of_teacher))
+            | {name: value.numbers for name, value in zip(names, values, strict=True)}
+            | {f"{name}_change": value.less(of_teacher).numbers
                for name, value, of_teacher in zip(names, values, teacher, strict=True)}
         )  # fmt: skip
     order = far[lcm(4).name].argsort(descending=True).tolist()
@@ -484,8 +463,8 @@ def speed(bench: Bench) -> Measured:
         rows += [
             {"solver": way.solver, "steps": way.steps, "drawn_with": way.name, "nfe": drawn.nfe,
              "time_s": sum(drawn.split_s.values())}
-            | {key: number(value[key]) for key in value}
-            | {f"{key}_behind": number(behind(key, value[key], best[key])) for key in value}
+            | {key: value[key].numbers for key in value}
+            | {f"{key}_behind": behind(key, value[key], best[key]).numbers for key in value}
             for way, drawn, value in zip(ways, drawings, values, strict=True)
         ]  # fmt: skip
     return Measured({"truth": TRUTH.name, "rows": rows}, {"steps": steps_plot(rows)})
@@ -536,16 +515,16 @@ def beside(
     row = {
         "group": group,
         "name": name,
-        "teacher_distance": number(distances[0]),
-        "student_distance": number(distances[1]),
-        "distance_relative": number(relative(distances[1], distances[0])),
-        "lpips": number(of_values(mean, bench.lab.distances(*drawings))),
+        "teacher_distance": distances[0].numbers,
+        "student_distance": distances[1].numbers,
+        "distance_relative": distances[1].relative(distances[0]).numbers,
+        "lpips": of_values(mean, bench.lab.distances(*drawings)).numbers,
     }
     if not any(prompt.concept for prompt in prompts):
         return row
     teacher, student = (bench.lab.agreement(drawn, prompts) for drawn in drawings)
     agreements = {"teacher_agreement": teacher, "student_agreement": student, "agreement_change": student.less(teacher)}
-    return row | {key: number(value) for key, value in agreements.items()}
+    return row | {key: value.numbers for key, value in agreements.items()}
 
 
 def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
@@ -585,15 +564,15 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
             names = ("lpips", "agreement", "distance")
             rows.append(
                 {"strength": strength, "drawn_with": way.name}
-                | {name: number(value) for name, value in zip(names, values, strict=True)}
-                | {f"{name}_change": number(value.less(of_teacher))
+                | {name: value.numbers for name, value in zip(names, values, strict=True)}
+                | {f"{name}_change": value.less(of_teacher).numbers
                    for name, value, of_teacher in zip(names, values, teacher, strict=True)}
             )  # fmt: skip
             columns[f"{way.name}\nat {strength:g}"] = [part.first(1)[0] for part in parts]
     figures = {
         "sketches": len(sketches),
         "sketch_styles": len(styles),
-        "sketch_agreement": number(of_originals(bench, originals, sketches, families)),
+        "sketch_agreement": of_originals(bench, originals, sketches, families).numbers,
         "sketch_rows": rows,
     }
     return figures, sketch_sheet([those[0].text for those in asked], columns)

@@ -4,7 +4,6 @@ Everything goes through `compare` and `tune`. Pictures, and what is measured of 
 an interrupted run goes on where it was. What a run leaves out (--pieces) stays on the page as it was measured before.
 """
 
-import io
 import json
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.compare import compare
 from fewstep.evaluate.prompts import reference_items
 from fewstep.evaluate.rows import parse_row
+from fewstep.evaluate.sheets import small_jpeg
 from fewstep.evaluate.tune import tune
 from fewstep.io import cache_dir, read_json, sha256_bytes, sha256_file, write_bytes, write_json
 from fewstep.lora.references import parse_reference
@@ -46,7 +46,6 @@ TABLE_ROWS = (
 FINETUNED_ROWS = ("dpm-solver++:25@best", *(FAST.format(steps=steps) for steps in (4, 2)))
 GRID_IMAGES = 128
 TIMING_ROUNDS = 7  # in the last pass, when nothing else is drawn
-SIZES, QUALITIES = (1.0, 0.875, 0.75), (90, 80, 70)  # of the pictures on the page: 128 to 96 pixels each, and JPEG's
 LARGEST = 170_000  # bytes of a picture file; six of them are 1 MB
 
 Job = CompareConfig | TuneConfig
@@ -337,23 +336,8 @@ def picture(config: ResultsConfig, name: str, sheet: Path) -> str:
     """The sheet as a JPEG of at most LARGEST bytes beside the page, and its path from there."""
     path = f"pictures/results-{name}.jpg"
     with Image.open(sheet) as image:
-        write_bytes(config.out.parent / path, small_jpeg(image.convert("RGB")))
+        write_bytes(config.out.parent / path, small_jpeg(image, LARGEST))
     return path
-
-
-def small_jpeg(image: Image.Image, largest: int = LARGEST) -> bytes:
-    """The picture as a JPEG of at most `largest` bytes, as large and as good as that allows; else the smallest."""
-    data = b""
-    for scale in SIZES:
-        size = round(image.width * scale), round(image.height * scale)
-        scaled = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
-        for quality in QUALITIES:
-            buffer = io.BytesIO()
-            scaled.save(buffer, "JPEG", quality=quality, optimize=True)
-            data = buffer.getvalue()
-            if len(data) <= largest:
-                return data
-    return data
 
 
 def portable(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fewstep.evaluate import compare, tune
 from fewstep.evaluate.report import text_table
+from fewstep.evaluate.table import fid
 
 PIECES = {
     "table": "LCM-LoRA beside DDIM, DPM-Solver and DPM-Solver++",
@@ -120,11 +121,6 @@ def of_fid(first: Row, row: Row, bar: float) -> str:
     return said(at_most(ratio, bar), f"{names[0]}'s FID is at most {bar} of {names[1]}'s", found)
 
 
-def fid(row: Row) -> str:
-    """The mean over the seed sets, and how far it spreads."""
-    return f"{row['fid']:.2f}" + ("" if row["fid_spread"] is None else f" (spread {row['fid_spread']:.2f})")
-
-
 def thousandths(figure: Figure) -> str:
     """KID and its differences are small."""
     return Figure(*(None if part is None else 1000 * part for part in figure)).text(".2f")
@@ -134,7 +130,7 @@ def of_style(style: str, comparison: Mapping[str, Any]) -> str:
     """A style with lcm in four steps, held against the style alone at the first row's steps; KID stands beside it."""
     first, row = comparison["rows"][0], row_of(comparison, "lcm", 4)
     name, key = next(((name, key) for name, key in DISTANCES if row[key] is not None), DISTANCES[-1])
-    ratio, kid = beside(row, f"{'fid' if key == 'fid' else key}_ratio"), kid_ratio(first, row)
+    ratio, kid = beside(row, f"{key}_ratio"), kid_ratio(first, row)
     found = ratio.text() if ratio.value is None else f"{ratio.text()}, {row[key]:.1f} to {first[key]:.1f}"
     claim = (
         f"{style} at {STYLE_WEIGHT} with lcm in 4 steps is at most {STYLE} as far from the style's drawings, by {name}"

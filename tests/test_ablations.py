@@ -294,7 +294,7 @@ def test_pairs_beside_the_base_are_said() -> None:
 def test_sheets_are_small_enough() -> None:
     torch.manual_seed(0)
     noise = Image.fromarray(torch.randint(0, 256, (700, 700, 3), dtype=torch.uint8).numpy())
-    assert len(GENERATOR["small"](noise)) <= GENERATOR["SHEET_BYTES"]
+    assert len(GENERATOR["small_jpeg"](noise, GENERATOR["SHEET_BYTES"])) <= GENERATOR["SHEET_BYTES"]
 
 
 def test_blurred_pictures_are_less_sharp() -> None:

@@ -8,8 +8,9 @@ from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.diffusion.solvers import SOLVERS
+from fewstep.diffusion.solvers.ddim import jump_to
 from fewstep.models.network import UNetNetwork
-from fewstep.training.losses import lcd_loss, lcf_loss, pseudo_huber, squared, tcd_loss
+from fewstep.training.losses import lcd_loss, lcf_loss, pseudo_huber, squared
 from tests.tiny import tiny_unet
 
 
@@ -131,8 +132,8 @@ def test_the_tcd_loss_is_zero_where_jumps_agree_already() -> None:
     m = torch.tensor([979, 0, 123, 0])
 
     def loss(student):
-        levels = (schedule.at(x) for x in (s, t, m))
-        return tcd_loss(student, exact, exact, SOLVERS["ddim"], schedule, x_0, *levels, eps, squared)
+        levels, end = (schedule.at(x) for x in (s, t)), schedule.at(m)
+        return lcd_loss(student, exact, exact, SOLVERS["ddim"], schedule, x_0, *levels, eps, squared, jump_to(end))
 
     def exact(x, level):
         return x_0
@@ -163,6 +164,7 @@ def test_the_tcd_loss_ends_where_the_published_method_does() -> None:
     with torch.no_grad():
         x_s = bar[s] ** 0.5 * x_0 + (1 - bar[s]) ** 0.5 * eps
         expected = ((stepped(x_s, s, m) - stepped(stepped(x_s, s, t), t, m)) ** 2).mean()
-        levels = (schedule.at(torch.tensor([x])) for x in (s, t, m))
-        ours = tcd_loss(denoiser, denoiser, denoiser, SOLVERS["ddim"], schedule, x_0, *levels, eps, squared)
+        *levels, end = (schedule.at(torch.tensor([x])) for x in (s, t, m))
+        three = denoiser, denoiser, denoiser
+        ours = lcd_loss(*three, SOLVERS["ddim"], schedule, x_0, *levels, eps, squared, jump_to(end))
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-8)

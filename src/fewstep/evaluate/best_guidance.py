@@ -1,11 +1,11 @@
 """The guidance that a row is best at: of a grid, the one whose images have the smallest KID to real ones."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fewstep.configs import CompareConfig
 from fewstep.errors import FewstepError, UsageError
+from fewstep.evaluate.candidates import numbers_in
 from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.features import features_of
 from fewstep.evaluate.kid import FEWEST, KID
@@ -27,19 +27,12 @@ class Tried(NamedTuple):
 
 def grid_of(text: str) -> tuple[float, ...]:
     """The guidance scales in 1,1.5,2, ascending. Raises UsageError naming the one that is none."""
-    values = set()
-    for word in text.split(","):
-        try:
-            value = float(word)
-        except ValueError:
-            value = math.nan
-        if not 0 <= value <= LARGEST:
-            raise UsageError(
-                f"--guidance-grid {text}: {word!r} is no guidance scale of 0...{LARGEST}",
-                "write --guidance-grid 1,2,4,8",
-            )
-        values.add(value)
-    return tuple(sorted(values))
+
+    def refusal(word: str) -> UsageError:
+        what = f"--guidance-grid {text}: {word!r} is no guidance scale of 0...{LARGEST}"
+        return UsageError(what, "write --guidance-grid 1,2,4,8")
+
+    return tuple(sorted(numbers_in(text, lambda value: 0 <= value <= LARGEST, refusal)))
 
 
 def check_wish(config: CompareConfig, specs: Sequence[RowSpec]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from typing import NamedTuple
 
@@ -79,16 +79,26 @@ def grid_of(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def weights_of(part: str, text: str) -> tuple[float, ...]:
     """The weights of one list, ascending. Raises UsageError naming the one that is none."""
+
+    def refusal(word: str) -> UsageError:
+        return UsageError(f"--grid {text}: {word!r} is no weight above 0", "write --grid 0.6,0.8,1.0")
+
+    values = numbers_in(part, lambda value: 0 < value < math.inf, refusal)
+    return tuple(sorted({round(value, DIGITS) for value in values}))
+
+
+def numbers_in(text: str, allowed: Callable[[float], bool], refusal: Callable[[str], UsageError]) -> set[float]:
+    """The numbers of a list with commas. Raises the refusal of a word that is none, or none that is allowed."""
     values = set()
-    for word in part.split(","):
+    for word in text.split(","):
         try:
             value = float(word)
         except ValueError:
             value = math.nan
-        if not 0 < value < math.inf:
-            raise UsageError(f"--grid {text}: {word!r} is no weight above 0", "write --grid 0.6,0.8,1.0")
-        values.add(round(value, DIGITS))
-    return tuple(sorted(values))
+        if not allowed(value):
+            raise refusal(word)
+        values.add(value)
+    return values
 
 
 def coarse(axes: tuple[Sequence[float], Sequence[float]]) -> list[Pair]:

@@ -38,6 +38,16 @@ class Estimate(NamedTuple):
         pairs = zip(self.without, other.without, strict=True)
         return Estimate(self.value - other.value, tuple(a - b for a, b in pairs), max(self.least, other.least))
 
+    def relative(self, base: "Estimate") -> "Estimate":
+        """The change from a base, which is not 0, as a share of it, likewise paired."""
+        pairs = zip(self.without, base.without, strict=True)
+        return Estimate(self.value / base.value - 1, tuple(a / b - 1 for a, b in pairs))
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """As data: the number and its error."""
+        return {"value": self.value, "error": self.error}
+
 
 def estimate(of: Callable[[Tensor], float], count: int, groups: int = GROUPS) -> Estimate:
     """What `of` makes of the numbers of all images, (N,), and of those without each group; image i is of group i mod G.

@@ -22,7 +22,7 @@ from fewstep.evaluate.frechet import Statistics, distance_to, merge
 from fewstep.evaluate.lpips import load_lpips
 from fewstep.evaluate.measure import labelled_pictures
 from fewstep.evaluate.networks import load_efficientnet
-from fewstep.evaluate.prompts import Prompt
+from fewstep.evaluate.prompts import Prompt, shipped_prompts
 from fewstep.evaluate.protocol import surroundings
 from fewstep.evaluate.reference import Reference, agreement_with, load_reference
 from fewstep.io import sha256_bytes
@@ -151,6 +151,11 @@ class GivenNoise:
 def take(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
     """So many of them, from the first one again after the last."""
     return tuple(islice(cycle(prompts), count))
+
+
+def base_styles() -> list[str]:
+    """The styles that the embedded model was trained on."""
+    return list(dict.fromkeys(str(prompt.style) for prompt in shipped_prompts().prompts))
 
 
 def drawings_of(reference: Reference, styles: Sequence[str]) -> Statistics:

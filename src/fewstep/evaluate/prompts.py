@@ -73,6 +73,11 @@ def shipped_prompts() -> Prompts:
     return Prompts(tuple(prompts), "captions of the drawings that ship")
 
 
+def things() -> dict[str, str]:
+    """Concept -> what a person calls it, of the drawings that ship."""
+    return {str(prompt.concept): prompt.text.partition(" emoji of ")[2] for prompt in shipped_prompts().prompts}
+
+
 def read_prompts(file: Path) -> tuple[Prompt, ...]:
     """The prompts in a text file, one a line, or in a .jsonl with text and optional style and concept.
 

@@ -1,5 +1,6 @@
 """Contact sheets: pictures in a grid, every row and column said in words."""
 
+import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 INK, FAINT, PAPER = "#1a1a1a", "#767676", "white"
 MARGIN, GAP, WORDS = 210, 6, 34  # pixels: left of the rows, between cells, above or below them
 LINE = 24  # letters of a label's line
+TRIED = (  # scale and JPEG's quality of a small file, in turn: 128 pixels become 96
+    *((scale, quality) for scale in (1.0, 0.875, 0.75) for quality in (90, 80, 70)),
+    *((0.75, quality) for quality in (50, 30, 10)),
+)
 
 
 class Row(NamedTuple):
@@ -50,6 +55,20 @@ def captioned(images: Sequence[Image.Image], labels: Sequence[str], columns: int
 def sized(image: Image.Image, cell: int) -> Image.Image:
     """The image at `cell` pixels a side."""
     return image if image.size == (cell, cell) else image.resize((cell, cell), Image.Resampling.LANCZOS)
+
+
+def small_jpeg(image: Image.Image, largest: int) -> bytes:
+    """The picture as a JPEG of at most `largest` bytes, as large and as good as that allows; else the smallest."""
+    data = b""
+    for scale, quality in TRIED:
+        size = round(image.width * scale), round(image.height * scale)
+        scaled = image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        scaled.convert("RGB").save(buffer, "JPEG", quality=quality, optimize=True)
+        data = buffer.getvalue()
+        if len(data) <= largest:
+            break
+    return data
 
 
 def wrapped(text: str, length: int = LINE) -> str:

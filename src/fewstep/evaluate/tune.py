@@ -36,7 +36,7 @@ from fewstep.evaluate.features import features_of, read_real
 from fewstep.evaluate.frechet import Statistics, distance_to, statistics
 from fewstep.evaluate.measure import drawings_for, labelled_pictures
 from fewstep.evaluate.networks import EfficientNet, Inception, load_efficientnet, load_inception
-from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, shipped_prompts
+from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, things
 from fewstep.evaluate.protocol import prompts_sha256, surroundings
 from fewstep.evaluate.reference import Reference, agreement_with, load_reference
 from fewstep.evaluate.report import text_table
@@ -154,8 +154,8 @@ def prompts_of(config: TuneConfig) -> Prompts:
 
 def styled_prompts(style: str) -> tuple[Prompt, ...]:
     """A prompt for each thing among the drawings that ship, in the words of a style that ships."""
-    things = {prompt.concept: prompt.text.partition(" emoji of ")[2] for prompt in shipped_prompts().prompts}
-    return tuple(Prompt(f"{STYLE_WORDS[style]} emoji of {thing}", style, concept) for concept, thing in things.items())
+    words = STYLE_WORDS[style]
+    return tuple(Prompt(f"{words} emoji of {thing}", style, concept) for concept, thing in things().items())
 
 
 def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device: torch.device) -> Judges:

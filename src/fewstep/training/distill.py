@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from fewstep.configs import DistillConfig
 from fewstep.data.folder import read_items
+from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.guidance import GuidedDenoiser
 from fewstep.diffusion.schedule import lcm_grid, skipping_grid
+from fewstep.diffusion.solvers.ddim import jump_to
 from fewstep.errors import UsageError
 from fewstep.lora.files import open_lora
 from fewstep.lora.recipe import Recipe
@@ -18,7 +20,7 @@ from fewstep.models.model import Model
 from fewstep.planning import psi_named, refuse_zero_snr
 from fewstep.training.adapt import Batch, Roles, describe, latent_data, new_roles
 from fewstep.training.loop import loop
-from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared, tcd_loss
+from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared
 from fewstep.training.progress import check_folder
 
 FEW = (1, 2, 4, 8)  # steps of sampling whose timesteps --focus means
@@ -69,10 +71,9 @@ def batch_loss(module: nn.Module, batch: Batch, roles: Roles, model: Model, conf
         return lcf_loss(student, target, batch.x_0, s, t, batch.eps, distance)
     guidance = guidance_scales(config, batch.guidance, device)
     teacher, psi = denoiser(roles.teacher, empty=batch.empty, guidance_scale=guidance), psi_named(config.psi)
-    if config.method == "lcd":
-        return lcd_loss(student, target, teacher, psi, schedule, batch.x_0, s, t, batch.eps, distance)
-    m = schedule.at((batch.end * (ends + 1)).floor()).to(device)  # of 0 ... t, all alike
-    return tcd_loss(student, target, teacher, psi, schedule, batch.x_0, s, t, m, batch.eps, distance)
+    end = schedule.at((batch.end * (ends + 1)).floor()).to(device)  # of 0 ... t, all alike
+    jump = jump_to(end) if config.method == "tcd" else consistency
+    return lcd_loss(student, target, teacher, psi, schedule, batch.x_0, s, t, batch.eps, distance, jump)
 
 
 def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule
 from fewstep.diffusion.solvers.base import Solver
-from fewstep.diffusion.solvers.ddim import DDIM
 
 Distance = Callable[[Tensor], Tensor]  # differences (B, C, H, W) -> mean, scalar
+Jump = Callable[[Denoiser, Tensor, NoiseLevel], Tensor]  # x (B, C, H, W) at a level -> where the ODE through it leads
 
 
 def pseudo_huber(difference: Tensor, c: float) -> Tensor:
@@ -39,44 +39,19 @@ def lcd_loss(
     t: NoiseLevel,
     eps: Tensor,
     distance: Distance,
+    jump: Jump = consistency,
 ) -> Tensor:
     """Latent consistency distillation loss (LCM-LoRA report, Algorithm 1), scalar.
 
     x_0, eps: (B, C, H, W). s, t: k timesteps apart, per sample. teacher: already guided, so Psi steps along
     the guided ODE; for DDIM this is Algorithm 1's (1 + w) Psi(c) - w Psi(empty) exactly (see GuidedDenoiser).
-    The student is called last, so that what it switched on stays on for the backward pass.
+    jump: where student and target are to arrive alike; with `jump_to` this is trajectory consistency distillation's
+    loss (arXiv 2402.19159, section 4.1).
     """
     x_s = s.alpha * x_0 + s.sigma * eps
     with torch.no_grad():
         x_t, _ = psi.step(teacher, x_s, psi.levels(schedule, s, t), None, None)
-        aim = consistency(target, x_t, t)
-    return distance(consistency(student, x_s, s) - aim)
-
-
-def tcd_loss(
-    student: Denoiser,
-    target: Denoiser,
-    teacher: Denoiser,
-    psi: Solver,
-    schedule: NoiseSchedule,
-    x_0: Tensor,
-    s: NoiseLevel,
-    t: NoiseLevel,
-    m: NoiseLevel,
-    eps: Tensor,
-    distance: Distance,
-) -> Tensor:
-    """Trajectory consistency distillation loss (arXiv 2402.19159, section 4.1), scalar: jumps of both to level m agree.
-
-    As `lcd_loss`, but the jumps end anywhere between t and the lowest level. m: per sample, t or cleaner. The jump is
-    DDIM's (the paper's first-order TCF in eps), which is x itself where it has no length: the boundary condition.
-    """
-    x_s = s.alpha * x_0 + s.sigma * eps
-    with torch.no_grad():
-        x_t, _ = psi.step(teacher, x_s, psi.levels(schedule, s, t), None, None)
-        aim, _ = DDIM().step(target, x_t, (t, m), None, None)
-    jump, _ = DDIM().step(student, x_s, (s, m), None, None)
-    return distance(jump - aim)
+    return _apart(student, target, x_s, s, x_t, t, distance, jump)
 
 
 def lcf_loss(
@@ -88,9 +63,26 @@ def lcf_loss(
     the ODE of the images x_0 on average over eps alone: the student has to be a consistency model already.
     """
     x_s, x_t = (level.alpha * x_0 + level.sigma * eps for level in (s, t))
+    return _apart(student, target, x_s, s, x_t, t, distance, consistency)
+
+
+def _apart(
+    student: Denoiser,
+    target: Denoiser,
+    x_s: Tensor,
+    s: NoiseLevel,
+    x_t: Tensor,
+    t: NoiseLevel,
+    distance: Distance,
+    jump: Jump,
+) -> Tensor:
+    """How far from where the target arrives, which has no gradient, the student does.
+
+    The student is called last, so that what it switched on stays on for the backward pass.
+    """
     with torch.no_grad():
-        aim = consistency(target, x_t, t)
-    return distance(consistency(student, x_s, s) - aim)
+        aim = jump(target, x_t, t)
+    return distance(jump(student, x_s, s) - aim)
 
 
 def denoising_loss(output: Tensor, prediction: Prediction, x_0: Tensor, level: NoiseLevel, eps: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """DDIM (arXiv 2010.02502), deterministic or with fresh noise."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -7,7 +8,20 @@ from torch import Tensor
 
 from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.prediction import eps_from_x_0
+from fewstep.diffusion.schedule import NoiseLevel
 from fewstep.diffusion.solvers.base import EndsOnly, Levels, Noise, State, draw
+
+
+def jump_to(end: NoiseLevel) -> Callable[[Denoiser, Tensor, NoiseLevel], Tensor]:
+    """DDIM's step to a level, from any noisier one: TCD's first-order TCF in eps (arXiv 2402.19159, section 4.1).
+
+    Where it has no length it is x itself, the boundary condition. end: per sample.
+    """
+
+    def jump(denoise: Denoiser, x_s: Tensor, s: NoiseLevel) -> Tensor:
+        return DDIM().step(denoise, x_s, (s, end), None, None)[0]
+
+    return jump
 
 
 @final
