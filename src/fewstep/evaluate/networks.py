@@ -56,8 +56,10 @@ class Inception(nn.Module):
 
         The network was trained on (grey level - 128) / 128, so white is 0.992, not 1.
         """
+        x = (grey_levels(pixels, self.size) - 128) / 128
         with torch.autocast(pixels.device.type, enabled=False):
-            features: Tensor = self.script((grey_levels(pixels, self.size) - 128) / 128)
+            # channels last: 1.2 times as fast on a CPU
+            features: Tensor = self.script(x.contiguous(memory_format=torch.channels_last))
         return features
 
 
