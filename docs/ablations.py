@@ -146,6 +146,7 @@ def all_groups(steps: int, long: bool = False) -> dict[str, Group]:
             " scale of that mean stands beside it.",
             {
                 "4, fixed": {},
+                "3, fixed": {"guidance_scale": 3.0},
                 "2 to 6, drawn": {"guidance_scale": 2.0, "guidance_scale_max": 6.0},
                 "11, fixed": {"guidance_scale": 11.0},
                 "6 to 16, drawn": {"guidance_scale": 6.0, "guidance_scale_max": 16.0},
