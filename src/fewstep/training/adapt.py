@@ -205,6 +205,8 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         "steps": config.train_steps,
         "batch_size": config.batch_size * config.accumulate,
         "learning_rate": config.learning_rate,
+        "warmup": config.warmup,
+        "decay": config.decay,
         "ema": config.ema,
         "seed": config.seed,
         "samples": samples,

@@ -114,6 +114,7 @@ def recipe_of(model: Model, config: DistillConfig, samples: int) -> Recipe:
     """How the result wants to be sampled."""
     training: dict[str, object] = {
         "loss": config.loss,
+        "huber_c": config.huber_c if config.loss == "huber" else None,
         "target": config.target,
         "target_decay": config.target_decay,
         "focus": config.focus,
