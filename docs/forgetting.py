@@ -1,40 +1,63 @@
 """Write docs/forgetting.md, what subtracting a style LoRA does to the embedded model: `python docs/forgetting.py`.
 
-Pictures are kept under $FEWSTEP_CACHE as compare keeps its own, so an interrupted run goes on where it was.
+One style a run; those of earlier runs stay on the page. A style that the model knows has no LoRA that ships: one is
+trained. It and the pictures are kept under $FEWSTEP_CACHE, so an interrupted run goes on where it was.
 """
 
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from fewstep.assets import STYLE_WORDS
+from fewstep.assets import MODEL, STYLE_WORDS, shipped_model
 from fewstep.cli import main_of
-from fewstep.configs import Config, Device, SampleConfig, Solver, build
-from fewstep.errors import UsageError
+from fewstep.configs import Config, Device, FinetuneConfig, Precision, SampleConfig, Solver, build
+from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import Weight
 from fewstep.evaluate.estimate import Estimate
 from fewstep.evaluate.frechet import Statistics
 from fewstep.evaluate.lab import Lab, base_styles, drawings_of, take
-from fewstep.evaluate.prompts import Prompt, shipped_prompts
+from fewstep.evaluate.prompts import Prompt, shipped_prompts, things
 from fewstep.evaluate.reference import Reference
 from fewstep.evaluate.report import text_table
-from fewstep.evaluate.tune import styled_prompts
-from fewstep.io import write_bytes, write_json
+from fewstep.io import cache_dir, read_json, sha256_bytes, write_bytes, write_json
+from fewstep.models.model import parts_sha256
+from fewstep.training import finetune
 
 ALLOWED = 0.05  # the others may change by this share
 CERTAIN = 2  # standard errors
+WIDTH = 120  # of the page's lines
+OF = " emoji of "  # between a caption's words for the style and for the thing
+TRAINING: dict[str, Any] = {  # of the LoRA of a style that the model knows
+    "rank": 16,
+    "train_steps": 600,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "warmup": 20,
+    "decay": "cosine",
+    "ema": 0.98,
+    "drop_captions": 0.0,
+    "precision": "bf16",
+}
+PROTOCOL = '{images} pictures a line, drawn with {how}. Prompts of the style are such as "{words} emoji of castle".'
+TOLD = {  # whether the style's LoRA ships
+    True: "The model never saw this style in its own training: only the LoRA did, which ships. So all that subtracting"
+    " can take away is what the model's own styles have in common with it.",
+    False: "The model knows this style. Its LoRA is trained on the style's drawings for the measurement: rank {rank},"
+    " {train_steps} steps of {batch_size} samples.",
+}
 COLUMNS = ("prompts of", "model", "agreement %", "change, points", "distance", "change", "change, %")
 
 
 class ForgettingConfig(Config):
     """Measure what W0 - w style draws: prompts of the style, and prompts of the styles that are to stay."""
 
-    style: str = "noto-mono"
-    """The style LoRA that is subtracted: high-contrast or noto-mono, which ship."""
+    style: str = "twemoji"
+    """The style that is subtracted: one the model knows, or high-contrast or noto-mono, whose LoRAs ship."""
     weights: tuple[float, ...] = (0.5, 1.0)
     """How much of it is subtracted."""
     images: Annotated[int, Field(ge=8)] = 64
@@ -47,10 +70,51 @@ class ForgettingConfig(Config):
     """Other LoRAs that every model has, such as lcm for pictures in four steps."""
     batch_size: int = 16
     """Pictures drawn at once."""
+    dtype: Precision = "bf16"
+    """Precision of the networks that draw."""
     device: Device = "auto"
     """Where to compute."""
     out: Path = Path(__file__).with_name("forgetting.md")
     """The page; the figures stand beside it as .json."""
+
+
+# --- the style ----------------------------------------------------------------------------------------------
+
+
+def words_of(style: str) -> str:
+    """What prompts call a style. Raises UsageError for one that neither the model nor a shipped LoRA knows."""
+    known = {str(prompt.style): prompt.text.partition(OF)[0] for prompt in shipped_prompts().prompts} | STYLE_WORDS
+    if style not in known:
+        raise UsageError(f"there is no style {style}", f"there are {', '.join(known)}")
+    return known[style]
+
+
+def vector_of(style: str, device: Device) -> str:
+    """The style's LoRA: the one that ships, or one trained on its drawings now or in an earlier run."""
+    if style in STYLE_WORDS:
+        return style
+    data = drawings(style)
+    of = f"{parts_sha256(shipped_model(MODEL))} {data.read_text(encoding='utf-8')} {json.dumps(TRAINING)}"
+    out = cache_dir() / "forgetting" / sha256_bytes(of.encode())[:16]
+    file = out / "lora.safetensors"
+    if not file.is_file():
+        finetune.run(build(FinetuneConfig, model=MODEL, data=data, out=out, device=device, resume=True, **TRAINING))
+    return str(file)
+
+
+def drawings(style: str) -> Path:
+    """The table of the style's drawings in the emoji recipe's data set."""
+    folder = cache_dir() / "emoji" / "images"
+    whole, own = folder / "base.jsonl", folder / f"{style}.jsonl"
+    if not own.is_file():
+        if not whole.is_file():
+            raise FewstepError(f"there is no {whole}", "run python recipes/emoji/dataset.py")
+        lines = whole.read_bytes().splitlines(keepends=True)
+        write_bytes(own, b"".join(line for line in lines if json.loads(line)["style"] == style))
+    return own
+
+
+# --- measuring ----------------------------------------------------------------------------------------------
 
 
 class Kind(NamedTuple):
@@ -71,42 +135,50 @@ class Measured(NamedTuple):
 
 
 def kinds(config: ForgettingConfig, reference: Reference) -> list[Kind]:
-    """Prompts of the style with the style's drawings, and those of the base styles with theirs, all together."""
-    others, names = shipped_prompts().prompts, base_styles()
+    """Prompts of the style with its drawings, and those of the model's other styles with theirs, all together."""
+    names = [name for name in base_styles() if name != config.style]
+    others = [prompt for prompt in shipped_prompts().prompts if prompt.style in names]
+    words = words_of(config.style)
+    own = [Prompt(f"{words}{OF}{thing}", config.style, concept) for concept, thing in things().items()]
     return [
-        Kind(config.style, take(styled_prompts(config.style), config.images), drawings_of(reference, [config.style])),
+        Kind(config.style, take(own, config.images), drawings_of(reference, [config.style])),
         Kind(f"{len(names)} other styles", take(others, config.images), drawings_of(reference, names)),
     ]
 
 
-def measured(config: ForgettingConfig, lab: Lab, kind: Kind, weight: float) -> Measured:
+def measured(config: ForgettingConfig, lab: Lab, vector: str, kind: Kind, weight: float) -> Measured:
     """The pictures of a kind of prompts by W0 - weight x style."""
-    loras = (*((f"{config.style}:{Weight(-weight).text}",) if weight else ()), *config.lora)
+    loras = (*((f"{vector}:{Weight(-weight).text}",) if weight else ()), *config.lora)
     drawn = lab.draw([prompt.text for prompt in kind.prompts], lora=loras, title=f"{kind.name}, w = {weight:g}",
                      solver=config.solver, steps=config.steps)  # fmt: skip
     return Measured(kind.name, weight, lab.agreement(drawn, kind.prompts), lab.distance(drawn, kind.target))
 
 
 def run(config: ForgettingConfig) -> None:
-    """Draw, measure, write the page."""
-    if config.style not in STYLE_WORDS:
-        raise UsageError(f"{config.style} is no style that ships", f"those that do: {', '.join(STYLE_WORDS)}")
-    lab = Lab(config.device, batch_size=config.batch_size)
+    """Draw, measure, write the page anew with this style on it."""
+    words = words_of(config.style)
+    vector = vector_of(config.style, config.device)
+    lab = Lab(config.device, config.dtype, config.batch_size)
     bare, around = lab.pipeline(lora=config.lora)
     plan = bare.plan(build(SampleConfig, prompts=("",), solver=config.solver, steps=config.steps, lora=config.lora))
     how = f"{plan.solver_name}, {plan.steps} steps, guidance {plan.guidance_scale:g}"
-    results = [measured(config, lab, kind, weight)
-               for kind in kinds(config, lab.reference) for weight in (0.0, *config.weights)]  # fmt: skip
-    document = {
+    results = [measured(config, lab, vector, kind, weight)
+               for weight in (0.0, *config.weights) for kind in kinds(config, lab.reference)]  # fmt: skip
+    style = {
         "style": config.style,
+        "words": words,
         "images": config.images,
-        "how": how + (f" and the LoRA {', '.join(config.lora)}" if config.lora else ""),
+        "how": how + (f" and the LoRA {', '.join(config.lora)}" if config.lora else "") + f" in {config.dtype}",
         "model_sha256": around["model_sha256"],
-        "rows": [figures(one, results) for one in results],
+        "ships": config.style in STYLE_WORDS,
+        "rows": [figures(one, results) for one in sorted(results, key=lambda one: one.kind != config.style)],
     }
+    known = config.out.with_suffix(".json")
+    document = read_json(known, "figures") if known.is_file() else {}
+    document[config.style] = style
     write_bytes(config.out, page(document).encode())
-    write_json(config.out.with_suffix(".json"), document)
-    print(json.dumps(document, indent=2))
+    write_json(known, document)
+    print(section(style))
 
 
 # --- figures and words --------------------------------------------------------------------------------------
@@ -186,16 +258,24 @@ def within(name: str, change: float, error: float) -> str:
     return f"{amount}, whether within {allowed} is not decided"
 
 
+def section(style: dict[str, Any]) -> str:
+    """One style's part of the page."""
+    protocol = " ".join((PROTOCOL, TOLD[style["ships"]])).format(**TRAINING | style)
+    return "\n".join([
+        f"## {style['style']}",
+        "",
+        textwrap.fill(protocol, WIDTH),
+        "",
+        text_table(COLUMNS, [cells(row) for row in style["rows"]]),
+        "",
+        *verdicts(style["rows"]),
+    ])  # fmt: skip
+
+
 def page(document: dict[str, Any]) -> str:
     """docs/forgetting.md."""
     text = Path(__file__).with_name("forgetting.txt").read_text(encoding="utf-8")
-    return text.format(
-        **{name: document[name] for name in ("style", "images", "how")},
-        words=STYLE_WORDS[document["style"]],
-        table=text_table(COLUMNS, [cells(row) for row in document["rows"]]),
-        verdicts="\n".join(verdicts(document["rows"])),
-        certain=CERTAIN,
-    )
+    return text.format(sections="\n\n".join(map(section, document.values())), certain=CERTAIN)
 
 
 if __name__ == "__main__":

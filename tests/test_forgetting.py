@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.assets import shipped_kit
+from fewstep.configs import build
+from fewstep.errors import UsageError
 from fewstep.evaluate.estimate import Estimate
+from fewstep.evaluate.reference import load_reference
 
 DOCS = Path(__file__).parents[1] / "docs"
 GENERATOR = runpy.run_path(str(DOCS / "forgetting.py"))
@@ -58,3 +62,18 @@ def test_verdicts(own, others, words) -> None:
 
 def test_what_the_figures_do_not_decide_is_said() -> None:
     assert GENERATOR["within"]("agreement", 0.02, 0.05).endswith("whether within 5 % is not decided")
+
+
+def test_words_of_a_style_are_those_of_its_captions() -> None:
+    assert [GENERATOR["words_of"](style) for style in ("noto-mono", "fluent-3d")] == ["thin line", "3d glossy"]
+    with pytest.raises(UsageError, match="there is no style cubism"):
+        GENERATOR["words_of"]("cubism")
+
+
+def test_others_are_without_the_style_itself() -> None:
+    config = build(GENERATOR["ForgettingConfig"], style="twemoji", images=400)
+    own, others = GENERATOR["kinds"](config, load_reference(shipped_kit() / "reference.safetensors"))
+    assert {prompt.style for prompt in own.prompts} == {"twemoji"}
+    assert own.prompts[0].text.startswith("twemoji emoji of ")
+    assert "twemoji" not in {prompt.style for prompt in others.prompts}
+    assert others.name == "8 other styles"

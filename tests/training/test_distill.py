@@ -63,6 +63,9 @@ def test_fine_tuning_a_few_step_model_needs_no_teacher(fewstep, lcm, tiny_model_
     assert recipe.accelerates
     assert recipe.teacher_guidance_scale == recipe_in(lcm).teacher_guidance_scale
     assert "psi" not in recipe.training
+    began_from = recipe.training["began_from"]
+    assert (began_from["method"], began_from["k"]) == ("lcd", 50)
+    assert began_from["training"] == recipe_in(lcm).training
     done = fewstep("sample", "cat", "--device", "cpu", "--json", model=tiny_model_folder,
                    lora=out / "lora.safetensors", out=tmp_path / "images")  # fmt: skip
     assert done.code == 0, done.err

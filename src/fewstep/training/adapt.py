@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.errors import UsageError
 from fewstep.hub import title_of
 from fewstep.io import atomic_folder, write_json
-from fewstep.lora.files import load_adapter
+from fewstep.lora.files import load_adapter, open_lora
 from fewstep.lora.layers import LoraLayers, initial, module_shapes, target_shapes
 from fewstep.lora.low_rank import Adapter, LowRank, check_fits
 from fewstep.lora.recipe import Recipe
@@ -201,7 +201,7 @@ def save_model(folder: Path, model: Model, unet: dict[str, Tensor], recipe: Reci
 
 def describe(model: Model, config: AdapterConfig, method: str, samples: int, **training: object) -> Recipe:
     """The recipe of a result as far as distilling and fine-tuning write the same."""
-    summary = {
+    summary: dict[str, object] = {
         "steps": config.train_steps,
         "batch_size": config.batch_size * config.accumulate,
         "learning_rate": config.learning_rate,
@@ -213,6 +213,8 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         "size": config.size or model.size,
         "rank": None if config.full else config.rank,
     }
+    if config.init_lora is not None:
+        summary["began_from"] = beginning(config.init_lora)
     own = model.recipe
     return Recipe(
         method=method,
@@ -224,3 +226,10 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         licence="; ".join(licences_of(str(model.path))),
         training=summary | training,
     )
+
+
+def beginning(lora: Path) -> dict[str, Any]:
+    """How the LoRA that training went on from was made itself, as far as its file says."""
+    recipe = open_lora(Reference(lora, 1.0).file).recipe
+    told = {"method", "k", "teacher_guidance_scale", "training"}
+    return recipe.model_dump(mode="json", include=told) if recipe else {}
