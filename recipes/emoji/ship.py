@@ -137,7 +137,6 @@ def lora_card(name: str, path: Path, measurements: Sequence[Mapping[str, Any]]) 
     if recipe is None:
         raise FewstepError(f"{path} has no recipe", "make it with fewstep")
     ranks = sorted({update.rank for update in adapter.modules.values()})
-    training = ", ".join(f"{key} {value}" for key, value in recipe.training.items() if value is not None)
     what = (
         "The acceleration vector of the embedded model, an LCM-LoRA made by `fewstep distill`: four steps, no guidance."
         if recipe.accelerates
@@ -150,10 +149,30 @@ def lora_card(name: str, path: Path, measurements: Sequence[Mapping[str, Any]]) 
 {what}
 
 Rank {", ".join(map(str, ranks))}, {adapter.parameters():,} parameters, {path.stat().st_size / 1e6:.2f} MB, in the
-layout of the original LCM-LoRA files. Training: {training}.
+layout of the original LCM-LoRA files.
+
+{training_list(recipe.model_dump(mode="json"))}
 {agreement_table(mine)}
 Licence: Apache-2.0.
 """
+
+
+def training_list(recipe: Mapping[str, Any] | None) -> str:
+    """How it was trained, the LoRA it began from first, as a Markdown list."""
+    if not recipe:
+        return ""
+    training = dict(recipe["training"])
+    earlier = training_list(training.pop("began_from", None))
+    how = {"method": recipe["method"], "k": recipe["k"], "guidance scale": recipe["teacher_guidance_scale"]} | training
+    told = ", ".join(f"{key} {worded(value)}" for key, value in how.items() if value is not None)
+    return f"{earlier}\n* {told}".lstrip("\n")
+
+
+def worded(value: Any) -> str:
+    """A setting as a person writes it: a range of one number is that number."""
+    if isinstance(value, list):
+        return " to ".join(f"{number:g}" for number in dict.fromkeys(value))
+    return str(value)
 
 
 def agreement_table(measurements: Sequence[Mapping[str, Any]]) -> str:

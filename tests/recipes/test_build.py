@@ -21,9 +21,18 @@ def test_every_command_line_is_understood():
         for command in commands:
             if command[:2] == ["-m", "fewstep"]:
                 _, bound, _ = new_app().parse_args(command[2:], exit_on_error=False, print_error=False)
-                assert str(bound.arguments["config"].out).endswith(f"emoji/{name}") or name == "styles"
+                assert bound.arguments["config"].out.name.startswith(name) or name == "styles"
             else:
                 assert Path(command[0]).is_file()
+
+
+def test_lcm_goes_on_from_its_first_distillation():
+    first, second = (
+        new_app().parse_args(command[2:], exit_on_error=False, print_error=False)[1].arguments["config"]
+        for command in build.stages(build.BuildConfig())["lcm"]
+    )
+    assert second.init_lora == first.out / "lora.safetensors"
+    assert second.rank == first.rank
 
 
 def test_stages_run_in_order_until_the_one_asked_for(monkeypatch):
@@ -76,6 +85,16 @@ def test_the_latest_measurement_of_a_setting_counts():
     assert "0.100" not in text
     assert text.count("\n| ") == 4
     assert ship.agreement_table([]) == ""
+
+
+def test_how_a_lora_was_trained_is_told_from_its_beginning_on():
+    began = {"method": "tcd", "k": 100, "teacher_guidance_scale": [4.0, 4.0], "training": {"steps": 20, "size": None}}
+    training = {"steps": 30, "began_from": began}
+    text = ship.training_list({"method": "lcd", "k": 50, "teacher_guidance_scale": [3.0, 7.5], "training": training})
+    assert text.splitlines() == [
+        "* method tcd, k 100, guidance scale 4, steps 20",
+        "* method lcd, k 50, guidance scale 3 to 7.5, steps 30",
+    ]
 
 
 def test_loras_are_called_by_their_run():
