@@ -62,7 +62,9 @@ BASE: dict[str, Any] = {
     "seed": 0,
 }
 NEVER_MOVES = 1 - 1e-12  # decay of an average that stays the network it began as: the one without a LoRA
-NOT_THE_RESULTS = {"model", "data", "out", "resume", "checkpoint_every", "log_every", "tracker"}  # their hashes are
+NOT_THE_RESULTS = {  # model's and data's hashes are
+    *("model", "data", "out", "resume", "checkpoint_every", "log_every", "tracker", "sampler"),
+}
 
 
 class AblationsConfig(Config):

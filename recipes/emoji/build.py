@@ -56,7 +56,6 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
         return recipe("measure", "--model", model, "--split", split, "--images", str(config.images), *options)
 
     lcm = ["--lora", str(folder / "lcm" / "lora.safetensors"), "--solver", "lcm", "--steps", "4"]
-    far = str(folder / "lcm-far" / "lora.safetensors")
     style = ["--rank", "8", "--batch-size", "32", "--learning-rate", "1e-3", "--warmup", "20", "--decay", "cosine",
              "--ema", "0.98", "--steps", "400"]  # fmt: skip
     return {
@@ -65,10 +64,7 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
         "decoder": [recipe("autoencoder", *POLISHING, "--device", config.device, "--resume")],
         "text": [recipe("text", *training)],
         "teacher": [recipe("teacher", "--steps", str(config.teacher_steps), *TEACHING, *training)],
-        "lcm": [
-            fewstep("distill", "lcm-far", "base", *DISTILLING, *FAR),
-            fewstep("distill", "lcm", "base", *DISTILLING, *NEAR, "--init-lora", far),
-        ],
+        "lcm": [fewstep("distill", "lcm", "base", *DISTILLING)],
         "styles": [fewstep("finetune", name, name, *style) for name in ("high-contrast", "noto-mono")],
         "fxemoji": [fewstep("finetune", "fxemoji", "fxemoji", "--full", *FINETUNING)],
         "kit": [recipe("kit")],
@@ -89,11 +85,10 @@ POLISHING = [
 TEXT_ENCODER = cache_dir() / "emoji" / "text" / "text_encoder"
 TEACHING = ["--text-encoder", str(TEXT_ENCODER)]
 DISTILLING = [
-    *("--rank", "16", "--k", "100", "--guidance-scale", str(GUIDANCE), "--huber-c", "0.1", "--steps", "2000"),
-    *("--batch-size", "16", "--learning-rate", "1e-3", "--decay", "cosine", "--ema", "0.98"),
+    *("--method", "tcd", "--sampler", "lcm", "--rank", "16", "--k", "100", "--guidance-scale", str(GUIDANCE)),
+    *("--huber-c", "0.1", "--steps", "2000", "--batch-size", "16", "--learning-rate", "1e-3", "--warmup", "100"),
+    *("--decay", "cosine", "--ema", "0.98"),
 ]
-FAR = ["--method", "tcd", "--warmup", "100"]
-NEAR = ["--psi", "dpm-solver++", "--warmup", "50", "--seed", "1"]
 FINETUNING = [
     *("--batch-size", "32", "--learning-rate", "3e-4", "--warmup", "20", "--decay", "cosine", "--ema", "0.99"),
     *("--steps", "400"),

@@ -139,6 +139,7 @@ def lora_card(name: str, path: Path, measurements: Sequence[Mapping[str, Any]]) 
     ranks = sorted({update.rank for update in adapter.modules.values()})
     what = (
         "The acceleration vector of the embedded model, an LCM-LoRA made by `fewstep distill`: four steps, no guidance."
+        f" In diffusers, give LCMScheduler.from_config original_inference_steps={1000 // (recipe.k or 20)}."
         if recipe.accelerates
         else f"A style LoRA of the embedded model, made by `fewstep finetune` on drawings it had never seen"
         f' ({OWNERS[name]}, {STYLES[name].licence}). Prompt: "{STYLES[name].words[0]} emoji of castle".'

@@ -87,6 +87,14 @@ def test_trajectory_distillation_is_sampled_by_its_own_solver(
     assert (image["nfe"], image["solver"]) == (4, "tcd")
 
 
+def test_a_result_asks_for_the_sampler_it_was_given(fewstep, tiny_model_folder, tiny_data_folder, tmp_path):
+    done = fewstep("distill", *TINY, "--method", "tcd", "--sampler", "lcm", model=tiny_model_folder,
+                   data=tiny_data_folder, out=tmp_path / "tcd")  # fmt: skip
+    assert done.code == 0, done.err
+    recipe = recipe_in(tmp_path / "tcd" / "lora.safetensors")
+    assert (recipe.method, recipe.solver) == ("tcd", "lcm")
+
+
 def test_a_whole_few_step_model_is_fine_tuned_too(fewstep, tiny_model_folder, tiny_data_folder, tmp_path):
     run = {"data": tiny_data_folder}
     done = fewstep("distill", *TINY, "--full", model=tiny_model_folder, out=tmp_path / "whole", **run)

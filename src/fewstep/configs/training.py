@@ -114,6 +114,9 @@ class DistillConfig(AdapterConfig):
     focus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the samples whose timestep is one that sampling in 1, 2, 4 or 8 steps begins from; the others are
     spread over the whole grid."""
+    sampler: Literal["auto", "lcm", "tcd"] = "auto"
+    """What the result asks to be sampled with; auto is tcd after --method tcd, else lcm. What tcd trained may be
+    sampled with either."""
 
 
 class FinetuneConfig(AdapterConfig):

@@ -125,7 +125,8 @@ def recipe_of(model: Model, config: DistillConfig, samples: int) -> Recipe:
     else:
         training["psi"] = config.psi
     described = describe(model, config, config.method, samples, **training)
-    solver = "tcd" if config.method == "tcd" else "lcm"
+    own = "tcd" if config.method == "tcd" else "lcm"
+    solver = own if config.sampler == "auto" else config.sampler
     sampling = {"solver": solver, "steps": 4, "guidance_scale": 1.0, "k": config.k, "teacher_guidance_scale": guidance}
     return described.model_copy(update=sampling)
 
