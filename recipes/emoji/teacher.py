@@ -12,7 +12,7 @@ import copy
 import random
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from pydantic import Field
 from sheet import save_samples
 from tokenizer import LENGTH, make_tokenizer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewstep.cli import main_of
@@ -38,7 +39,7 @@ from fewstep.lora.recipe import Recipe
 from fewstep.models.load import RECIPE_FILE, load_model, pick_device
 from fewstep.models.model import Model
 from fewstep.training.checkpoint import Trainable, average_of
-from fewstep.training.draws import SampleId, generator, integers, normal, uniform
+from fewstep.training.draws import Order, SampleId, generator, integers, normal, uniform
 from fewstep.training.loop import loop
 from fewstep.training.losses import denoising_loss
 from fewstep.training.progress import check_folder
@@ -50,7 +51,7 @@ class TeacherConfig(TrainingConfig):
     """Train the embedded model's UNet and text encoder on the emoji image folder."""
 
     may_change: ClassVar[frozenset[str]] = TrainingConfig.may_change | {
-        "images", "latents", "vae", "tokenizer", "init", "text_encoder",
+        "images", "latents", "vae", "tokenizer", "init", "text_encoder", "workers",
     }  # fmt: skip
 
     out: Path = cache_dir() / "emoji" / "teacher"
@@ -99,6 +100,8 @@ class TeacherConfig(TrainingConfig):
     """Layers of the text encoder."""
     guidance_scale: float = 4.0
     """What the exported model recommends to sample with."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that prepare batches ahead, for a GPU, which outruns one; the batches are the same."""
 
 
 class Batch(NamedTuple):
@@ -108,6 +111,9 @@ class Batch(NamedTuple):
     tokens: Tensor  # (B, LENGTH) int64
     eps: Tensor  # (B, 4, H, W) standard normal
     t: Tensor  # (B,) int64 in [0, T), on the CPU
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.x_0.to(device), self.tokens.to(device), self.eps.to(device), self.t)
 
 
 class Captioned:
@@ -128,12 +134,47 @@ class Captioned:
             "" if dropped else self.caption(index, seed)
             for index, seed, dropped in zip(indices, seeds.tolist(), drop.tolist(), strict=True)
         ]
-        return Batch(x_0.to(device), tokens_of(self.tokenizer, texts).to(device), eps.to(device), t)
+        return Batch(x_0, tokens_of(self.tokenizer, texts), eps, t).to(device)
 
     def caption(self, index: int, seed: int) -> str:
         """One of the many captions of this drawing."""
         row = self.packed.rows[index]
         return caption(row["style"], row["label"], row["tags"], random.Random(seed))
+
+
+class Ahead:
+    """Data whose batches other processes prepare while the GPU computes; for one training process."""
+
+    def __init__(self, data: Captioned, config: TeacherConfig) -> None:
+        self.data, self.config = data, config
+        self.coming: Iterator[Batch] | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
+        if self.coming is None:
+            following = Following(self.data, visits, self.config.train_steps * self.config.accumulate)
+            workers = self.config.workers
+            self.coming = iter(DataLoader(following, batch_size=None, num_workers=workers, prefetch_factor=4))
+        return next(self.coming).to(device)
+
+
+class Following(Dataset[Batch]):
+    """The batch of these visits and those that follow it in a run."""
+
+    def __init__(self, data: Captioned, visits: Sequence[SampleId], batches: int) -> None:
+        self.data, self.size, self.batches = data, len(visits), batches
+        first = visits[0]
+        self.order = Order(len(data), first.seed)
+        of_epoch = self.order.visits(first.epoch * len(data), len(data))
+        self.start = first.epoch * len(data) + of_epoch.index(first)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.data.batch(self.order.visits(self.start + number * self.size, self.size), torch.device("cpu"))
 
 
 def tokens_of(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
@@ -320,10 +361,12 @@ def run(config: TeacherConfig) -> None:
     print(f"{sum(p.numel() for p in parameters.values()):,} parameters, {len(packed.rows):,} drawings", file=sys.stderr)
     trainable = Trainable(teacher, parameters, {"export": average_of(parameters, config.ema)})
     schedule = schedule_from_config(SCHEDULER)
+    torch.backends.cudnn.benchmark = True  # of use on a GPU: all batches have one size
+    data = Captioned(packed, tokenizer, config.drop_captions, len(schedule))
     loop(
         trainable,
         lambda module, batch: teacher_loss(module, batch, schedule, config),
-        Captioned(packed, tokenizer, config.drop_captions, len(schedule)),
+        Ahead(data, config) if config.workers else data,
         config,
         Exporter(trainable, vae, tokenizer, config),
     )

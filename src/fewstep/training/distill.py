@@ -18,7 +18,7 @@ from fewstep.lora.references import Reference
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
 from fewstep.planning import psi_named, refuse_zero_snr
-from fewstep.training.adapt import Batch, Roles, describe, latent_data, new_roles
+from fewstep.training.adapt import Batch, LatentData, Roles, describe, latent_data, new_roles
 from fewstep.training.loop import loop
 from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared
 from fewstep.training.progress import check_folder
@@ -33,8 +33,12 @@ def run(config: DistillConfig) -> None:
     items = read_items(config.data)
     model = load_model(config.model, device=pick_device(config.device))
     refuse_zero_snr(config.psi, model.schedule)
-    recipe = recipe_of(model, config, len(items))
-    data = latent_data(items, model, config)
+    distil(config, model, latent_data(items, model, config))
+
+
+def distil(config: DistillConfig, model: Model, data: LatentData) -> None:
+    """Distil the loaded model on encoded data."""
+    recipe = recipe_of(model, config, len(data))
     target_decay = config.target_decay if config.target == "ema" else None
     roles = new_roles(model, config, target_decay, with_teacher=config.method != "lcf")
     loop(
