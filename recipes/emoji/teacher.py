@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from captions import caption
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from graphed import GraphedStep, check_graph
 from latents import Packed, packed_latents
 from pydantic import Field
 from sheet import save_samples
@@ -51,7 +52,7 @@ class TeacherConfig(TrainingConfig):
     """Train the embedded model's UNet and text encoder on the emoji image folder."""
 
     may_change: ClassVar[frozenset[str]] = TrainingConfig.may_change | {
-        "images", "latents", "vae", "tokenizer", "init", "text_encoder", "workers",
+        "images", "latents", "vae", "tokenizer", "init", "text_encoder", "workers", "graph",
     }  # fmt: skip
 
     out: Path = cache_dir() / "emoji" / "teacher"
@@ -98,10 +99,12 @@ class TeacherConfig(TrainingConfig):
     """Width of the text encoder, a multiple of 32."""
     text_layers: int = 4
     """Layers of the text encoder."""
-    guidance_scale: float = 4.0
+    guidance_scale: float = 2.0
     """What the exported model recommends to sample with."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches ahead, for a GPU, which outruns one; the batches are the same."""
+    graph: bool = False
+    """Compile the step and replay it as one CUDA graph: two and a half times as fast on an H100."""
 
 
 class Batch(NamedTuple):
@@ -110,17 +113,20 @@ class Batch(NamedTuple):
     x_0: Tensor  # (B, 4, H, W)
     tokens: Tensor  # (B, LENGTH) int64
     eps: Tensor  # (B, 4, H, W) standard normal
-    t: Tensor  # (B,) int64 in [0, T), on the CPU
+    level: NoiseLevel  # of every drawing
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.x_0.to(device), self.tokens.to(device), self.eps.to(device), self.t)
+        return Batch(*(x.to(device) for x in self))
+
+    def tensors(self) -> list[Tensor]:
+        return [*self[:3], *self.level]
 
 
 class Captioned:
     """The packed drawings as the loop's Data; a visit draws eps, t, whether it has a caption, and which."""
 
-    def __init__(self, packed: Packed, tokenizer: CLIPTokenizer, drop_captions: float, T: int) -> None:
-        self.packed, self.tokenizer, self.drop_captions, self.T = packed, tokenizer, drop_captions, T
+    def __init__(self, packed: Packed, tokenizer: CLIPTokenizer, drop_captions: float, schedule: NoiseSchedule) -> None:
+        self.packed, self.tokenizer, self.drop_captions, self.schedule = packed, tokenizer, drop_captions, schedule
 
     def __len__(self) -> int:
         return len(self.packed.rows)
@@ -128,13 +134,13 @@ class Captioned:
     def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
         indices, generators = [visit.index for visit in visits], [generator(visit) for visit in visits]
         x_0 = self.packed.latents[indices].float()
-        eps, t = normal(generators, x_0.shape[1:]), integers(generators, self.T)
+        eps, t = normal(generators, x_0.shape[1:]), integers(generators, len(self.schedule))
         drop, seeds = uniform(generators) < self.drop_captions, integers(generators, 2**31)
         texts = [
             "" if dropped else self.caption(index, seed)
             for index, seed, dropped in zip(indices, seeds.tolist(), drop.tolist(), strict=True)
         ]
-        return Batch(x_0, tokens_of(self.tokenizer, texts), eps, t).to(device)
+        return Batch(x_0, tokens_of(self.tokenizer, texts), eps, self.schedule.at(t)).to(device)
 
     def caption(self, index: int, seed: int) -> str:
         """One of the many captions of this drawing."""
@@ -255,10 +261,9 @@ def new_teacher(config: TeacherConfig, tokenizer: CLIPTokenizer, size: int) -> T
     return Teacher(model.unet, trained or model.text_encoder).requires_grad_().train()
 
 
-def teacher_loss(module: nn.Module, batch: Batch, schedule: NoiseSchedule, config: TeacherConfig) -> Tensor:
+def teacher_loss(module: nn.Module, batch: Batch, config: TeacherConfig) -> Tensor:
     """The denoising loss of a batch, every noise level weighted as config.weighting says."""
-    prediction = prediction_named(config.prediction)
-    level = schedule.at(batch.t).to(batch.x_0.device)
+    prediction, level = prediction_named(config.prediction), batch.level
     output = module(level.alpha * batch.x_0 + level.sigma * batch.eps, level.t, batch.tokens)
     if config.weighting == "plain":
         return denoising_loss(output, prediction, batch.x_0, level, batch.eps)
@@ -352,6 +357,8 @@ def load_tokenizer(folder: Path, rows: Sequence[dict[str, Any]]) -> CLIPTokenize
 def run(config: TeacherConfig) -> None:
     """Train, exporting and drawing samples at every checkpoint."""
     check_folder(config)
+    if config.graph:
+        check_graph(config)
     device = pick_device(config.device)
     packed = packed_latents(config.images, config.vae, config.latents, cache_dir() / "emoji", device)
     tokenizer = load_tokenizer(config.tokenizer, packed.rows)
@@ -362,13 +369,14 @@ def run(config: TeacherConfig) -> None:
     trainable = Trainable(teacher, parameters, {"export": average_of(parameters, config.ema)})
     schedule = schedule_from_config(SCHEDULER)
     torch.backends.cudnn.benchmark = True  # of use on a GPU: all batches have one size
-    data = Captioned(packed, tokenizer, config.drop_captions, len(schedule))
+    data = Captioned(packed, tokenizer, config.drop_captions, schedule)
     loop(
         trainable,
-        lambda module, batch: teacher_loss(module, batch, schedule, config),
+        lambda module, batch: teacher_loss(module, batch, config),
         Ahead(data, config) if config.workers else data,
         config,
         Exporter(trainable, vae, tokenizer, config),
+        GraphedStep() if config.graph else None,
     )
 
 

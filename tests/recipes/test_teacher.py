@@ -16,14 +16,14 @@ import teacher
 from captions import STYLES
 from latents import packed_latents, read_packed
 from sheet import SHEET_CONCEPTS, sheet_prompts
-from teacher import SCHEDULER, Captioned, TeacherConfig, min_snr_weight, new_unet
+from teacher import SCHEDULER, Ahead, Captioned, TeacherConfig, min_snr_weight, new_unet
 
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import schedule_from_config
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, UsageError
 from fewstep.families import family_of
 from fewstep.lora.layers import module_shapes
-from fewstep.training.draws import SampleId
+from fewstep.training.draws import Order, SampleId
 
 CPU = torch.device("cpu")
 TARGETS = """to_q to_k to_v to_out.0 proj_in proj_out ff.net.0.proj ff.net.2 conv1 conv2 conv_shortcut
@@ -156,16 +156,45 @@ def test_missing_autoencoder_and_images_are_named(images, config, tmp_path):
 def test_visits_decide_batches_and_captions_vary(trained, images, config, tmp_path):
     packed = packed_latents(images, config.vae, None, tmp_path, CPU)
     tokenizer = teacher.load_tokenizer(config.tokenizer, packed.rows)
-    data = Captioned(packed, tokenizer, 0.0, 1000)
+    data = Captioned(packed, tokenizer, 0.0, schedule_from_config(SCHEDULER))
     visits = [SampleId(0, epoch, 3) for epoch in range(8)]
     batch = data.batch(visits, CPU)
-    for one, other in zip(batch, data.batch(visits, CPU), strict=True):
-        assert torch.equal(one, other)
+    assert equal(batch, data.batch(visits, CPU))
     assert torch.equal(data.batch(visits[2:3], CPU).tokens[0], batch.tokens[2])
     assert len(batch.tokens.unique(dim=0)) > 4
-    dropped = Captioned(packed, tokenizer, 1.0, 1000).batch(visits, CPU)
+    dropped = Captioned(packed, tokenizer, 1.0, schedule_from_config(SCHEDULER)).batch(visits, CPU)
     assert torch.equal(dropped.tokens, teacher.tokens_of(tokenizer, [""] * 8))
     assert torch.equal(dropped.eps, batch.eps)
+
+
+def equal(one, other):
+    return all(torch.equal(x, y) for x, y in zip(one.tensors(), other.tensors(), strict=True))
+
+
+@pytest.mark.parametrize("first", [0, 4], ids=["new run", "resumed in an epoch"])
+def test_batches_prepared_ahead_are_the_same(trained, images, config, tmp_path, first):
+    packed = packed_latents(images, config.vae, None, tmp_path, CPU)
+    tokenizer = teacher.load_tokenizer(config.tokenizer, packed.rows)
+    data = Captioned(packed, tokenizer, 0.1, schedule_from_config(SCHEDULER))
+    ahead, order = Ahead(data, config.model_copy(update={"workers": 2})), Order(len(data), config.seed)
+    for step in range(first, first + 5):  # over the end of an epoch of 15
+        visits = order.visits(step * config.batch_size, config.batch_size)
+        assert equal(ahead.batch(visits, CPU), data.batch(visits, CPU))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_graph_needs_a_gpu(config, tmp_path):
+    with pytest.raises(UsageError, match=r"--graph needs an NVIDIA GPU\n\nhint: leave it out"):
+        teacher.run(config.model_copy(update={"out": tmp_path / "graphed", "graph": True}))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_graphed_step_learns_the_same(trained, config, tmp_path):
+    out = tmp_path / "graphed"
+    teacher.run(config.model_copy(update={"out": out, "graph": True, "device": "auto", "log_every": 1}))
+    again = config.model_copy(update={"out": tmp_path / "plain", "device": "auto", "log_every": 1})
+    teacher.run(again)
+    np.testing.assert_allclose(losses(out)[1:], losses(again.out)[:-1], rtol=1e-3)  # told one step late
 
 
 def test_the_real_network_keeps_its_budget_and_has_every_target():

@@ -75,17 +75,22 @@ class Run:
         return Order(samples, self.config.seed).visits(place, size)
 
 
+Step = Callable[[Run, nn.Module, Any, Loss, Data], dict[str, float]]  # see train_step
+
+
 def loop(
     trainable: Trainable,
     loss: Loss,
     data: Data,
     config: TrainingConfig,
     on_checkpoint: Callable[[int], None] = lambda step: None,
+    one_step: Step | None = None,
 ) -> None:
     """Train `trainable` in place until config.train_steps steps are finished.
 
     Writes config.json, metrics.jsonl and checkpoints/ under config.out.
     on_checkpoint: called, in the main process, with the finished steps whenever a checkpoint was written.
+    one_step: how a step is taken instead of by train_step.
 
     Raises Interrupted after saving a checkpoint on Ctrl-C or a termination signal, and FewstepError when
     the loss is no longer finite: the last good state is then saved, and named.
@@ -106,7 +111,7 @@ def loop(
             on_checkpoint(run.step)  # a run stopped between its last checkpoint and its export
     with stop_requests(accelerator) as stopped, Progress(config, run.step, accelerator) as progress:
         while run.step < config.train_steps:
-            values = train_step(run, module, optimizer, loss, data)
+            values = (one_step or train_step)(run, module, optimizer, loss, data)
             run.step += 1
             for average in trainable.averages.values():
                 average.update(trainable.parameters, run.step)
