@@ -631,7 +631,10 @@ def page(document: dict[str, Any]) -> str:
     groups = all_groups(document["train_steps"], long=True)
     text = Path(__file__).with_name("ablations.txt").read_text(encoding="utf-8")
     return text.format(
-        **{name: document[name] for name in ("model", "samples", "train_steps", "batch_size", "precision", "images")},
+        **{
+            name: document[name]
+            for name in ("model", "model_sha256", "samples", "train_steps", "batch_size", "precision", "images")
+        },
         **{name: BASE[name] for name in ("rank", "guidance_scale", "psi", "k", "target_decay", "huber_c")},
         certain=CERTAIN,
         steps=STEPS,

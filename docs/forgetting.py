@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from fewstep.assets import MODEL, STYLE_WORDS, shipped_model
+from fewstep.assets import MODEL, STYLES, shipped_model
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, FinetuneConfig, Precision, SampleConfig, Solver, build
 from fewstep.errors import FewstepError, UsageError
@@ -21,7 +21,7 @@ from fewstep.evaluate.candidates import Weight
 from fewstep.evaluate.estimate import Estimate
 from fewstep.evaluate.frechet import Statistics
 from fewstep.evaluate.lab import Lab, base_styles, drawings_of, take
-from fewstep.evaluate.prompts import Prompt, shipped_prompts, things
+from fewstep.evaluate.prompts import Prompt, shipped_prompts, styled_prompts
 from fewstep.evaluate.reference import Reference
 from fewstep.evaluate.report import text_table
 from fewstep.io import cache_dir, read_json, sha256_bytes, write_bytes, write_json
@@ -43,7 +43,7 @@ TRAINING: dict[str, Any] = {  # of the LoRA of a style that the model knows
     "drop_captions": 0.0,
     "precision": "bf16",
 }
-PROTOCOL = '{images} pictures a line, drawn with {how}. Prompts of the style are such as "{words} emoji of castle".'
+PROTOCOL = '{images} pictures a line, drawn with {how}. Prompts of the style are such as "{asked}".'
 TOLD = {  # whether the style's LoRA ships
     True: "The model never saw this style in its own training: only the LoRA did, which ships. So all that subtracting"
     " can take away is what the model's own styles have in common with it.",
@@ -82,8 +82,9 @@ class ForgettingConfig(Config):
 
 
 def words_of(style: str) -> str:
-    """What prompts call a style. Raises UsageError for one that neither the model nor a shipped LoRA knows."""
-    known = {str(prompt.style): prompt.text.partition(OF)[0] for prompt in shipped_prompts().prompts} | STYLE_WORDS
+    """What prompts call a style; one of a shipped LoRA they do not name. Raises UsageError for an unknown style."""
+    known = {str(prompt.style): prompt.text.partition(OF)[0] for prompt in shipped_prompts().prompts}
+    known |= dict.fromkeys(STYLES, "")
     if style not in known:
         raise UsageError(f"there is no style {style}", f"there are {', '.join(known)}")
     return known[style]
@@ -91,7 +92,7 @@ def words_of(style: str) -> str:
 
 def vector_of(style: str, device: Device) -> str:
     """The style's LoRA: the one that ships, or one trained on its drawings now or in an earlier run."""
-    if style in STYLE_WORDS:
+    if style in STYLES:
         return style
     data = drawings(style)
     of = f"{parts_sha256(shipped_model(MODEL))} {data.read_text(encoding='utf-8')} {json.dumps(TRAINING)}"
@@ -139,9 +140,12 @@ def kinds(config: ForgettingConfig, reference: Reference) -> list[Kind]:
     names = [name for name in base_styles() if name != config.style]
     others = [prompt for prompt in shipped_prompts().prompts if prompt.style in names]
     words = words_of(config.style)
-    own = [Prompt(f"{words}{OF}{thing}", config.style, concept) for concept, thing in things().items()]
     return [
-        Kind(config.style, take(own, config.images), drawings_of(reference, [config.style])),
+        Kind(
+            config.style,
+            take(styled_prompts(config.style, words), config.images),
+            drawings_of(reference, [config.style]),
+        ),
         Kind(f"{len(names)} other styles", take(others, config.images), drawings_of(reference, names)),
     ]
 
@@ -170,7 +174,7 @@ def run(config: ForgettingConfig) -> None:
         "images": config.images,
         "how": how + (f" and the LoRA {', '.join(config.lora)}" if config.lora else "") + f" in {config.dtype}",
         "model_sha256": around["model_sha256"],
-        "ships": config.style in STYLE_WORDS,
+        "ships": config.style in STYLES,
         "rows": [figures(one, results) for one in sorted(results, key=lambda one: one.kind != config.style)],
     }
     known = config.out.with_suffix(".json")
@@ -260,7 +264,9 @@ def within(name: str, change: float, error: float) -> str:
 
 def section(style: dict[str, Any]) -> str:
     """One style's part of the page."""
-    protocol = " ".join((PROTOCOL, TOLD[style["ships"]])).format(**TRAINING | style)
+    protocol = " ".join((PROTOCOL, TOLD[style["ships"]])).format(
+        **TRAINING | style, asked=f"{style['words']} emoji of castle".strip()
+    )
     return "\n".join([
         f"## {style['style']}",
         "",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "emoji"))  # the styles' words, and a person's prompts
 
-from captions import STYLES as DRAWN_STYLES
+from captions import main_caption
 from sheet import OWN_WORDS
 
 from fewstep import __version__
@@ -174,8 +174,7 @@ def between(a: Conditioning, b: Conditioning, t: Tensor) -> Conditioning:
 
 def styled(style: str) -> tuple[Prompt, ...]:
     """Every thing in that style."""
-    words = DRAWN_STYLES[style].words[0]
-    return tuple(Prompt(f"{words} emoji of {thing}", style, concept) for concept, thing in things().items())
+    return tuple(Prompt(main_caption(style, thing), style, concept) for concept, thing in things().items())
 
 
 def all_base(lab: Lab) -> Statistics:
@@ -538,7 +537,7 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
     files = [shipped_kit() / "drawings" / SKETCHED / f"{sketch.concept}.webp" for sketch in sketches]
     families, target = {SKETCHED: COLOURED}, drawings_of(bench.lab.reference, styles)
     asked = [
-        [Prompt(f"{DRAWN_STYLES[style].words[0]} emoji of {things()[str(sketch.concept)]}", SKETCHED, sketch.concept)
+        [Prompt(main_caption(style, things()[str(sketch.concept)]), SKETCHED, sketch.concept)
          for style in styles]
         for sketch in sketches
     ]  # fmt: skip

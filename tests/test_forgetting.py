@@ -65,7 +65,7 @@ def test_what_the_figures_do_not_decide_is_said() -> None:
 
 
 def test_words_of_a_style_are_those_of_its_captions() -> None:
-    assert [GENERATOR["words_of"](style) for style in ("noto-mono", "fluent-3d")] == ["thin line", "3d glossy"]
+    assert [GENERATOR["words_of"](style) for style in ("noto-mono", "fluent-3d")] == ["", "3d glossy"]
     with pytest.raises(UsageError, match="there is no style cubism"):
         GENERATOR["words_of"]("cubism")
 

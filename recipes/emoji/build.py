@@ -19,7 +19,7 @@ from fewstep.io import cache_dir
 
 HERE = Path(__file__).parent
 SRC = HERE.parents[1] / "src"
-GUIDANCE = 4.0
+GUIDANCE = 2.0
 
 
 class BuildConfig(Config):
@@ -56,7 +56,7 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
         return recipe("measure", "--model", model, "--split", split, "--images", str(config.images), *options)
 
     lcm = ["--lora", str(folder / "lcm" / "lora.safetensors"), "--solver", "lcm", "--steps", "4"]
-    style = ["--rank", "8", "--batch-size", "32", "--learning-rate", "1e-3", "--warmup", "20", "--decay", "cosine",
+    style = ["--rank", "8", "--batch-size", "32", "--learning-rate", "5e-4", "--warmup", "20", "--decay", "cosine",
              "--ema", "0.98", "--steps", "400"]  # fmt: skip
     return {
         "dataset": [recipe("dataset")],

@@ -91,7 +91,16 @@ def spoken(label: str) -> str:
 
 
 def main_caption(style: str, label: str) -> str:
-    """The canonical caption, "<style words> emoji of <label>": what metadata.jsonl stores."""
+    """The canonical caption, "<style words> emoji of <label>": what metadata.jsonl stores.
+
+    Without the words where the base never saw the style: words that a text encoder does not know spoil those it
+    knows (12 % instead of 58 % of pictures showed what was asked for), and a style LoRA needs none.
+    """
+    return named_caption(style, label) if STYLES[style].split == "base" else f"emoji of {spoken(label)}"
+
+
+def named_caption(style: str, label: str) -> str:
+    """The caption that names its style, of any style."""
     return f"{STYLES[style].words[0]} emoji of {spoken(label)}"
 
 
@@ -122,11 +131,11 @@ def new_tags(label: str, tags: Sequence[str]) -> list[str]:
 def caption(style: str, label: str, tags: Sequence[str], rng: random.Random) -> str:
     """One of the many ways to ask for this drawing, drawn with `rng`.
 
-    About 15 % are `main_caption`; the others name the style in two cases of three, add one or two tags in
+    About 15 % are `named_caption`; the others name the style in two cases of three, add one or two tags in
     three of ten, and 4 % are tags alone ("fish tropical animal").
     """
     if rng.random() < MAIN_SHARE:
-        return main_caption(style, label)
+        return named_caption(style, label)
     bare, thing = subject(label, tags, rng)
     noun = rng.choice(NOUNS)
     words = rng.choice(STYLES[style].words)

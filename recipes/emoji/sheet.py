@@ -101,7 +101,7 @@ def save_sheet(pipeline: Pipeline, path: Path, prompts: Mapping[str, bool], **op
         captioned(pictures, labels).save(temporary, "PNG")
 
 
-def save_samples(model: Model, path: Path, steps: int = 10, guidance_scale: float = 4.0) -> None:
+def save_samples(model: Model, path: Path, steps: int = 10, guidance_scale: float = 2.0) -> None:
     """The sheet of a model in training, with DPM-Solver++(2M)."""
     options = {"solver": "dpm-solver++", "steps": steps, "guidance_scale": guidance_scale}
     save_sheet(Pipeline(model, (), ()), path, sheet_prompts(), **options)

@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from captions import STYLES
+from captions import STYLES, main_caption
 from latents import load_autoencoder
 from packages import PACKAGES
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from fewstep.assets import ACCELERATION, CHECKSUMS, FOLDER, KIT, MODEL, checksums
+from fewstep.assets import ACCELERATION, CHECKSUMS, FOLDER, KIT, LICENCE, MODEL, checksums
 from fewstep.assets import STYLES as STYLE_LORAS
 from fewstep.cli import main_of
 from fewstep.configs import Config
@@ -24,6 +26,7 @@ from fewstep.errors import FewstepError
 from fewstep.evaluate.report import text_table
 from fewstep.io import atomic_folder, cache_dir, read_json, write_bytes, write_json
 from fewstep.lora.files import load_adapter
+from fewstep.lora.recipe import from_metadata, to_metadata
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {
@@ -65,7 +68,7 @@ def run(config: ShipConfig) -> None:
         write_json(config_file, without_origin(read_json(config_file, "config")))
     copy_folder(source / KIT, out / KIT)
     for name, path in loras.items():
-        shutil.copyfile(path, out / f"{name}.safetensors")
+        copy_lora(path, out / f"{name}.safetensors")
         write_bytes(out / f"{name}.md", lora_card(name, path, measurements).encode())
     write_bytes(out / MODEL / "README.md", model_card(source, measurements).encode())
     write_bytes(ROOT / "NOTICE", notice().encode())
@@ -79,6 +82,17 @@ def copy_folder(source: Path, target: Path) -> None:
     """Replace the folder `target` by a copy of `source`."""
     with atomic_folder(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
+def copy_lora(source: Path, target: Path) -> None:
+    """The LoRA, which says that it was made of the model that ships, under its licence."""
+    with safe_open(source, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    recipe = from_metadata(metadata, str(source))
+    if recipe is None:
+        raise FewstepError(f"{source} has no recipe", "make it with fewstep")
+    shipped = recipe.model_copy(update={"base_model": MODEL, "licence": LICENCE})
+    save_file(tensors, target, to_metadata(shipped, int(metadata["ss_network_dim"])))
 
 
 def without_origin(config: dict[str, Any]) -> dict[str, Any]:
@@ -122,8 +136,8 @@ Agreement: the share of pictures whose nearest real drawing in another style sho
 ## Limits
 
 It knows emoji and nothing else; words it does not know give something emoji-like. It draws no text and does not count.
-It has seen far fewer drawings than it needs: faces, common animals, food and vehicles come out, many other things do
-not, as the agreement says. The longer it trains the more it draws; `recipes/emoji/README.md` says how to go on.
+Most well-known things come out, in every style; rare ones and combinations no drawing shows ("a happy red robot") often
+do not, as the agreement says. The longer it trains the more it draws; `recipes/emoji/README.md` says how to go on.
 
 ## Licence
 
@@ -142,7 +156,7 @@ def lora_card(name: str, path: Path, measurements: Sequence[Mapping[str, Any]]) 
         f" In diffusers, give LCMScheduler.from_config original_inference_steps={1000 // (recipe.k or 20)}."
         if recipe.accelerates
         else f"A style LoRA of the embedded model, made by `fewstep finetune` on drawings it had never seen"
-        f' ({OWNERS[name]}, {STYLES[name].licence}). Prompt: "{STYLES[name].words[0]} emoji of castle".'
+        f' ({OWNERS[name]}, {STYLES[name].licence}). Prompt: "{main_caption(name, "castle")}".'
     )
     mine = [line for line in measurements if any(lora.split(":")[0] == name for lora in line["lora"])]
     return f"""# {name}

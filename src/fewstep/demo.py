@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from fewstep.assets import ACCELERATION, KIT, MODEL, STYLE_WORDS, STYLES, shipped_kit
+from fewstep.assets import ACCELERATION, KIT, MODEL, STYLES, shipped_kit
 from fewstep.configs import DemoConfig, DistillConfig, SampleConfig, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.agreement import Pictures
@@ -107,7 +107,7 @@ def next_commands(config: DemoConfig) -> list[str]:
     drawings, fewstep = shipped_kit() / "drawings", program()
     return [
         f'  {fewstep} sample "a happy red robot"',
-        f'  {fewstep} sample "thin line emoji of castle" --lora noto-mono:0.8 --lora lcm',
+        f'  {fewstep} sample "emoji of castle" --lora noto-mono:0.8 --lora lcm',
         f"  {fewstep} distill --model {MODEL} --data {drawings} --steps 1000 --out {config.out / 'longer'}",
     ]
 
@@ -182,7 +182,7 @@ def combine_styles(config: DemoConfig) -> Part:
     """Each shipped style alone at 20 steps, and 0.8 of it with the acceleration at 4."""
     rows = []
     for style in STYLES:
-        prompts = [f"{STYLE_WORDS[style]} emoji of {thing}" for thing in STYLED]
+        prompts = [f"emoji of {thing}" for thing in STYLED]
         slow = draw(pipeline_of(config, style), prompts, config, solver="dpm-solver++", steps=20)
         fast = draw(pipeline_of(config, f"{style}:{STYLE_WEIGHT}", ACCELERATION), prompts, config)
         notes = [f"{1000 * drawn.seconds:.0f} ms a picture" for drawn in (slow, fast)]

@@ -97,3 +97,8 @@ def test_styles_kept_out_of_the_base():
     }
     firsts = [style.words[0] for style in STYLES.values()]
     assert len(set(firsts)) == len(firsts)
+
+
+def test_only_what_the_base_knows_is_named():
+    assert main_caption("noto", "castle") == "noto emoji of castle"
+    assert main_caption("high-contrast", "castle") == "emoji of castle"

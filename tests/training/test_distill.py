@@ -9,6 +9,7 @@ from safetensors import safe_open
 from fewstep.configs import DistillConfig
 from fewstep.diffusion.schedule import lcm_grid
 from fewstep.lora.recipe import from_metadata
+from fewstep.training.adapt import after
 from fewstep.training.distill import few_step_timesteps, timesteps
 
 TINY = ["--rank", "2", "--steps", "2", "--batch-size", "2", "--log-every", "1", "--device", "cpu"]
@@ -116,3 +117,9 @@ def test_lcf_of_what_is_no_few_step_model_is_refused(fewstep, tiny_model_folder,
     assert done.code == 2
     assert done.error == "--psi, --guidance-scale: of a teacher, which lcf does without"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_run_says_how_far_it_came(lcm):
+    recipe = recipe_in(lcm)
+    assert after(recipe, 2) == recipe
+    assert after(recipe, 1).training == recipe.training | {"steps": 1, "planned_steps": 2}

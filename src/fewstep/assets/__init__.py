@@ -16,7 +16,6 @@ CHECKSUMS = "checksums.json"
 MODEL = "emoji"  # a Stable Diffusion folder
 ACCELERATION = "lcm"  # its LCM-LoRA
 STYLES = ("high-contrast", "noto-mono")  # style LoRAs that never met it
-STYLE_WORDS = {"high-contrast": "high contrast", "noto-mono": "thin line"}  # what prompts call them
 VOCABULARY = "clip"  # the merges of CLIP's tokenizer, which single-file checkpoints do without
 KIT = "kit"  # reference features and a few hundred real drawings
 LICENCE = "Apache-2.0"  # of the weights; NOTICE has that of the drawings they were trained on

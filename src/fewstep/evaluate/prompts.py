@@ -78,6 +78,11 @@ def things() -> dict[str, str]:
     return {str(prompt.concept): prompt.text.partition(" emoji of ")[2] for prompt in shipped_prompts().prompts}
 
 
+def styled_prompts(style: str, words: str = "") -> tuple[Prompt, ...]:
+    """A prompt for each thing among the drawings that ship; `words` name the style, unless a LoRA is what gives it."""
+    return tuple(Prompt(f"{words} emoji of {thing}".strip(), style, concept) for concept, thing in things().items())
+
+
 def read_prompts(file: Path) -> tuple[Prompt, ...]:
     """The prompts in a text file, one a line, or in a .jsonl with text and optional style and concept.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep import __version__
-from fewstep.assets import STYLE_WORDS, shipped_kit
+from fewstep.assets import STYLES, shipped_kit
 from fewstep.configs import SampleConfig, TuneConfig, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.agreement import Pictures
@@ -36,7 +36,7 @@ from fewstep.evaluate.features import features_of, read_real
 from fewstep.evaluate.frechet import Statistics, distance_to, statistics
 from fewstep.evaluate.measure import drawings_for, labelled_pictures
 from fewstep.evaluate.networks import EfficientNet, Inception, load_efficientnet, load_inception
-from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, things
+from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, styled_prompts
 from fewstep.evaluate.protocol import prompts_sha256, surroundings
 from fewstep.evaluate.reference import Reference, agreement_with, load_reference
 from fewstep.evaluate.report import text_table
@@ -142,20 +142,14 @@ def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> 
 
 
 def prompts_of(config: TuneConfig) -> Prompts:
-    """The prompts asked for; of a style that ships, the shipped captions in its own words, one of each thing."""
+    """The prompts asked for; of a style that ships, one for each thing among the shipped drawings."""
     if config.prompt_file is not None or config.reference is not None:
         return prompts_for(config.prompt_file, config.reference)
-    if config.style not in STYLE_WORDS:
+    if config.style not in STYLES:
         raise UsageError(
             f"what the style {config.style} looks like is not known", "give --reference a folder of images in it"
         )
-    return Prompts(styled_prompts(config.style), f"captions of the drawings that ship, in the words of {config.style}")
-
-
-def styled_prompts(style: str) -> tuple[Prompt, ...]:
-    """A prompt for each thing among the drawings that ship, in the words of a style that ships."""
-    words = STYLE_WORDS[style]
-    return tuple(Prompt(f"{words} emoji of {thing}", style, concept) for concept, thing in things().items())
+    return Prompts(styled_prompts(config.style), "the things that the drawings that ship show, of no named style")
 
 
 def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device: torch.device) -> Judges:

@@ -228,6 +228,15 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
     )
 
 
+def after(recipe: Recipe, step: int) -> Recipe:
+    """The recipe of what a run leaves after `step` steps, which are fewer than planned if it was stopped."""
+    planned = recipe.training["steps"]
+    training = dict(recipe.training, steps=step)
+    if step != planned:
+        training["planned_steps"] = planned
+    return recipe.model_copy(update={"training": training})
+
+
 def beginning(lora: Path) -> dict[str, Any]:
     """How the LoRA that training went on from was made itself, as far as its file says."""
     recipe = open_lora(Reference(lora, 1.0).file).recipe

@@ -18,7 +18,7 @@ from fewstep.lora.references import Reference
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
 from fewstep.planning import psi_named, refuse_zero_snr
-from fewstep.training.adapt import Batch, LatentData, Roles, describe, latent_data, new_roles
+from fewstep.training.adapt import Batch, LatentData, Roles, after, describe, latent_data, new_roles
 from fewstep.training.loop import loop
 from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared
 from fewstep.training.progress import check_folder
@@ -46,7 +46,7 @@ def distil(config: DistillConfig, model: Model, data: LatentData) -> None:
         lambda module, batch: batch_loss(module, batch, roles, model, config),
         data,
         config,
-        lambda step: roles.export(recipe),
+        lambda step: roles.export(after(recipe, step)),
     )
 
 

@@ -6,7 +6,7 @@ from fewstep.configs import FinetuneConfig
 from fewstep.data.folder import read_items
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
-from fewstep.training.adapt import Batch, describe, latent_data, new_roles
+from fewstep.training.adapt import Batch, after, describe, latent_data, new_roles
 from fewstep.training.loop import loop
 from fewstep.training.losses import denoising_loss
 from fewstep.training.progress import check_folder
@@ -25,7 +25,7 @@ def run(config: FinetuneConfig) -> None:
         lambda module, batch: batch_loss(module, batch, model),
         data,
         config,
-        lambda step: roles.export(recipe),
+        lambda step: roles.export(after(recipe, step)),
     )
 
 
