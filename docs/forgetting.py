@@ -5,6 +5,7 @@ trained. It and the pictures are kept under $FEWSTEP_CACHE, so an interrupted ru
 """
 
 import json
+import random
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from fewstep.assets import MODEL, STYLES, shipped_model
 from fewstep.cli import main_of
-from fewstep.configs import Config, Device, FinetuneConfig, Precision, SampleConfig, Solver, build
+from fewstep.configs import Config, Device, FinetuneConfig, Modules, Precision, SampleConfig, Solver, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import Weight
 from fewstep.evaluate.estimate import Estimate
@@ -44,12 +45,24 @@ TRAINING: dict[str, Any] = {  # of the LoRA of a style that the model knows
     "precision": "bf16",
 }
 PROTOCOL = '{images} pictures a line, drawn with {how}. Prompts of the style are such as "{asked}".'
-TOLD = {  # whether the style's LoRA ships
-    True: "The model never saw this style in its own training: only the LoRA did, which ships. So all that subtracting"
-    " can take away is what the model's own styles have in common with it.",
-    False: "The model knows this style. Its LoRA is trained on the style's drawings for the measurement: rank {rank},"
-    " {train_steps} steps of {batch_size} samples.",
+KNOWN = {  # whether the model drew the style before there was a LoRA
+    True: "The model knows this style.",
+    False: "The model never saw this style in its own training: only the LoRA did. So all that subtracting can take"
+    " away is what the model's own styles have in common with it.",
 }
+SHIPPED = "The LoRA is the one that ships."
+TRAINED = (
+    "The LoRA is trained for the measurement: rank {rank}, {train_steps} steps of {batch_size} samples, of {adapted}."
+)
+ADAPTED = {
+    "all": "all that LCM-LoRA adapts",
+    "transformer": "the transformer blocks alone",
+    "attention": "attention alone",
+}
+PRIOR = (
+    "For each drawing of the style there are {prior:g} of other styles in its data, under their own words, so that it"
+    " learns to leave those as they are: prior preservation (DreamBooth, arXiv 2208.12242)."
+)
 COLUMNS = ("prompts of", "model", "agreement %", "change, points", "distance", "change", "change, %")
 
 
@@ -60,8 +73,12 @@ class ForgettingConfig(Config):
     """The style that is subtracted: one the model knows, or high-contrast or noto-mono, whose LoRAs ship."""
     weights: tuple[float, ...] = (0.5, 1.0)
     """How much of it is subtracted."""
+    prior: Annotated[float, Field(ge=0)] = 0.0
+    """Other styles' drawings in the training of the LoRA, for each of the style's own: prior preservation."""
     images: Annotated[int, Field(ge=8)] = 64
     """Of each kind of prompts, the same prompts and noise for every model."""
+    modules: Modules = "all"
+    """What a LoRA trained for the measurement adapts."""
     solver: Solver = "auto"
     """How to draw: auto is dpm-solver++ without an acceleration."""
     steps: int | None = None
@@ -90,29 +107,48 @@ def words_of(style: str) -> str:
     return known[style]
 
 
-def vector_of(style: str, device: Device) -> str:
+def vector_of(config: ForgettingConfig) -> str:
     """The style's LoRA: the one that ships, or one trained on its drawings now or in an earlier run."""
-    if style in STYLES:
-        return style
-    data = drawings(style)
-    of = f"{parts_sha256(shipped_model(MODEL))} {data.read_text(encoding='utf-8')} {json.dumps(TRAINING)}"
+    if ships(config.style, config.prior, config.modules):
+        return config.style
+    data, training = drawings(config.style, config.prior), TRAINING | {"modules": config.modules}
+    of = f"{parts_sha256(shipped_model(MODEL))} {data.read_text(encoding='utf-8')} {json.dumps(training)}"
     out = cache_dir() / "forgetting" / sha256_bytes(of.encode())[:16]
     file = out / "lora.safetensors"
     if not file.is_file():
-        finetune.run(build(FinetuneConfig, model=MODEL, data=data, out=out, device=device, resume=True, **TRAINING))
+        finetune.run(
+            build(FinetuneConfig, model=MODEL, data=data, out=out, device=config.device, resume=True, **training)
+        )
     return str(file)
 
 
-def drawings(style: str) -> Path:
-    """The table of the style's drawings in the emoji recipe's data set."""
+def ships(style: str, prior: float, modules: Modules) -> bool:
+    """Whether its LoRA is there already."""
+    return style in STYLES and not prior and modules == "all"
+
+
+def drawings(style: str, prior: float) -> Path:
+    """A table of the style's drawings in the emoji recipe's data set, and of others for each of them."""
     folder = cache_dir() / "emoji" / "images"
-    whole, own = folder / "base.jsonl", folder / f"{style}.jsonl"
-    if not own.is_file():
-        if not whole.is_file():
-            raise FewstepError(f"there is no {whole}", "run python recipes/emoji/dataset.py")
-        lines = whole.read_bytes().splitlines(keepends=True)
-        write_bytes(own, b"".join(line for line in lines if json.loads(line)["style"] == style))
-    return own
+    if not (folder / "base.jsonl").is_file():
+        raise FewstepError(f"there is no {folder / 'base.jsonl'}", "run python recipes/emoji/dataset.py")
+    base = lines_of(folder / "base.jsonl")
+    own = lines_of(folder / f"{style}.jsonl") if style in STYLES else [line for line in base if style_of(line) == style]
+    others = [line for line in base if style_of(line) != style]
+    kept = random.Random(0).sample(others, min(round(prior * len(own)), len(others)))
+    table = folder / f"forgetting-{style}-{prior:g}.jsonl"
+    write_bytes(table, b"".join(own + kept))
+    return table
+
+
+def lines_of(table: Path) -> list[bytes]:
+    """The lines of a .jsonl file, as they are."""
+    return table.read_bytes().splitlines(keepends=True)
+
+
+def style_of(line: bytes) -> str:
+    """The style a line says."""
+    return str(json.loads(line)["style"])
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
@@ -161,7 +197,7 @@ def measured(config: ForgettingConfig, lab: Lab, vector: str, kind: Kind, weight
 def run(config: ForgettingConfig) -> None:
     """Draw, measure, write the page anew with this style on it."""
     words = words_of(config.style)
-    vector = vector_of(config.style, config.device)
+    vector = vector_of(config)
     lab = Lab(config.device, config.dtype, config.batch_size)
     bare, around = lab.pipeline(lora=config.lora)
     plan = bare.plan(build(SampleConfig, prompts=("",), solver=config.solver, steps=config.steps, lora=config.lora))
@@ -174,12 +210,15 @@ def run(config: ForgettingConfig) -> None:
         "images": config.images,
         "how": how + (f" and the LoRA {', '.join(config.lora)}" if config.lora else "") + f" in {config.dtype}",
         "model_sha256": around["model_sha256"],
-        "ships": config.style in STYLES,
+        "known": config.style not in STYLES,
+        "prior": config.prior,
+        "modules": config.modules,
+        "adapted": ADAPTED[config.modules],
         "rows": [figures(one, results) for one in sorted(results, key=lambda one: one.kind != config.style)],
     }
     known = config.out.with_suffix(".json")
     document = read_json(known, "figures") if known.is_file() else {}
-    document[config.style] = style
+    document[title(style)] = style
     write_bytes(config.out, page(document).encode())
     write_json(known, document)
     print(section(style))
@@ -262,13 +301,25 @@ def within(name: str, change: float, error: float) -> str:
     return f"{amount}, whether within {allowed} is not decided"
 
 
+def title(style: dict[str, Any]) -> str:
+    """What is measured, in a few words."""
+    of_modules = {"all": "", "transformer": ", transformer blocks", "attention": ", attention"}[style["modules"]]
+    return style["style"] + of_modules + (f", with {style['prior']:g} of other styles" if style["prior"] else "")
+
+
+def origin(style: dict[str, Any]) -> tuple[str, ...]:
+    """Where the LoRA comes from."""
+    if ships(style["style"], style["prior"], style["modules"]):
+        return (SHIPPED,)
+    return (TRAINED, PRIOR) if style["prior"] else (TRAINED,)
+
+
 def section(style: dict[str, Any]) -> str:
     """One style's part of the page."""
-    protocol = " ".join((PROTOCOL, TOLD[style["ships"]])).format(
-        **TRAINING | style, asked=f"{style['words']} emoji of castle".strip()
-    )
+    about = PROTOCOL, KNOWN[style["known"]], *origin(style)
+    protocol = " ".join(about).format(**TRAINING | style, asked=f"{style['words']} emoji of castle".strip())
     return "\n".join([
-        f"## {style['style']}",
+        f"## {title(style)}",
         "",
         textwrap.fill(protocol, WIDTH),
         "",

@@ -382,6 +382,9 @@ def test_a_lora_to_begin_with(fewstep, tiny_model_folder, tiny_data_folder, lora
     assert done.code == 2
     assert done.error == f"--rank 3 differs from {lora}, which has [2]"
     assert done.hint == "use --rank 2"
+    done = fewstep("distill", *TINY, **common, modules="attention", init_lora=lora)
+    assert done.code == 2
+    assert done.error.startswith(f"--modules attention: {lora} adapts others, such as ")
     assert not out.exists()
 
 

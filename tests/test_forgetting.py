@@ -77,3 +77,42 @@ def test_others_are_without_the_style_itself() -> None:
     assert own.prompts[0].text.startswith("twemoji emoji of ")
     assert "twemoji" not in {prompt.style for prompt in others.prompts}
     assert others.name == "8 other styles"
+
+
+def test_a_prior_adds_other_styles_drawings_of_the_base(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
+    table(tmp_path, "base", ["noto"] * 3 + ["twemoji"] * 4)
+    table(tmp_path, "noto-mono", ["noto-mono"] * 2)
+    for style, prior, expected in [
+        ("noto-mono", 0.0, ["noto-mono"] * 2),
+        ("noto-mono", 1.5, ["noto-mono"] * 2 + ["base"] * 3),
+        ("twemoji", 0.0, ["twemoji"] * 4),
+        ("twemoji", 0.5, ["twemoji"] * 4 + ["noto"] * 2),
+        ("twemoji", 9.0, ["twemoji"] * 4 + ["noto"] * 3),
+    ]:
+        lines = GENERATOR["drawings"](style, prior).read_text(encoding="utf-8").splitlines()
+        found = [json.loads(line)["style"] for line in lines]
+        assert len(set(lines)) == len(lines)
+        assert [name if name in expected else "base" for name in found] == expected
+
+
+def table(cache: Path, name: str, styles: list[str]) -> None:
+    """A table of drawings of these styles, as the emoji recipe leaves it."""
+    folder = cache / "emoji" / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"file_name": f"{style}/{i}.png", "style": style}) for i, style in enumerate(styles)]
+    (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def test_the_page_says_where_the_lora_comes_from() -> None:
+    for style, prior, modules, words in [
+        ("noto-mono", 0.0, "all", ["never saw", "the one that ships"]),
+        ("noto-mono", 0.0, "attention", ["never saw", "trained for the measurement", "of attention alone"]),
+        ("noto-mono", 1.0, "all", ["never saw", "trained for the measurement", "1 of other styles in its data"]),
+        ("twemoji", 0.0, "all", ["knows this style", "trained for the measurement: rank 16"]),
+    ]:
+        told = {"style": style, "prior": prior, "words": "", "images": 8, "how": "lcm", "known": style == "twemoji",
+                "modules": modules, "adapted": GENERATOR["ADAPTED"][modules]}  # fmt: skip
+        part = " ".join(GENERATOR["section"](told | {"rows": []}).split())
+        assert all(word in part for word in words)
+        assert ("prior preservation" in part) == bool(prior)

@@ -64,6 +64,14 @@ def test_the_tiny_unet_has_all_14_targets(unet: nn.Module) -> None:
     )
 
 
+def test_a_lora_may_adapt_transformer_blocks_or_their_attention_alone(unet: nn.Module) -> None:
+    everything, blocks, attention = (set(target_shapes(unet, which)) for which in ("all", "transformer", "attention"))
+    assert attention < blocks < everything
+    assert {name.rsplit(".", 1)[-1] for name in attention} == {"to_q", "to_k", "to_v", "0"}
+    assert not any("resnets" in name or "samplers" in name for name in blocks)
+    assert len(blocks) - len(attention) == 4 * sum(name.endswith("attn1.to_q") for name in attention)  # ff, proj
+
+
 def test_layers_equal_peft(unet: nn.Module) -> None:
     updates = random_updates(unet, rank=3)
     layers = LoraLayers(unet)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fewstep.configs.base import Config, Device, ModelName, Precision
+from fewstep.configs.base import Config, Device, ModelName, Modules, Precision
 
 
 class Source(Config):
@@ -78,6 +78,9 @@ class AdapterConfig(TrainingConfig, Source):
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
     """Rank of the LoRA."""
+    modules: Modules = "all"
+    """What the LoRA adapts: all that LCM-LoRA does, convolutions too; transformer blocks; or their attention alone,
+    which changes less of what is not taught."""
     full: bool = False
     """Train all weights of the network instead of a LoRA."""
     init_lora: Path | None = None

@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fewstep.configs import Modules
+
 TABLES = Path(__file__).parent
 
 # The 14 module names LCM-LoRA adapts (LCM-LoRA report, Table 1: at rank 64 they give its parameter counts).
@@ -28,9 +30,13 @@ TARGET_SUFFIXES = (
 )
 
 
-def is_target(name: str) -> bool:
-    """Whether LCM-LoRA adapts the module of this dotted name."""
-    return any(f".{name}".endswith(f".{suffix}") for suffix in TARGET_SUFFIXES)
+PLACES: dict[Modules, str] = {"all": ".", "transformer": ".attentions.", "attention": ".attn"}  # in a module's name
+
+
+def is_target(name: str, modules: Modules = "all") -> bool:
+    """Whether a LoRA of these modules adapts the one of this dotted name: of those that LCM-LoRA does, which is all."""
+    adapted = any(f".{name}".endswith(f".{suffix}") for suffix in TARGET_SUFFIXES)
+    return adapted and PLACES[modules] in f".{name}"
 
 
 class ModuleShape(NamedTuple):

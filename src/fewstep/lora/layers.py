@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.configs import Modules
 from fewstep.families import ModuleShape, is_target
 from fewstep.lora.low_rank import LowRank, Weight, weight_of
 
@@ -35,9 +36,9 @@ def module_shapes(network: nn.Module) -> dict[str, ModuleShape]:
     return {name: shape for name, shape in found if shape is not None}
 
 
-def target_shapes(network: nn.Module) -> dict[str, ModuleShape]:
-    """The modules LCM-LoRA adapts (its 14 suffixes), with their shapes."""
-    return {name: shape for name, shape in module_shapes(network).items() if is_target(name)}
+def target_shapes(network: nn.Module, modules: Modules = "all") -> dict[str, ModuleShape]:
+    """The modules a LoRA adapts, with their shapes: all are those of LCM-LoRA (its 14 suffixes)."""
+    return {name: shape for name, shape in module_shapes(network).items() if is_target(name, modules)}
 
 
 def initial(shapes: Mapping[str, ModuleShape], rank: int, seed: int) -> dict[str, LowRank]:

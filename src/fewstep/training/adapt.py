@@ -157,7 +157,7 @@ def _lora_roles(model: Model, config: AdapterConfig, target_decay: float | None)
 
 
 def _initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
-    shapes = target_shapes(model.unet)
+    shapes = target_shapes(model.unet, config.modules)
     if config.init_lora is None:
         return initial(shapes, config.rank, config.seed)
     adapter, _ = load_adapter(Reference(config.init_lora, 1.0).file, module_shapes(model.unet))
@@ -166,6 +166,10 @@ def _initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
     if ranks != [config.rank]:
         raise UsageError(
             f"--rank {config.rank} differs from {config.init_lora}, which has {ranks}", f"use --rank {ranks[0]}"
+        )
+    if config.modules != "all" and (others := adapter.modules.keys() - shapes.keys()):
+        raise UsageError(
+            f"--modules {config.modules}: {config.init_lora} adapts others, such as {min(others)}", "leave it out"
         )
     return dict(adapter.modules)
 
@@ -212,6 +216,7 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         "samples": samples,
         "size": config.size or model.size,
         "rank": None if config.full else config.rank,
+        "modules": None if config.full else config.modules,
     }
     if config.init_lora is not None:
         summary["began_from"] = beginning(config.init_lora)
