@@ -46,7 +46,7 @@ CHANCE = 0.0455  # of a difference of nothing to be larger than that
 STEPS = 4  # of the sampler
 TEACHER_STEPS = 100
 SHOWN, CELL = 8, 128  # pictures in a row of a sheet, and their pixels
-SHEET_BYTES = 150_000
+SHEET_BYTES = 90_000
 BASE: dict[str, Any] = {
     "rank": 16,
     "guidance_scale": 4.0,

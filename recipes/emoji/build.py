@@ -80,7 +80,7 @@ POLISHING = [
         "--out",
         str(cache_dir() / "emoji" / "decoder"),
     ),
-    *("--steps", "1000", "--learning-rate", "5e-4", "--warmup", "20", "--ema", "0.99"),
+    *("--steps", "7000", "--batch-size", "32", "--warmup", "100", "--lpips-weight", "1.0"),
 ]
 TEXT_ENCODER = cache_dir() / "emoji" / "text" / "text_encoder"
 TEACHING = ["--text-encoder", str(TEXT_ENCODER)]
