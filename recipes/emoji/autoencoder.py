@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import torch
+from accelerate import PartialState
 from built import read_metadata, read_pixels, to_signed
 from diffusers import AutoencoderKL
 from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fewstep.assets import shipped_kit
 from fewstep.cli import main_of
 from fewstep.configs import TrainingConfig
+from fewstep.evaluate.agreement import Pictures
 from fewstep.evaluate.frechet import frechet_distance, statistics
 from fewstep.evaluate.lpips import LPIPS, load_lpips
-from fewstep.evaluate.networks import Inception, load_inception
+from fewstep.evaluate.networks import Inception, load_efficientnet, load_inception
 from fewstep.evaluate.psnr import foreground_psnr, psnr
+from fewstep.evaluate.reference import agreement_with, load_reference
 from fewstep.images import to_image
 from fewstep.io import atomic_path, cache_dir, read_json, write_json
 from fewstep.models.load import pick_device
@@ -161,19 +165,30 @@ def export(vae: AutoencoderKL, average: dict[str, Tensor], drawings: Drawings, l
 
 
 @torch.no_grad()
-def add_rfid(drawings: Drawings, out: Path, device: torch.device) -> None:
-    """Add the FID of all held-out drawings against their reconstructions to OUT/figures.json.
+def add_features(drawings: Drawings, out: Path, device: torch.device) -> None:
+    """Add what all held-out drawings lose in the eyes of two networks to OUT/figures.json.
 
-    They are fewer than its 2,048 features, so compare it only with what is measured on equally many.
+    rfid: FID against their reconstructions; they are fewer than its 2,048 features, so compare it only with what is
+    measured on equally many. agreement: the share of reconstructions whose nearest drawing of another style, in the kit
+    that ships, shows the same thing; agreement_drawings: that of the drawings themselves.
     """
     vae = AutoencoderKL.from_pretrained(out / "vae", local_files_only=True).to(device).eval()
-    network, label, parts = load_inception(device), Inception.label, []
-    for pixels in tqdm(drawings.pixels.split(16), unit="x16 drawings", desc="rFID", file=sys.stderr):
+    inception, efficientnet, parts = load_inception(device), load_efficientnet(device), []
+    for pixels in tqdm(drawings.pixels.split(16), unit="x16 drawings", desc="features", file=sys.stderr):
         signed = to_signed(pixels).to(device)
         decoded = vae.decode(vae.encode(signed).latent_dist.mean).sample.clamp(-1, 1)
-        parts.append((network(signed), network(decoded)))
-    real, made = (statistics(features, label) for features in zip(*parts, strict=True))
-    figures = {"rfid": frechet_distance(real, made, allow_few=True), "rfid_drawings": len(drawings)}
+        parts.append([network(images) for network in (inception, efficientnet) for images in (signed, decoded)])
+    features = [torch.cat(part) for part in zip(*parts, strict=True)]
+    real, made = (statistics([part], Inception.label) for part in features[:2])
+    reference = load_reference(shipped_kit() / "reference.safetensors")
+    labels = [row["style"] for row in drawings.rows], [row["concept"] for row in drawings.rows]
+    known, kept = (agreement_with(Pictures(part.cpu(), *labels), reference).score for part in features[2:])
+    figures = {
+        "rfid": frechet_distance(real, made, allow_few=True),
+        "agreement": kept,
+        "agreement_drawings": known,
+        "rfid_drawings": len(drawings),
+    }
     write_json(out / "figures.json", read_json(out / "figures.json", "figures") | figures)
     print(json.dumps(figures), file=sys.stderr)
 
@@ -209,7 +224,8 @@ def run(config: AutoencoderConfig) -> None:
         config,
         lambda step: export(vae, trainable.averages["export"].shadow, held_out, lpips, config.out),
     )
-    add_rfid(held_out, config.out, pick_device(config.device))
+    if PartialState().is_main_process:
+        add_features(held_out, config.out, pick_device(config.device))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from captions import STYLES, main_caption
 from latents import load_autoencoder
 from packages import PACKAGES
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from fewstep.assets import ACCELERATION, CHECKSUMS, FOLDER, KIT, LICENCE, MODEL, checksums
 from fewstep.assets import STYLES as STYLE_LORAS
@@ -24,9 +23,10 @@ from fewstep.cli import main_of
 from fewstep.configs import Config
 from fewstep.errors import FewstepError
 from fewstep.evaluate.report import text_table
-from fewstep.io import atomic_folder, cache_dir, read_json, write_bytes, write_json
+from fewstep.io import atomic_folder, atomic_path, cache_dir, read_json, write_bytes, write_json
 from fewstep.lora.files import load_adapter
 from fewstep.lora.recipe import from_metadata, to_metadata
+from fewstep.lora.writing import Entry, write_safetensors
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {
@@ -92,7 +92,11 @@ def copy_lora(source: Path, target: Path) -> None:
     if recipe is None:
         raise FewstepError(f"{source} has no recipe", "make it with fewstep")
     shipped = recipe.model_copy(update={"base_model": MODEL, "licence": LICENCE})
-    save_file(tensors, target, to_metadata(shipped, int(metadata["ss_network_dim"])))
+    entries = [
+        Entry(name, tuple(value.shape), value.dtype, lambda value=value: value) for name, value in tensors.items()
+    ]
+    with atomic_path(target) as temporary:
+        write_safetensors(temporary, entries, to_metadata(shipped, int(metadata["ss_network_dim"])))
 
 
 def without_origin(config: dict[str, Any]) -> dict[str, Any]:
