@@ -213,7 +213,6 @@ def run(config: ForgettingConfig) -> None:
         "known": config.style not in STYLES,
         "prior": config.prior,
         "modules": config.modules,
-        "adapted": ADAPTED[config.modules],
         "rows": [figures(one, results) for one in sorted(results, key=lambda one: one.kind != config.style)],
     }
     known = config.out.with_suffix(".json")
@@ -317,7 +316,8 @@ def origin(style: dict[str, Any]) -> tuple[str, ...]:
 def section(style: dict[str, Any]) -> str:
     """One style's part of the page."""
     about = PROTOCOL, KNOWN[style["known"]], *origin(style)
-    protocol = " ".join(about).format(**TRAINING | style, asked=f"{style['words']} emoji of castle".strip())
+    asked, adapted = f"{style['words']} emoji of castle".strip(), ADAPTED[style["modules"]]
+    protocol = " ".join(about).format(**TRAINING | style, asked=asked, adapted=adapted)
     return "\n".join([
         f"## {title(style)}",
         "",

@@ -112,7 +112,7 @@ def test_the_page_says_where_the_lora_comes_from() -> None:
         ("twemoji", 0.0, "all", ["knows this style", "trained for the measurement: rank 16"]),
     ]:
         told = {"style": style, "prior": prior, "words": "", "images": 8, "how": "lcm", "known": style == "twemoji",
-                "modules": modules, "adapted": GENERATOR["ADAPTED"][modules]}  # fmt: skip
+                "modules": modules}  # fmt: skip
         part = " ".join(GENERATOR["section"](told | {"rows": []}).split())
         assert all(word in part for word in words)
         assert ("prior preservation" in part) == bool(prior)

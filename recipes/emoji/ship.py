@@ -100,8 +100,8 @@ def copy_lora(source: Path, target: Path) -> None:
 
 
 def without_origin(config: dict[str, Any]) -> dict[str, Any]:
-    """A network's config without the path on this machine that diffusers notes in it."""
-    return {key: value for key, value in config.items() if key != "_name_or_path"}
+    """A network's config without what diffusers and transformers note of where it was written, and by which version."""
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
