@@ -79,8 +79,7 @@ class AdapterConfig(TrainingConfig, Source):
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
     """Rank of the LoRA."""
     modules: Modules = "all"
-    """What the LoRA adapts: all that LCM-LoRA does, convolutions too; transformer blocks; or their attention alone,
-    which changes less of what is not taught."""
+    """What the LoRA adapts: all that LCM-LoRA does, the transformer blocks, or their attention alone."""
     full: bool = False
     """Train all weights of the network instead of a LoRA."""
     init_lora: Path | None = None
