@@ -1,5 +1,6 @@
 """Features of images, kept in files beside them, so that each image goes through a network once."""
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,19 +63,22 @@ def features_of(network: Network, drawn: Drawn, title: str = "") -> Tensor:
 
 
 def read_real(source: Path, size: int, network: Network) -> Real:
-    """The images of a folder or table, scaled to cover `size` pixels and cut at the centre, as training data is."""
-    paths = reference_files(source)
-    device, hashes, parts = device_of(network), [], []
-    starts = range(0, len(paths), CHUNK)
-    for start in tqdm(starts, desc="reference", unit="batch", file=sys.stderr, leave=False, disable=None):
-        chunk = paths[start : start + CHUNK]
+    """The images of a folder or table, scaled to cover `size` pixels and cut at the centre, as training data is.
 
-        def make(chunk: list[Path] = chunk) -> Tensor:
+    The files of features are made in no order, so that processes at once find each other's and share the work.
+    """
+    paths = reference_files(source)
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    device, hashes, parts = device_of(network), [""] * len(chunks), [torch.empty(0)] * len(chunks)
+    order = random.SystemRandom().sample(range(len(chunks)), len(chunks))
+    for i in tqdm(order, desc="reference", unit="batch", file=sys.stderr, leave=False, disable=None):
+
+        def make(chunk: list[Path] = chunks[i]) -> Tensor:
             return network(torch.stack([read_image(path, size, size) for path in chunk]).to(device))
 
-        hashes.append(sha256_bytes(*(sha256_file(path).encode() for path in chunk)))
-        name = sha256_bytes(f"{identity(network)} {size} {hashes[-1]}".encode())
-        parts.append(kept(cache_dir() / "compare" / f"real-{name}.safetensors", make))
+        hashes[i] = sha256_bytes(*(sha256_file(path).encode() for path in chunks[i]))
+        name = sha256_bytes(f"{identity(network)} {size} {hashes[i]}".encode())
+        parts[i] = kept(cache_dir() / "compare" / f"real-{name}.safetensors", make)
     return Real(str(source), sha256_bytes(*(value.encode() for value in hashes)), torch.cat(parts))
 
 

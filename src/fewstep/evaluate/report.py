@@ -21,7 +21,8 @@ div.wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .35rem .9rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left } tr.mark { background: var(--mark) }
-pre { background: var(--mark); padding: .8rem 1rem; border-radius: 6px; overflow-x: auto; font-size: .9rem }
+pre { background: var(--mark); padding: .8rem 1rem; border-radius: 6px; font-size: .9rem;
+      white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
 
