@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ PLAIN = (
     "{a_noun} of {thing}",
 )
 MAIN_SHARE, STYLED_SHARE, ARTICLE_SHARE, TAG_SHARE, TAGS_ONLY_SHARE = 0.15, 0.65, 0.8, 0.3, 0.04
+
+CHARMS = ("happy", "cute", "little", "big", "funny", "nice", "cool", "beautiful", "sad", "smiling")
+COLOUR_WORDS = {"red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "gray"}
+CHARM_SHARE, MOODY = 0.125, ("smileys-emotion", "people-body")
 
 VOWELS_SAID_AS_CONSONANTS = ("unic", "unif", "eu", "ewe", "one")
 AN_ANYWAY = ("hour", "honest", "heir", "sos ", "ng ", "x-ray", "8", "11 ", "18")
@@ -148,6 +153,18 @@ def caption(style: str, label: str, tags: Sequence[str], rng: random.Random) -> 
         label=bare,
         thing=thing if rng.random() < ARTICLE_SHARE else bare,
     )
+
+
+def caption_of(row: Mapping[str, Any], colour: str | None, rng: random.Random) -> str:
+    """One of the many ways to ask for the drawing of this row, style, label, tags and group, drawn with `rng`.
+
+    colour: named before the label, and then no tags stand for it, nor say another colour. One thing in eight is called
+    happy or cute or the like, which changes nothing about it; faces and people are, where their labels say so.
+    """
+    charm = rng.choice(CHARMS) if row["group"] not in MOODY and rng.random() < CHARM_SHARE else ""
+    label = " ".join(filter(None, (charm, colour, spoken(row["label"]))))
+    tags = [tag for tag in row["tags"] if not set(spoken(tag).split()) & COLOUR_WORDS][:1] if colour else row["tags"]
+    return caption(row["style"], label, tags, rng)
 
 
 def subject(label: str, tags: Sequence[str], rng: random.Random) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from accelerate import PartialState
-from captions import caption
+from captions import caption_of
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from graphed import GraphedStep, check_graph
 from latents import Packed, packed_latents
@@ -45,6 +45,8 @@ from fewstep.training.loop import loop
 from fewstep.training.losses import denoising_loss
 from fewstep.training.progress import check_folder
 
+RECOLOURED_SHARE = 0.4  # of visits to a drawing that there is in other colours
+NAMED_SHARE = 0.15  # of captions of a drawing in its own colour that say it
 HEAD = 32  # channels of an attention head; all widths are multiples of it
 
 
@@ -133,19 +135,21 @@ class Captioned:
 
     def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
         indices, generators = [visit.index for visit in visits], [generator(visit) for visit in visits]
-        x_0 = self.packed.latents[indices].float()
-        eps, t = normal(generators, x_0.shape[1:]), integers(generators, len(self.schedule))
+        eps, t = normal(generators, self.packed.latents.shape[1:]), integers(generators, len(self.schedule))
         drop, seeds = uniform(generators) < self.drop_captions, integers(generators, 2**31)
-        texts = [
-            "" if dropped else self.caption(index, seed)
-            for index, seed, dropped in zip(indices, seeds.tolist(), drop.tolist(), strict=True)
-        ]
-        return Batch(x_0, tokens_of(self.tokenizer, texts), eps, self.schedule.at(t)).to(device)
+        drawings, texts = zip(*map(self.seen, indices, seeds.tolist()), strict=True)
+        asked = ["" if dropped else text for text, dropped in zip(texts, drop.tolist(), strict=True)]
+        x_0 = torch.stack(drawings).float()
+        return Batch(x_0, tokens_of(self.tokenizer, asked), eps, self.schedule.at(t)).to(device)
 
-    def caption(self, index: int, seed: int) -> str:
-        """One of the many captions of this drawing."""
-        row = self.packed.rows[index]
-        return caption(row["style"], row["label"], row["tags"], random.Random(seed))
+    def seen(self, index: int, seed: int) -> tuple[Tensor, str]:
+        """This drawing (4, H, W), or it in another colour, and one of its many captions."""
+        row, rng = self.packed.rows[index], random.Random(seed)
+        if row["recoloured"] and rng.random() < RECOLOURED_SHARE:
+            colour, number = rng.choice(list(row["recoloured"].items()))
+            return self.packed.recoloured[number], caption_of(row, colour, rng)
+        colour = row["colour"] if rng.random() < NAMED_SHARE else None
+        return self.packed.latents[index], caption_of(row, colour, rng)
 
 
 class Ahead:

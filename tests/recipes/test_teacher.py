@@ -57,7 +57,14 @@ def images(tmp_path_factory):
         style = list(STYLES)[i % 9]
         split = "held-out" if i == 15 else "base"
         lines.append(
-            {"file_name": f"{i}.png", "style": style, "label": f"thing {i}", "tags": ["a tag"], "split": split}
+            {
+                "file_name": f"{i}.png",
+                "style": style,
+                "label": f"thing {i}",
+                "tags": ["a tag"],
+                "group": "objects",
+                "split": split,
+            }
         )
     (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "dataset.json").write_text("{}")
@@ -165,6 +172,22 @@ def test_visits_decide_batches_and_captions_vary(trained, images, config, tmp_pa
     dropped = Captioned(packed, tokenizer, 1.0, schedule_from_config(SCHEDULER)).batch(visits, CPU)
     assert torch.equal(dropped.tokens, teacher.tokens_of(tokenizer, [""] * 8))
     assert torch.equal(dropped.eps, batch.eps)
+
+
+def test_a_drawing_is_seen_in_other_colours_under_their_names(trained, images, config, tmp_path):
+    packed = packed_latents(images, config.vae, None, tmp_path, CPU)
+    data = Captioned(packed, None, 0.0, schedule_from_config(SCHEDULER))
+    index, row = next((i, row) for i, row in enumerate(packed.rows) if row["recoloured"])
+    assert len(row["recoloured"]) == 2
+    named = {colour: packed.recoloured[number] for colour, number in row["recoloured"].items()}
+    seen = [data.seen(index, seed) for seed in range(200)]
+    for colour, drawing in named.items():
+        texts = [text for found, text in seen if torch.equal(found, drawing)]
+        assert len(texts) > 20
+        assert all(f"{colour} {row['label']}" in text for text in texts)
+    plain = [text for found, text in seen if torch.equal(found, packed.latents[index])]
+    assert len(plain) > 80
+    assert not any(set(text.split()) & named.keys() for text in plain)
 
 
 def equal(one, other):

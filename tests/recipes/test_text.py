@@ -23,7 +23,7 @@ def run_text(folder, **changes):
     rows = [{"style": "noto", "label": f"thing {i}", "tags": [f"tag {i}"]} for i in range(12)]
     chosen = torch.Generator().manual_seed(0)
     features = torch.randn(12, 16, generator=chosen)
-    packed = Packed(torch.randn(12, 4, 8, 8, generator=chosen).half(), rows)
+    packed = Packed(torch.randn(12, 4, 8, 8, generator=chosen).half(), rows, torch.empty(0, 4, 8, 8).half())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "packed_latents", lambda *_: packed)
         patch.setattr(text, "drawing_features", lambda *_: Pictures(features, ["noto"] * 12, [""] * 12))
