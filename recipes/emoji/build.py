@@ -64,7 +64,9 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
         "decoder": [recipe("autoencoder", *POLISHING, "--device", config.device, "--resume")],
         "text": [recipe("text", *training)],
         "teacher": [recipe("teacher", "--steps", str(config.teacher_steps), *TEACHING, *training)],
-        "lcm": [fewstep("distill", "lcm", "base", *DISTILLING)],
+        "lcm": [
+            recipe("lcm", "--model", model, "--data", str(images), "--out", str(folder / "lcm"), *training, *DISTILLING)
+        ],
         "styles": [fewstep("finetune", name, name, *style) for name in ("high-contrast", "noto-mono")],
         "fxemoji": [fewstep("finetune", "fxemoji", "fxemoji", "--full", *FINETUNING)],
         "kit": [recipe("kit")],

@@ -1,22 +1,25 @@
-"""Distil `lcm` on a machine that holds the packed latents (latents.py) instead of the drawings.
+"""Distil `lcm` on what the teacher learnt from: the drawings, also in other colours, as packed latents.
 
-    python recipes/emoji/lcm.py --model MODEL --data latents-<hash>.safetensors --out DIR [--steps 2000 ...]
+    python recipes/emoji/lcm.py --model MODEL --data DATA --out DIR [--steps 2000 ...]
 
-Takes the options of `fewstep distill`, and does the same with the base drawings and their main captions.
+Takes the options of `fewstep distill`, and does the same. DATA: the image folder, or the packed file (latents.py) on a
+machine that holds nothing else. Captions are the main ones, with the colour where it is not the drawing's own.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from captions import main_caption
-from latents import read_packed
+from latents import packed_latents
 from torch import Tensor
 
 from fewstep.cli import main_of
 from fewstep.configs import DistillConfig
 from fewstep.diffusion.guidance import Conditioning
+from fewstep.io import cache_dir
 from fewstep.models.load import load_model, pick_device
 from fewstep.training.adapt import LatentData
 from fewstep.training.distill import check_method, distil
@@ -41,16 +44,28 @@ class InMemory:
         return Conditioning(self._text[indices].float())
 
 
+def captions_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Of the drawings of these rows, and after them of those in other colours, by number."""
+    coloured = {
+        number: main_caption(row["style"], f"{colour} {row['label']}")
+        for row in rows
+        for colour, number in row["recoloured"].items()
+    }
+    return [main_caption(row["style"], row["label"]) for row in rows] + [coloured[i] for i in range(len(coloured))]
+
+
 def run(config: DistillConfig) -> None:
-    """Distil config.model, a folder, on the packed latents config.data."""
+    """Distil config.model, a folder."""
     check_method(config)
     check_folder(config)
     model = load_model(config.model, device=pick_device(config.device))
-    packed = read_packed(config.data, Path(config.model) / "vae")
-    captions = [main_caption(row["style"], row["label"]) for row in packed.rows]
+    vae, file = Path(config.model) / "vae", None if config.data.is_dir() else config.data
+    packed = packed_latents(config.data, vae, file, cache_dir() / "emoji", model.device)
+    captions = captions_of(packed.rows)
     parts = [captions[start : start + AT_ONCE] for start in range(0, len(captions), AT_ONCE)]
     text = torch.cat([model.embed(part).text.half().cpu() for part in parts])
-    data = LatentData(InMemory(packed.latents, text), model.embed([""]).to("cpu"), config.drop_captions)
+    latents = torch.cat([packed.latents, packed.recoloured])
+    data = LatentData(InMemory(latents, text), model.embed([""]).to("cpu"), config.drop_captions)
     distil(config, model, data)
 
 

@@ -12,12 +12,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "emoji"))
 
+import lcm
 import teacher
 from captions import STYLES
 from latents import packed_latents, read_packed
 from sheet import SHEET_CONCEPTS, sheet_prompts
 from teacher import SCHEDULER, Ahead, Captioned, TeacherConfig, min_snr_weight, new_unet
 
+from fewstep.configs import DistillConfig
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.errors import FewstepError, UsageError
@@ -188,6 +190,26 @@ def test_a_drawing_is_seen_in_other_colours_under_their_names(trained, images, c
     plain = [text for found, text in seen if torch.equal(found, packed.latents[index])]
     assert len(plain) > 80
     assert not any(set(text.split()) & named.keys() for text in plain)
+
+
+def test_its_lora_is_distilled_from_the_same_latents(trained, images, tmp_path):
+    out = tmp_path / "lcm"
+    lcm.run(
+        DistillConfig(model=str(trained / "model"), data=images, out=out, rank=4, train_steps=2, batch_size=4,
+                      device="cpu")
+    )  # fmt: skip
+    assert (out / "lora.safetensors").is_file()
+
+
+def test_captions_of_other_colours_follow_by_number():
+    rows = [
+        {"style": "noto", "label": "robot", "recoloured": {"red": 1, "blue": 0}},
+        {"style": "twemoji", "label": "man", "recoloured": {}},
+        {"style": "twemoji", "label": "owl", "recoloured": {"pink": 2}},
+    ]
+    things = ["noto emoji of robot", "twemoji emoji of man", "twemoji emoji of owl"]
+    colours = ["noto emoji of blue robot", "noto emoji of red robot", "twemoji emoji of pink owl"]
+    assert lcm.captions_of(rows) == things + colours
 
 
 def equal(one, other):
