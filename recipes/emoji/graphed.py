@@ -55,7 +55,8 @@ class GraphedStep:
         self.take(self.coming)
         self.graph.replay()
         now = [x.clone() for x in self.results]
-        self.coming = self.fetch(replace(run, step=run.step + 1), data)
+        if run.step + 1 < run.config.train_steps:
+            self.coming = self.fetch(replace(run, step=run.step + 1), data)
         value, norm = (float(x) for x in self.values or now)
         self.values = now
         if not math.isfinite(value + norm):

@@ -236,7 +236,8 @@ def test_a_graph_needs_a_gpu(config, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_graphed_step_learns_the_same(trained, config, tmp_path):
     out = tmp_path / "graphed"
-    teacher.run(config.model_copy(update={"out": out, "graph": True, "device": "auto", "log_every": 1}))
+    asked = {"out": out, "graph": True, "device": "auto", "log_every": 1, "workers": 1}  # which end with the run
+    teacher.run(config.model_copy(update=asked))
     again = config.model_copy(update={"out": tmp_path / "plain", "device": "auto", "log_every": 1})
     teacher.run(again)
     np.testing.assert_allclose(losses(out)[1:], losses(again.out)[:-1], rtol=1e-3)  # told one step late
