@@ -36,7 +36,7 @@ def test_what_to_try_next_is_typed_as_the_demo_was(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert all(line.startswith("  .venv/bin/fewstep ") for line in demo.next_commands(DemoConfig()))
     monkeypatch.setattr("sys.argv", ["/usr/bin/pytest"])
-    assert demo.next_commands(DemoConfig())[0] == '  fewstep sample "a red apple"'
+    assert demo.next_commands(DemoConfig())[0] == '  fewstep sample "a happy red robot"'
 
 
 def test_a_demo_replaces_an_earlier_one(tmp_path, monkeypatch):

@@ -140,8 +140,9 @@ Agreement: the share of pictures whose nearest real drawing in another style sho
 ## Limits
 
 It knows emoji and nothing else; words it does not know give something emoji-like. It draws no text and does not count.
-Most well-known things come out, in every style; rare ones and combinations no drawing shows ("a happy red robot") often
-do not, as the agreement says. The longer it trains the more it draws; `recipes/emoji/README.md` says how to go on.
+Most well-known things come out, in every style and in a colour that is named ("a happy red robot", "purple dog"); rare
+ones, as the agreement says, and words that name no emoji ("green car", which is an automobile, "a bunch of flowers")
+often do not. The longer it trains the more it draws; `recipes/emoji/README.md` says how to go on.
 
 ## Licence
 

@@ -106,7 +106,7 @@ def next_commands(config: DemoConfig) -> list[str]:
     """What to try after the demo, to be typed as the demo itself was."""
     drawings, fewstep = shipped_kit() / "drawings", program()
     return [
-        f'  {fewstep} sample "a red apple"',
+        f'  {fewstep} sample "a happy red robot"',
         f'  {fewstep} sample "emoji of castle" --lora noto-mono:0.8 --lora lcm',
         f"  {fewstep} distill --model {MODEL} --data {drawings} --steps 1000 --out {config.out / 'longer'}",
     ]
