@@ -3,7 +3,8 @@
     python recipes/emoji/lcm.py --model MODEL --data DATA --out DIR [--steps 2000 ...]
 
 Takes the options of `fewstep distill`, and does the same. DATA: the image folder, or the packed file (latents.py) on a
-machine that holds nothing else. Captions are the main ones, with the colour where it is not the drawing's own.
+machine that holds nothing else. Captions are the main ones, with the colour where it is not the drawing's own, or the
+label alone.
 """
 
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from captions import main_caption
+from captions import main_caption, spoken
 from latents import packed_latents
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from fewstep.training.distill import check_method, distil
 from fewstep.training.progress import check_folder
 
 AT_ONCE = 256  # captions
+STYLELESS = 3  # one caption in so many names no style: such prompts have most to decide
 
 
 class InMemory:
@@ -45,13 +47,18 @@ class InMemory:
 
 
 def captions_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Of the drawings of these rows, and after them of those in other colours, by number."""
-    coloured = {
-        number: main_caption(row["style"], f"{colour} {row['label']}")
+    """Of the drawings of these rows, and after them of those in other colours, by number; a third names no style."""
+    drawn = [(row["style"], row["label"]) for row in rows]
+    others = {
+        number: (row["style"], f"{colour} {row['label']}")
         for row in rows
         for colour, number in row["recoloured"].items()
     }
-    return [main_caption(row["style"], row["label"]) for row in rows] + [coloured[i] for i in range(len(coloured))]
+    drawn += [others[number] for number in range(len(others))]
+    return [
+        spoken(label) if place % STYLELESS == 0 else main_caption(style, label)
+        for place, (style, label) in enumerate(drawn)
+    ]
 
 
 def run(config: DistillConfig) -> None:

@@ -176,7 +176,7 @@ class DemoConfig(Config):
 
     out: Path = Path("demo")
     """The folder for report.html and the pictures."""
-    distill_steps: Annotated[int, Field(ge=1)] = 100
+    distill_steps: Annotated[int, Field(ge=1)] = 150
     """Optimiser steps of the distillation, 16 samples each."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the first picture of every row."""
