@@ -45,9 +45,9 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
     model, images = str(folder / "teacher" / "model"), folder / "images"
     training = ["--precision", config.precision, "--device", config.device, "--resume"]
 
-    def fewstep(command: str, name: str, data: str, *options: str) -> list[str]:
-        places = ["--model", model, "--data", str(images / f"{data}.jsonl"), "--out", str(folder / name)]
-        return ["-m", "fewstep", command, *places, *training, *options]
+    def finetune(name: str, *options: str) -> list[str]:
+        places = ["--model", model, "--data", str(images / f"{name}.jsonl"), "--out", str(folder / name)]
+        return ["-m", "fewstep", "finetune", *places, *training, *options]
 
     def recipe(name: str, *options: str) -> list[str]:
         return [str(HERE / f"{name}.py"), *options]
@@ -67,8 +67,8 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
         "lcm": [
             recipe("lcm", "--model", model, "--data", str(images), "--out", str(folder / "lcm"), *training, *DISTILLING)
         ],
-        "styles": [fewstep("finetune", name, name, *style) for name in ("high-contrast", "noto-mono")],
-        "fxemoji": [fewstep("finetune", "fxemoji", "fxemoji", "--full", *FINETUNING)],
+        "styles": [finetune(name, *style) for name in ("high-contrast", "noto-mono")],
+        "fxemoji": [finetune("fxemoji", "--full", *FINETUNING)],
         "kit": [recipe("kit")],
         "measure": [measured("base"), measured("held-out"), measured("base", *lcm), measured("held-out", *lcm)],
         "ship": [recipe("ship")],
