@@ -1,8 +1,5 @@
 """Write docs/commands.md from the command line itself: `python docs/build.py [FILE]`."""
 
-import sys
-from pathlib import Path
-
 from fewstep.cli import new_app
 
 
@@ -12,5 +9,6 @@ def commands() -> str:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_name("commands.md")
-    target.write_text(commands(), encoding="utf-8")
+    from writing import write_page
+
+    write_page(__doc__, "commands.md", commands)

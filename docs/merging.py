@@ -1,6 +1,5 @@
 """Write docs/merging.md, what merging tools compute beside the exact sum: `python docs/merging.py [FILE]`."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -163,5 +162,6 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_name("merging.md")
-    target.write_text(page(), encoding="utf-8")
+    from writing import write_page
+
+    write_page(__doc__, "merging.md", page)

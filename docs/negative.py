@@ -1,9 +1,7 @@
 """Write docs/negative-prompts.md, what a negative prompt does in four steps: `python docs/negative.py [FILE]`."""
 
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -88,5 +86,6 @@ row's, one run on one machine.
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_name("negative-prompts.md")
-    target.write_text(page(), encoding="utf-8")
+    from writing import write_page
+
+    write_page(__doc__, "negative-prompts.md", page)

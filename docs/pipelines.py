@@ -78,5 +78,6 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).with_name("pipelines.md")
-    target.write_text(page(), encoding="utf-8")
+    from writing import write_page
+
+    write_page(__doc__, "pipelines.md", page)

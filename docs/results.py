@@ -350,4 +350,5 @@ def portable(value: Any) -> Any:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the drawing processes end with it
     sys.exit(main_of(ResultsConfig, run))

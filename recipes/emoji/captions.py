@@ -163,8 +163,13 @@ def caption_of(row: Mapping[str, Any], colour: str | None, rng: random.Random) -
     """
     charm = rng.choice(CHARMS) if row["group"] not in MOODY and rng.random() < CHARM_SHARE else ""
     label = " ".join(filter(None, (charm, colour, spoken(row["label"]))))
-    tags = [tag for tag in row["tags"] if not set(spoken(tag).split()) & COLOUR_WORDS][:1] if colour else row["tags"]
+    tags = [tag for tag in row["tags"] if not says_colour(tag)][:1] if colour else row["tags"]
     return caption(row["style"], label, tags, rng)
+
+
+def says_colour(label: str) -> bool:
+    """Whether the name of a colour is among its words."""
+    return bool(set(spoken(label).split()) & COLOUR_WORDS)
 
 
 def subject(label: str, tags: Sequence[str], rng: random.Random) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import random
 from typing import Any, NamedTuple
 
 import numpy as np
-from captions import COLOUR_WORDS
+from captions import says_colour
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
@@ -100,8 +100,7 @@ def main_colour(rgb: NDArray[np.uint8]) -> Main:
 
 def may_change(row: dict[str, Any]) -> bool:
     """Whether a drawing of the data set is still what it is called in another colour."""
-    words = str(row["label"]).lower().split()
-    return row["group"] not in AS_THEY_ARE and row["style"] != "emojione-bw" and not set(words) & COLOUR_WORDS
+    return row["group"] not in AS_THEY_ARE and row["style"] != "emojione-bw" and not says_colour(row["label"])
 
 
 def other_colours(main: Main, count: int, rng: random.Random) -> list[str]:
