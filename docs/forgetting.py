@@ -58,6 +58,7 @@ ADAPTED = {
     "all": "all that LCM-LoRA adapts",
     "transformer": "the transformer blocks alone",
     "attention": "attention alone",
+    "cross-attention": "the attention to the prompt alone",
 }
 PRIOR = (
     "For each drawing of the style there are {prior:g} of other styles in its data, under their own words, so that it"
@@ -302,7 +303,7 @@ def within(name: str, change: float, error: float) -> str:
 
 def title(style: dict[str, Any]) -> str:
     """What is measured, in a few words."""
-    of_modules = {"all": "", "transformer": ", transformer blocks", "attention": ", attention"}[style["modules"]]
+    of_modules = {"all": "", "transformer": ", transformer blocks"}.get(style["modules"], f", {style['modules']}")
     return style["style"] + of_modules + (f", with {style['prior']:g} of other styles" if style["prior"] else "")
 
 

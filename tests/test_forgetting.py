@@ -108,6 +108,7 @@ def test_the_page_says_where_the_lora_comes_from() -> None:
     for style, prior, modules, words in [
         ("noto-mono", 0.0, "all", ["never saw", "the one that ships"]),
         ("noto-mono", 0.0, "attention", ["never saw", "trained for the measurement", "of attention alone"]),
+        ("twemoji", 1.0, "cross-attention", ["twemoji, cross-attention, with 1", "the attention to the prompt alone"]),
         ("noto-mono", 1.0, "all", ["never saw", "trained for the measurement", "1 of other styles in its data"]),
         ("twemoji", 0.0, "all", ["knows this style", "trained for the measurement: rank 16"]),
     ]:

@@ -8,6 +8,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from fewstep.configs import Modules
 from fewstep.families import FAMILIES, TARGET_SUFFIXES, ModuleShape, family_of
 from fewstep.lora.layers import LoraLayers, fold, initial, layers_of, module_shapes, target_shapes
 from fewstep.lora.low_rank import LowRank
@@ -65,8 +66,10 @@ def test_the_tiny_unet_has_all_14_targets(unet: nn.Module) -> None:
 
 
 def test_a_lora_may_adapt_transformer_blocks_or_their_attention_alone(unet: nn.Module) -> None:
-    everything, blocks, attention = (set(target_shapes(unet, which)) for which in ("all", "transformer", "attention"))
-    assert attention < blocks < everything
+    kinds: tuple[Modules, ...] = ("all", "transformer", "attention", "cross-attention")
+    everything, blocks, attention, cross = (set(target_shapes(unet, which)) for which in kinds)
+    assert cross < attention < blocks < everything
+    assert cross == {name for name in attention if ".attn2." in name}
     assert {name.rsplit(".", 1)[-1] for name in attention} == {"to_q", "to_k", "to_v", "0"}
     assert not any("resnets" in name or "samplers" in name for name in blocks)
     assert len(blocks) - len(attention) == 4 * sum(name.endswith("attn1.to_q") for name in attention)  # ff, proj

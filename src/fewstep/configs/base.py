@@ -8,7 +8,7 @@ from fewstep.errors import UsageError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Modules = Literal["all", "transformer", "attention"]  # that a LoRA adapts
+Modules = Literal["all", "transformer", "attention", "cross-attention"]  # that a LoRA adapts
 ModelName = Annotated[
     str,
     Field(

@@ -30,7 +30,12 @@ TARGET_SUFFIXES = (
 )
 
 
-PLACES: dict[Modules, str] = {"all": ".", "transformer": ".attentions.", "attention": ".attn"}  # in a module's name
+PLACES: dict[Modules, str] = {  # in a module's name
+    "all": ".",
+    "transformer": ".attentions.",
+    "attention": ".attn",
+    "cross-attention": ".attn2.",
+}
 
 
 def is_target(name: str, modules: Modules = "all") -> bool:
