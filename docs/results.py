@@ -60,6 +60,8 @@ class ResultsConfig(Config):
     """Times the table's images are drawn, from other noise each time."""
     pieces: str = ",".join(PIECES)
     """What to measure, of table, figure3, grid and finetuned; the others stay on the page as they are."""
+    guidance_grid: str = "1,1.5,2,3,4"
+    """Guidance scales that solvers are tried at, on 512 images each, for the one they are best at."""
     processes: Annotated[int, Field(ge=1)] = 1
     """Rows are first drawn by so many processes, which share the cores; then one process measures them all."""
     batch_size: int = 16
@@ -216,8 +218,8 @@ def comparison(
 ) -> CompareConfig:
     """What `fewstep compare` would be told."""
     return build(CompareConfig, model=model, rows=tuple(rows), reference=reference, images=images, seed_sets=seed_sets,
-                 batch_size=config.batch_size, dtype=config.dtype, device=config.device,
-                 timing_rounds=TIMING_ROUNDS)  # fmt: skip
+                 guidance_grid=config.guidance_grid, timing_rounds=TIMING_ROUNDS, batch_size=config.batch_size,
+                 dtype=config.dtype, device=config.device)  # fmt: skip
 
 
 # --- measuring, once ----------------------------------------------------------------------------------------
