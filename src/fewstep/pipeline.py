@@ -35,6 +35,7 @@ from fewstep.models.nag import use_guided_attention
 from fewstep.models.network import UNetNetwork
 from fewstep.planning import DISTILLED_ONLY, Plan, plan_sampling
 
+DECODED_AT_ONCE = 64 * 64  # latent pixels: one image of 512 x 512, or several smaller ones
 Lap = Callable[[str], object]  # told "text", "network" or "decoder" when that part of a batch is done
 
 
@@ -147,7 +148,8 @@ class Pipeline:
         if not latents.isfinite().all():
             hint = "use --dtype fp32 or bf16, or a lower --guidance-scale"
             raise FewstepError("the network's output is not finite", hint)
-        return torch.cat([self.model.decode(part) for part in torch.split(latents, 1)]).cpu()
+        parts = torch.split(latents, max(1, DECODED_AT_ONCE // latents[0, 0].numel()))
+        return torch.cat([self.model.decode(part) for part in parts]).cpu()
 
     def _shown(self, pixels: Tensor, prompt: str, seed: int) -> Tensor:
         """The pixels (3, H, W), or black when the model's safety checker hides them, which stderr says."""

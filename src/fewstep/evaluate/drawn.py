@@ -27,7 +27,7 @@ from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
 from fewstep.pipeline import Pipeline
 from fewstep.planning import Plan
 
-FORMAT = "1"  # raise when the content of the files changes
+FORMAT = "2"  # raise when the content of the files changes
 PARTS = ("text", "network", "decoder")
 
 

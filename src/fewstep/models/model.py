@@ -107,17 +107,17 @@ class Model:
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Latents (B, C, H, W) float32, scaled: the posterior's mean of pixels (B, 3, 8H, 8W) in [-1, 1]."""
-        mean: Tensor = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mean.float()
-        return (mean - self._shift) * self._scale
+        mean: Tensor = self.vae.encode(ordered(pixels.to(self.vae.device, self.vae.dtype))).latent_dist.mean.float()
+        return ((mean - self._shift) * self._scale).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, 8H, 8W) float32 in [-1, 1] from scaled latents; in float32 if half precision overflows."""
-        raw = latents / self._scale + self._shift
+        raw = ordered(latents / self._scale + self._shift)
         pixels: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.float()
         if not pixels.isfinite().all() and self.vae.dtype != torch.float32:
             pixels = self.vae.to(torch.float32).decode(raw.float()).sample
-        return pixels.clamp(-1, 1)
+        return pixels.clamp(-1, 1).contiguous()
 
     def text_sha256(self) -> str:
         """Hash of what turns captions into embeddings: the text encoders' and tokenizers' files."""
@@ -126,6 +126,11 @@ class Model:
     def unet_sha256(self) -> str:
         """Hash of the network's weight files; of a single file, of all of it."""
         return unet_sha256(self.path)
+
+
+def ordered(pixels: Tensor) -> Tensor:
+    """The same; on a CPU in channels-last order, in which it runs an autoencoder up to twice as fast."""
+    return pixels.contiguous(memory_format=torch.channels_last) if pixels.device.type == "cpu" else pixels
 
 
 def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:
