@@ -222,8 +222,8 @@ def number(value: float | None, form: str) -> str:
 
 def table_said(piece: Mapping[str, Any]) -> dict[str, str]:
     """What the section of the table says."""
-    said_of = [*of_table(piece["comparison"]), of_plain(piece["comparison"])]
-    return {"verdicts": "\n".join(said_of), "shown": shown(piece)}
+    lines = [*of_table(piece["comparison"]), of_plain(piece["comparison"])]
+    return {"verdicts": "\n".join(lines), "shown": shown(piece)}
 
 
 def figure3_said(piece: Mapping[str, Any]) -> dict[str, str]:

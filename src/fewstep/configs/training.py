@@ -79,8 +79,8 @@ class AdapterConfig(TrainingConfig, Source):
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
     """Rank of the LoRA."""
     modules: Modules = "all"
-    """What the LoRA adapts: all that LCM-LoRA does, the transformer blocks, their attention alone, or of that what
-    looks at the prompt."""
+    """What the LoRA adapts: all that LCM-LoRA does, the transformer blocks, their attention, or its part that reads
+    the prompt."""
     full: bool = False
     """Train all weights of the network instead of a LoRA."""
     init_lora: Path | None = None

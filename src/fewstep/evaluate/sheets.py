@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 INK, FAINT, PAPER = "#1a1a1a", "#767676", "white"
 MARGIN, GAP, WORDS = 210, 6, 34  # pixels: left of the rows, between cells, above or below them
-LINE = 22  # letters of a label's line
+LINE = 23  # letters of a label's line
 TRIED = (  # scale and JPEG's quality of a small file, in turn: 128 pixels become 96
     *((scale, quality) for scale in (1.0, 0.875, 0.75) for quality in (90, 80, 70)),
     *((0.75, quality) for quality in (50, 30, 10)),

@@ -128,9 +128,9 @@ class Model:
         return unet_sha256(self.path)
 
 
-def ordered(pixels: Tensor) -> Tensor:
-    """The same; on a CPU in channels-last order, in which it runs an autoencoder up to twice as fast."""
-    return pixels.contiguous(memory_format=torch.channels_last) if pixels.device.type == "cpu" else pixels
+def ordered(values: Tensor) -> Tensor:
+    """The same (B, C, H, W); on a CPU in channels-last order, in which it runs an autoencoder faster."""
+    return values.contiguous(memory_format=torch.channels_last) if values.device.type == "cpu" else values
 
 
 def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:
