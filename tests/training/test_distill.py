@@ -7,10 +7,10 @@ import torch
 from safetensors import safe_open
 
 from fewstep.configs import DistillConfig
-from fewstep.diffusion.schedule import lcm_grid
+from fewstep.diffusion.schedule import lcm_grid, schedule_from_config
 from fewstep.lora.recipe import from_metadata
 from fewstep.training.adapt import after
-from fewstep.training.distill import few_step_timesteps, timesteps
+from fewstep.training.distill import CLEAN, few_step_timesteps, level_at, timesteps
 
 TINY = ["--rank", "2", "--steps", "2", "--batch-size", "2", "--log-every", "1", "--device", "cpu"]
 
@@ -29,7 +29,8 @@ def test_every_timestep_of_the_grid_is_as_likely(k: int) -> None:
     found, counts = s.unique(return_counts=True)
     assert found.tolist() == list(range(k - 1, 1000, k))
     assert counts.min() == counts.max()
-    assert t.equal((s - k).clamp(min=0))
+    assert t.equal(s - k)
+    assert t.min() == CLEAN
 
 
 def test_focus_draws_its_share_where_few_step_sampling_begins() -> None:
@@ -40,6 +41,14 @@ def test_focus_draws_its_share_where_few_step_sampling_begins() -> None:
     s, _ = timesteps(config(focus=0.5), places(), 1000)
     assert s[:500].unique().tolist() == few
     assert s[500:].unique().tolist() == list(range(19, 1000, 20))
+
+
+def test_the_last_step_ends_without_noise() -> None:
+    schedule = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
+    level, table = level_at(schedule, torch.tensor([CLEAN, 0, 979])), schedule.at([0.0, 979.0])
+    assert level.t.tolist() == [0, 0, 979]
+    assert level.alpha.flatten().tolist() == [1, *table.alpha.flatten().tolist()]
+    assert level.sigma.flatten().tolist() == [0, *table.sigma.flatten().tolist()]
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser
 from fewstep.diffusion.prediction import prediction_named
-from fewstep.diffusion.schedule import schedule_from_config
+from fewstep.diffusion.schedule import clean_level, schedule_from_config
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.diffusion.solvers.ddim import jump_to
 from fewstep.models.network import UNetNetwork
@@ -140,6 +141,31 @@ def test_the_tcd_loss_is_zero_where_jumps_agree_already() -> None:
 
     torch.testing.assert_close(loss(exact), torch.tensor(0.0), rtol=0, atol=1e-6)
     assert loss(lambda x, level: x_0 + 0.1) > 1e-4
+
+
+@pytest.mark.parametrize("psi", ["ddim", "dpm-solver", "dpm-solver-3", "dpm-solver++2s", "heun"])
+@pytest.mark.parametrize("kind", ["lcd", "tcd", "lcf"])
+def test_a_last_step_to_the_clean_level_aims_at_the_image_itself(psi, kind) -> None:
+    """Whatever solver: nothing divides by a sigma of 0, and of one image the aim holds none of the noise."""
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    schedule, x_0, eps = schedule_from_config(scheduler.config), torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    levels = schedule.at(torch.tensor([99, 19])), clean_level().expand(2)
+    shift = torch.tensor(0.1, requires_grad=True)
+
+    def exact(x, level):
+        return x_0
+
+    def student(x, level):
+        return x_0 + shift
+
+    if kind == "lcf":
+        loss = lcf_loss(student, exact, x_0, *levels, eps, squared)
+    else:
+        jump = consistency if kind == "lcd" else jump_to(levels[1])
+        loss = lcd_loss(student, exact, exact, SOLVERS[psi], schedule, x_0, *levels, eps, squared, jump)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.01, rel=0.01)
+    assert shift.grad.item() == pytest.approx(0.2, rel=0.01)
 
 
 def test_the_tcd_loss_ends_where_the_published_method_does() -> None:

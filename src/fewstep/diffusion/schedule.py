@@ -158,7 +158,7 @@ def _rescale_zero_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def skipping_grid(k: int = 20, T: int = 1000) -> list[int]:
-    """LCM's training grid s = k i - 1, i = 1 ... T / k, ascending; a step goes to t = max(s - k, 0) (trap 9)."""
+    """LCM's training grid s = k i - 1, i = 1 ... T / k, ascending (trap 9)."""
     if not 1 <= k <= T:
         raise UsageError(f"skipping step k = {k} is outside 1 to {T}", "LCM uses k = 20")
     return [k * i - 1 for i in range(1, T // k + 1)]

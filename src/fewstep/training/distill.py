@@ -9,7 +9,8 @@ from fewstep.configs import DistillConfig
 from fewstep.data.folder import read_items
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.guidance import GuidedDenoiser
-from fewstep.diffusion.schedule import lcm_grid, skipping_grid
+from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, clean_level, lcm_grid, skipping_grid
+from fewstep.diffusion.solvers.base import either
 from fewstep.diffusion.solvers.ddim import jump_to
 from fewstep.errors import UsageError
 from fewstep.lora.files import open_lora
@@ -24,6 +25,7 @@ from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, 
 from fewstep.training.progress import check_folder
 
 FEW = (1, 2, 4, 8)  # steps of sampling whose timesteps --focus means
+CLEAN = -1  # the timestep, so to say, of the clean level: one before the first
 
 
 def run(config: DistillConfig) -> None:
@@ -68,20 +70,22 @@ def batch_loss(module: nn.Module, batch: Batch, roles: Roles, model: Model, conf
     """The loss of a batch by config.method, guidance fixed or per sample."""
     device, schedule, distance = batch.x_0.device, model.schedule, distance_of(config)
     starts, ends = timesteps(config, batch.time, len(schedule))
-    s, t = schedule.at(starts).to(device), schedule.at(ends).to(device)
+    s, t = schedule.at(starts).to(device), level_at(schedule, ends).to(device)
     denoiser = partial(GuidedDenoiser, prediction=model.prediction, conditioning=batch.conditioning)
     student, target = denoiser(module), denoiser(roles.target)
     if config.method == "lcf":
         return lcf_loss(student, target, batch.x_0, s, t, batch.eps, distance)
     guidance = guidance_scales(config, batch.guidance, device)
     teacher, psi = denoiser(roles.teacher, empty=batch.empty, guidance_scale=guidance), psi_named(config.psi)
-    end = schedule.at((batch.end * (ends + 1)).floor()).to(device)  # of 0 ... t, all alike
+    end = level_at(schedule, (batch.end * (ends + 2)).floor() - 1).to(device)  # of CLEAN ... t, all alike
     jump = jump_to(end) if config.method == "tcd" else consistency
     return lcd_loss(student, target, teacher, psi, schedule, batch.x_0, s, t, batch.eps, distance, jump)
 
 
 def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """s on the skipping grid and t = max(s - k, 0) (trap 9), (B,) int64, of places (B,) in [0, 1).
+    """s on the skipping grid and t = s - k, (B,) int64, of places (B,) in [0, 1); the last step ends at CLEAN.
+
+    The published script clamps that t to timestep 0 (trap 9), whose noise the student then learns to leave in.
 
     A share config.focus of the places is spread over the timesteps that sampling in FEW steps begins from.
     """
@@ -89,7 +93,13 @@ def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Ten
     focused = place < config.focus
     rest = ((place - config.focus) / max(1 - config.focus, 1e-9)).clamp(0, 1)
     s = torch.where(focused, at(few, place / max(config.focus, 1e-9)), at(grid, rest))
-    return s, (s - config.k).clamp(min=0)
+    return s, s - config.k
+
+
+def level_at(schedule: NoiseSchedule, timesteps: Tensor) -> NoiseLevel:
+    """The levels at timesteps (B,), of which CLEAN is the clean one."""
+    clean = (timesteps == CLEAN).view(-1, 1, 1, 1)
+    return either(clean, clean_level(), schedule.at(timesteps.clamp(min=0)))
 
 
 def at(points: Tensor, place: Tensor) -> Tensor:

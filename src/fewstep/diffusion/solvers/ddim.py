@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
 from fewstep.diffusion.guidance import Denoiser
@@ -19,7 +20,8 @@ def jump_to(end: NoiseLevel) -> Callable[[Denoiser, Tensor, NoiseLevel], Tensor]
     """
 
     def jump(denoise: Denoiser, x_s: Tensor, s: NoiseLevel) -> Tensor:
-        return DDIM().step(denoise, x_s, (s, end), None, None)[0]
+        x_t, _ = DDIM().step(denoise, x_s, (s, end), None, None)
+        return torch.where(s.sigma == end.sigma, x_s, x_t)
 
     return jump
 
