@@ -19,7 +19,6 @@ from fewstep.io import cache_dir
 
 HERE = Path(__file__).parent
 SRC = HERE.parents[1] / "src"
-GUIDANCE = 2.0
 
 
 class BuildConfig(Config):
@@ -87,9 +86,9 @@ POLISHING = [
 TEXT_ENCODER = cache_dir() / "emoji" / "text" / "text_encoder"
 TEACHING = ["--text-encoder", str(TEXT_ENCODER)]
 DISTILLING = [
-    *("--method", "tcd", "--sampler", "lcm", "--rank", "16", "--k", "100", "--guidance-scale", str(GUIDANCE)),
-    *("--huber-c", "0.1", "--steps", "2000", "--batch-size", "16", "--learning-rate", "1e-3", "--warmup", "100"),
-    *("--decay", "cosine", "--ema", "0.98"),
+    *("--method", "tcd", "--sampler", "lcm", "--psi", "dpm-solver++", "--k", "100", "--rank", "16"),
+    *("--guidance-scale", "1.25", "--guidance-scale-max", "2", "--huber-c", "0.01", "--steps", "2400"),
+    *("--batch-size", "16", "--learning-rate", "7e-4", "--warmup", "100", "--decay", "cosine", "--ema", "0.99"),
 ]
 FINETUNING = [
     *("--batch-size", "32", "--learning-rate", "3e-4", "--warmup", "20", "--decay", "cosine", "--ema", "0.99"),

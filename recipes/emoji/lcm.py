@@ -4,7 +4,8 @@
 
 Takes the options of `fewstep distill`, and does the same. DATA: the image folder, or the packed file (latents.py) on a
 machine that holds nothing else. Captions are the main ones, with the colour where it is not the drawing's own, or the
-label alone.
+label alone. With --guidance-scale-max, captions that name a style are guided by --guidance-scale and those that name
+none, of which the teacher is less sure, by the other.
 """
 
 import sys
@@ -22,8 +23,9 @@ from fewstep.configs import DistillConfig
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.io import cache_dir
 from fewstep.models.load import load_model, pick_device
-from fewstep.training.adapt import LatentData
+from fewstep.training.adapt import Batch, LatentData
 from fewstep.training.distill import check_method, distil
+from fewstep.training.draws import SampleId
 from fewstep.training.progress import check_folder
 
 AT_ONCE = 256  # captions
@@ -46,6 +48,19 @@ class InMemory:
         return Conditioning(self._text[indices].float())
 
 
+class GuidedByCaption(LatentData):
+    """Samples whose guidance is not drawn: the least where the caption names a style, else the greatest."""
+
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
+        drawn = super().batch(visits, device)
+        return drawn._replace(guidance=torch.tensor([float(names_no_style(visit.index)) for visit in visits]))
+
+
+def names_no_style(place: int) -> bool:
+    """Of the caption so numbered."""
+    return place % STYLELESS == 0
+
+
 def captions_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Of the drawings of these rows, and after them of those in other colours, by number; a third names no style."""
     drawn = [(row["style"], row["label"]) for row in rows]
@@ -56,7 +71,7 @@ def captions_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     }
     drawn += [others[number] for number in range(len(others))]
     return [
-        spoken(label) if place % STYLELESS == 0 else main_caption(style, label)
+        spoken(label) if names_no_style(place) else main_caption(style, label)
         for place, (style, label) in enumerate(drawn)
     ]
 
@@ -72,7 +87,7 @@ def run(config: DistillConfig) -> None:
     parts = [captions[start : start + AT_ONCE] for start in range(0, len(captions), AT_ONCE)]
     text = torch.cat([model.embed(part).text.half().cpu() for part in parts])
     latents = torch.cat([packed.latents, packed.recoloured])
-    data = LatentData(InMemory(latents, text), model.embed([""]).to("cpu"), config.drop_captions)
+    data = GuidedByCaption(InMemory(latents, text), model.embed([""]).to("cpu"), config.drop_captions)
     distil(config, model, data)
 
 
