@@ -42,6 +42,7 @@ TABLE_ROWS = (
     *(FAST.format(steps=steps) for steps in (4, 2, 1, 8)),
     "ddim:4@best",
     "dpm-solver++:4@best",
+    f"lcm:4@1+{ACCELERATION}:0",  # what LCM's sampler does by itself
 )
 FINETUNED_ROWS = ("dpm-solver++:25@best", *(FAST.format(steps=steps) for steps in (4, 2)))
 GRID_IMAGES = 128
@@ -60,7 +61,7 @@ class ResultsConfig(Config):
     """Times the table's images are drawn, from other noise each time."""
     pieces: str = ",".join(PIECES)
     """What to measure, of table, figure3, grid and finetuned; the others stay on the page as they are."""
-    guidance_grid: str = "1,1.5,2,3,4"
+    guidance_grid: str = "1,1.25,1.5,2"
     """Guidance scales that solvers are tried at, on 512 images each, for the one they are best at."""
     processes: Annotated[int, Field(ge=1)] = 1
     """Rows are first drawn by so many processes, which share the cores; then one process measures them all."""

@@ -114,10 +114,12 @@ def of_table(comparison: Mapping[str, Any]) -> list[str]:
 
 def of_plain(comparison: Mapping[str, Any]) -> str:
     """How near four steps come without an acceleration, and why."""
-    row = row_of(comparison, "ddim", 4)
-    how = f"ddim:4 without an acceleration, at guidance {row['guidance_scale']:g}"
+    plain = [row_of(comparison, "ddim", 4), comparison["rows"][-1]]
+    found = [
+        f"{row['row']}, at guidance {row['guidance_scale']:g}, has {beside(row, 'fid_ratio').text()}" for row in plain
+    ]
     return (
-        f"* To hold this against: {how}, has {beside(row, 'fid_ratio').text()} of ddim:32's FID. The prompts are"
+        f"* To hold this against, without an acceleration: {' and '.join(found)} of ddim:32's FID. The prompts are"
         " captions that the model learnt from, style and all; of these it is so sure that few plain steps go little"
         " astray."
     )
