@@ -20,11 +20,13 @@ from sheet import SHEET_CONCEPTS, sheet_prompts
 from teacher import SCHEDULER, Ahead, Captioned, TeacherConfig, min_snr_weight, new_unet
 
 from fewstep.configs import DistillConfig
+from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.errors import FewstepError, UsageError
 from fewstep.families import family_of
 from fewstep.lora.layers import module_shapes
+from fewstep.training.distill import guidance_scales
 from fewstep.training.draws import Order, SampleId
 
 CPU = torch.device("cpu")
@@ -210,6 +212,14 @@ def test_captions_of_other_colours_follow_by_number():
     things = ["robot", "twemoji emoji of man", "twemoji emoji of owl"]
     colours = ["blue robot", "noto emoji of red robot", "twemoji emoji of pink owl"]
     assert lcm.captions_of(rows) == things + colours
+
+
+def test_captions_without_a_style_are_guided_most():
+    text = torch.zeros(6, 5, 16)
+    data = lcm.GuidedByCaption(lcm.InMemory(torch.zeros(6, 4, 2, 2), text), Conditioning(text[:1]), 0.0)
+    batch = data.batch([SampleId(0, 0, index) for index in (0, 1, 2, 3, 5)], CPU)
+    config = DistillConfig(model="m", data="d", out="o", guidance_scale=1.25, guidance_scale_max=2)
+    assert guidance_scales(config, batch.guidance, CPU).tolist() == [2, 1.25, 1.25, 2, 1.25]
 
 
 def equal(one, other):
