@@ -59,15 +59,18 @@ def drawn_by_us(model: Path, loras: tuple[str, ...], seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("solver", ["lcm", "ddim", "dpm-solver++"])
-def test_diffusers_draws_the_same_image(tmp_path, solver, prediction):
+@pytest.mark.parametrize(
+    ("solver", "grid"), [("lcm", None), ("lcm", "quadratic"), ("ddim", None), ("dpm-solver++", None)]
+)
+def test_diffusers_draws_the_same_image(tmp_path, solver, grid, prediction):
     model = tiny_model(tmp_path / "base", prediction_type=prediction)
-    fast = a_lora(tmp_path / "fast.safetensors", model, RECIPES[solver], 1)
+    fast = a_lora(tmp_path / "fast.safetensors", model, RECIPES[solver].model_copy(update={"grid": grid}), 1)
     style = a_lora(tmp_path / "style.safetensors", model, Recipe(method="denoising"), 2, {"license": "MIT"})
     loras = (f"{fast}:1.0", f"{style}:0.7,mid=-0.3")
     facts = export(build(ExportConfig, model=str(model), lora=loras, out=tmp_path / "out"))
     ours = drawn_by_us(model, loras, 3)
-    theirs = drawn_by_diffusers(tmp_path / "out", facts["steps"], facts["guidance_scale"], 3)
+    told = {"timesteps": facts["timesteps"]} if grid else {}
+    theirs = drawn_by_diffusers(tmp_path / "out", facts["steps"], facts["guidance_scale"], 3, **told)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
     assert (ours - drawn_by_us(model, (f"{fast}:1.0",), 3)).abs().max() > 0.01  # the style is seen
     torch.testing.assert_close(drawn_by_us(tmp_path / "out", (), 3), ours, rtol=0, atol=1e-4)
@@ -134,7 +137,7 @@ def test_without_a_lora_it_is_the_models_own_recipe(tmp_path, tiny_model_folder)
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (LCD.model_copy(update={"k": 300}), "diffusers' LCMScheduler steps at "),
+        (LCD.model_copy(update={"solver": "ddim", "k": 300}), "diffusers' DDIMScheduler steps at "),
         (LCD.model_copy(update={"solver": "heun", "k": None}), "the heun solver of this model's recipe has no counter"),
     ],
 )

@@ -51,6 +51,13 @@ def test_the_recipes_own_grid():
     assert plan.timesteps == tuple(lcm_grid(3, 100)) == (999, 699, 399)
 
 
+def test_the_recipes_own_part_of_the_grid():
+    dense = LCM.model_copy(update={"k": 50, "grid": "quadratic"})
+    plan = plan_sampling(SCHEDULE, [dense])
+    assert (plan.grid, plan.k, plan.timesteps) == ("quadratic", 50, tuple(lcm_grid(4, 50, quadratic=True)))
+    assert plan_sampling(SCHEDULE, [dense], grid="lcm").timesteps == tuple(lcm_grid(4, 50))
+
+
 def test_wishes_come_before_the_recipe():
     plan = plan_sampling(SCHEDULE, [LCM], "ddim", 2, 1.5)
     assert (plan.solver_name, plan.steps, plan.guidance_scale, plan.nfe) == ("ddim", 2, 1.5, 4)
@@ -201,6 +208,7 @@ def test_strength_moves_the_start(strength):
         ("leading", (751, 501, 251, 1)),
         ("linspace", (999, 666, 333, 0)),
         ("lcm", (999, 759, 499, 259)),
+        ("quadratic", (999, 579, 259, 79)),
     ],
 )
 def test_the_grid_can_be_asked_for(grid, timesteps):

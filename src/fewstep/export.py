@@ -104,6 +104,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         "lora": list(loras),
         "scheduler": stepping.name,
         "steps": plan.steps,
+        "timesteps": list(plan.timesteps),
         "guidance_scale": plan.guidance_scale,
     }
 
@@ -120,9 +121,9 @@ def folder_of(model: Path, beside: Path) -> Path:
 
 
 def scheduler_of(source: Path, pipeline: Pipeline, plan: Plan) -> tuple[Stepping, Any]:
-    """The stepping of the plan, and a scheduler of diffusers that makes its very timesteps.
+    """The stepping of the plan, and a scheduler of diffusers that makes its very timesteps, or that a call tells them.
 
-    Raises FewstepError for a solver, or a grid, that no scheduler known here has.
+    Raises FewstepError for a solver that no scheduler known here has, and for timesteps that it does not make.
     """
     stepping = STEPPINGS.get(plan.solver_name)
     if stepping is None:
@@ -140,13 +141,15 @@ def scheduler_of(source: Path, pipeline: Pipeline, plan: Plan) -> tuple[Stepping
         config["original_inference_steps"] = len(pipeline.model.schedule) // plan.k
     scheduler = kind(**{name: value for name, value in config.items() if name in known})  # some have no clip_sample
     scheduler.set_timesteps(len(plan.timesteps))
-    if tuple(scheduler.timesteps.tolist()) != plan.timesteps:
+    if tuple(scheduler.timesteps.tolist()) == plan.timesteps:
+        return stepping, scheduler
+    if "timesteps" not in inspect.signature(kind.set_timesteps).parameters:
         raise FewstepError(
             f"diffusers' {stepping.name} steps at {scheduler.timesteps.tolist()}, and this model wants"
             f" {list(plan.timesteps)}",
             "sample it with fewstep",
         )
-    return stepping, scheduler
+    return stepping._replace(call={**stepping.call, "timesteps": list(plan.timesteps)}), scheduler
 
 
 def write_scheduler(folder: Path, scheduler: Any) -> None:
@@ -183,7 +186,7 @@ def card(config: ExportConfig, fitted: Fitted, plan: Plan, stepping: Stepping, b
     fresh = plan.gamma if plan.eta is None else plan.eta
     noise = {} if fresh is None else {"eta": fresh}  # diffusers' one name for both
     calls = {"num_inference_steps": plan.steps, "guidance_scale": plan.guidance_scale, **stepping.call, **noise}
-    options = ", ".join(f"{name}={value:g}" for name, value in calls.items())
+    options = ", ".join(f"{name}={value}" for name, value in calls.items())
     model = Path(config.model).name if Path(config.model).exists() else config.model
     name, timesteps = config.out.name, ", ".join(map(str, plan.timesteps))
     return f"""---
@@ -201,7 +204,7 @@ pipeline_tag: text-to-image
     pipe = DiffusionPipeline.from_pretrained("{name}")
     pipe("a cat", {options}).images[0].save("cat.png")
 
-{guided(plan)} `scheduler/` holds the {stepping.name}, set to the timesteps this was made for: {timesteps}. For fewstep
+{guided(plan)} `scheduler/` holds the {stepping.name}; the timesteps this was made for are {timesteps}. For fewstep
 `{RECIPE_FILE}` says the same: `fewstep sample "a cat" --model {name}`.
 
 ## What is in it

@@ -17,7 +17,7 @@ from fewstep.models.weights import base_name, weights_of
 
 SHOWN = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
          VERSION, "fewstep.sources")  # fmt: skip
-SAMPLING = ("method", "solver", "steps", "guidance_scale", "k", "teacher_guidance_scale")
+SAMPLING = ("method", "solver", "steps", "guidance_scale", "k", "grid", "teacher_guidance_scale")
 
 Models = Mapping[str, Mapping[str, ModuleShape]]  # name -> module -> shape
 

@@ -14,6 +14,7 @@ DEFAULT_GUIDANCE_SCALE = 7.5
 DEFAULT_K = 20
 GRIDS = {"trailing": trailing_grid, "leading": leading_grid, "linspace": linspace_grid}
 FOLLOWS_CONSISTENCY = {"lcm"}  # solvers that step with the consistency function
+TRAINING_GRIDS = ("lcm", "quadratic")  # parts of the timesteps that a network was distilled at
 DISTILLED_ONLY = {"lcm", "tcd"}  # solvers for distilled networks, sampled on the training grid
 DIVIDES_BY_ALPHA = {"dpm-solver", "dpm-solver-3"}  # refused on zero-terminal-SNR schedules (trap 10)
 
@@ -26,8 +27,8 @@ class Plan:
     timesteps: tuple[int, ...]  # descending; the clean end follows
     guidance_scale: float
     notes: tuple[str, ...] = ()  # one-line advice for the person
-    grid: str = "trailing"  # that the timesteps are of: a name of GRIDS or lcm
-    k: int = DEFAULT_K  # skipping step of the lcm grid
+    grid: str = "trailing"  # that the timesteps are of: a name of GRIDS or TRAINING_GRIDS
+    k: int = DEFAULT_K  # skipping step of the latter
     eta: float | None = None  # of ddim; None is the solver's own, 0
     gamma: float | None = None  # of tcd; None is the solver's own, 0.3
 
@@ -66,7 +67,7 @@ def plan_sampling(
 ) -> Plan:
     """The plan for sampling with models and LoRAs of these recipes; None and auto follow them.
 
-    grid: auto is lcm (the training grid) with an acceleration that was trained on one, else trailing.
+    grid: auto is that of an acceleration that was trained on one, lcm if it names none, else trailing.
     eta, gamma: how much noise ddim and tcd replace by fresh one, in [0, 1]; the others have none to choose.
     strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked.
     Raises UsageError for what cannot be.
@@ -80,7 +81,7 @@ def plan_sampling(
         guidance_scale = next((scale for scale in recommended if scale is not None), DEFAULT_GUIDANCE_SCALE)
     refuse_zero_snr(name, schedule)
     if grid == "auto" and fast is not None and fast.k is not None:
-        grid = "lcm"
+        grid = fast.grid or "lcm"
     grid, k = grid_named(grid, name), (fast and fast.k) or DEFAULT_K
     timesteps = lay_timesteps(name, steps, grid, k, len(schedule), strength)
     notes = _notes(name, fast, steps, guidance_scale, negative_prompt)
@@ -98,11 +99,11 @@ def solver_named(name: str, eta: float | None = None, gamma: float | None = None
 
 
 def grid_named(grid: str, solver: str) -> str:
-    """lcm or a name of GRIDS; of auto, lcm for the solvers of distilled networks, else trailing."""
+    """A name of GRIDS or TRAINING_GRIDS; of auto, lcm for the solvers of distilled networks, else trailing."""
     if grid == "auto":
         return "lcm" if solver in DISTILLED_ONLY else "trailing"
-    if grid not in ("lcm", *GRIDS):
-        raise UsageError(f"unknown grid {grid!r}", f"known ones: auto, lcm, {', '.join(GRIDS)}")
+    if grid not in (*TRAINING_GRIDS, *GRIDS):
+        raise UsageError(f"unknown grid {grid!r}", f"known ones: auto, {', '.join((*TRAINING_GRIDS, *GRIDS))}")
     return grid
 
 
@@ -117,7 +118,9 @@ def lay_timesteps(solver: str, steps: int, grid: str, k: int, T: int, strength: 
             f"strength {strength:g} is outside 0 to 1", "0.6 keeps the picture's layout; 1 forgets the picture"
         )
     reach = max(math.ceil(strength * T), count)
-    return lcm_grid(count, k, reach) if grid == "lcm" else GRIDS[grid](count, reach)
+    if grid in TRAINING_GRIDS:
+        return lcm_grid(count, k, reach, grid == "quadratic")
+    return GRIDS[grid](count, reach)
 
 
 def _fresh_noise(option: str, of: str, wish: float | None, name: str, fast: Recipe | None) -> float | None:

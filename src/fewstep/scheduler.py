@@ -70,8 +70,9 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         """The first seven are of the model, as in every diffusers scheduler.
 
-        solver: a name of fewstep's solvers. grid: auto, lcm, trailing, leading or linspace; auto is lcm for lcm and
-        tcd. k: skipping step of the lcm grid. eta, gamma: of ddim and tcd, in [0, 1]; None is their own.
+        solver: a name of fewstep's solvers. grid: auto, lcm, quadratic, trailing, leading or linspace; auto is lcm
+        for lcm and tcd. k: skipping step of the training grid, which lcm and quadratic are parts of.
+        eta, gamma: of ddim and tcd, in [0, 1]; None is their own.
         """
         self.schedule = schedule_from_config(self.config)
         self.prediction = prediction_named(prediction_type)

@@ -144,6 +144,25 @@ def test_lcm_grid_of_four_steps():
     assert lcm_grid(4) == [999, 759, 499, 259]
 
 
+def test_quadratic_grid_is_the_training_grid_by_squares():
+    """Of its 50 points, those no lower than 1, (3/4)^2, (2/4)^2 and (1/4)^2 of the way up."""
+    assert lcm_grid(4, quadratic=True) == [999, 579, 259, 79]
+    assert lcm_grid(2, quadratic=True) == [999, 259]
+    assert lcm_grid(1, quadratic=True) == [999]
+
+
+@law
+@given(st.integers(1, 60), st.integers(1, 100), st.integers(100, 1000))
+def test_quadratic_grid_descends_through_the_training_grid(steps, k, T):
+    grid, points = lcm_grid(steps, k, T, quadratic=True), skipping_grid(k, T)
+    assert len(grid) == steps
+    assert all(s > t for s, t in pairwise(grid))
+    if steps <= len(points):
+        assert set(grid) <= set(points)
+        assert grid[0] == points[-1]
+        assert all(s <= t for s, t in zip(grid, lcm_grid(steps, k, T), strict=True))  # nowhere earlier than evenly
+
+
 @pytest.mark.parametrize("steps", [*range(1, 9), 50])
 def test_lcm_grid_equals_diffusers(steps):
     peer = LCMScheduler()

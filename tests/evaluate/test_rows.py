@@ -25,7 +25,7 @@ CONFIG = build(CompareConfig, model="m", batch_size=3, dtype="bf16", device="cpu
     ],
 )
 def test_rows_are_understood(text, solver, steps, guidance_scale, loras):
-    assert parse_row(text) == (text.strip(), solver, steps, guidance_scale, loras, None, None, False)
+    assert parse_row(text) == (text.strip(), solver, steps, guidance_scale, loras, None, None, "auto", False)
 
 
 @pytest.mark.parametrize("text", ["ddim:32@best", "lcm:4@best+lcm:1", "ddim,eta=0.5:4@best"])
@@ -35,11 +35,12 @@ def test_the_best_guidance_may_be_asked_for(text):
     assert row.loras == (("lcm:1",) if "lcm" in text else ())
 
 
-def test_fresh_noise_stands_after_the_solver():
+def test_fresh_noise_and_grid_stand_after_the_solver():
     row = parse_row("ddim,eta=0.5:10@7.5+lcm:1")
     assert (row.solver, row.steps, row.guidance_scale, row.loras, row.eta, row.gamma) == (
         "ddim", 10, 7.5, ("lcm:1",), 0.5, None
     )  # fmt: skip
+    assert wanted(parse_row("ddim,eta=0.5,grid=quadratic:4"), CONFIG, ("a cat",)).grid == "quadratic"
     wish = wanted(parse_row("tcd,gamma=.2:4"), CONFIG, ("a cat",))
     assert (wish.solver, wish.steps, wish.eta, wish.gamma) == ("tcd", 4, None, 0.2)
 
@@ -54,7 +55,8 @@ def test_fresh_noise_stands_after_the_solver():
         ("ddim:4.5", "steps '4.5' are no whole number", "a row is"),
         ("ddim:²", "steps '²' are no whole number", "a row is"),
         ("ddim:-4", "steps '-4' are no whole number", "a row is"),
-        ("ddim,eta=x:4", "'eta=x' is no eta=NUMBER or gamma=NUMBER", "a row is"),
+        ("ddim,eta=x:4", "'eta=x' is no eta=NUMBER, gamma=NUMBER or grid=auto|lcm|quadratic", "a row is"),
+        ("ddim,grid=even:4", "'grid=even' is no eta=NUMBER", "a row is"),
         ("ddim,:4", "'' is no eta=NUMBER", "a row is"),
         ("ddim,noise=1:4", "'noise=1' is no eta=NUMBER", "a row is"),
         ("dpm-solver:15", "dpm-solver makes 2 network calls a step, so 15 do not come out even", "multiple of 2"),

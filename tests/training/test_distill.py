@@ -10,8 +10,9 @@ from fewstep.configs import DistillConfig
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config
 from fewstep.lora.recipe import from_metadata
 from fewstep.training.adapt import after
-from fewstep.training.distill import CLEAN, few_step_timesteps, level_at, timesteps
+from fewstep.training.distill import CLEAN, few_step_timesteps, level_at, timesteps, weights
 
+SCHEDULE = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
 TINY = ["--rank", "2", "--steps", "2", "--batch-size", "2", "--log-every", "1", "--device", "cpu"]
 
 
@@ -34,7 +35,7 @@ def test_every_timestep_of_the_grid_is_as_likely(k: int) -> None:
 
 
 def test_focus_draws_its_share_where_few_step_sampling_begins() -> None:
-    few = few_step_timesteps(20, 1000)
+    few = few_step_timesteps(20, 1000, "lcm")
     assert set(lcm_grid(4)) < set(few)
     assert {999, 499} < set(few)
     assert set(timesteps(config(focus=1), places(), 1000)[0].tolist()) == set(few)
@@ -43,9 +44,25 @@ def test_focus_draws_its_share_where_few_step_sampling_begins() -> None:
     assert s[500:].unique().tolist() == list(range(19, 1000, 20))
 
 
+def test_focus_follows_the_grid_that_is_asked_for() -> None:
+    s, _ = timesteps(config(focus=1, grid="quadratic"), places(), 1000)
+    assert set(lcm_grid(4, quadratic=True)) < set(s.tolist())
+    assert 759 not in s
+
+
+def test_inverse_step_weighs_by_how_little_noise_a_step_takes_away() -> None:
+    wish = config(k=20, weighting="inverse-step")
+    s, t = timesteps(wish, places(), 1000)
+    high, low = SCHEDULE.at(s), level_at(SCHEDULE, t)
+    found = weights(wish, SCHEDULE, high, low)
+    taken = high.sigma / high.alpha - low.sigma / low.alpha
+    torch.testing.assert_close(found * taken, (found * taken)[:1].expand_as(taken))
+    assert float(found.mean()) == pytest.approx(1, rel=1e-5)
+    assert weights(config(k=20), SCHEDULE, high, low) == 1
+
+
 def test_the_last_step_ends_without_noise() -> None:
-    schedule = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
-    level, table = level_at(schedule, torch.tensor([CLEAN, 0, 979])), schedule.at([0.0, 979.0])
+    level, table = level_at(SCHEDULE, torch.tensor([CLEAN, 0, 979])), SCHEDULE.at([0.0, 979.0])
     assert level.t.tolist() == [0, 0, 979]
     assert level.alpha.flatten().tolist() == [1, *table.alpha.flatten().tolist()]
     assert level.sigma.flatten().tolist() == [0, *table.sigma.flatten().tolist()]

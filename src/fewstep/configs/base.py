@@ -31,6 +31,7 @@ Solver = Literal[
     "dpm-solver++2s",
     "dpm-solver++3m",
 ]
+Grid = Literal["auto", "lcm", "quadratic", "trailing", "leading", "linspace"]
 
 
 class Config(BaseModel):

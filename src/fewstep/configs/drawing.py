@@ -1,12 +1,12 @@
 """The configs of the commands that draw: sample, compare, tune, demo."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from cyclopts import Parameter
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.configs.base import Config, Device, ModelName, Precision, Solver
+from fewstep.configs.base import Config, Device, Grid, ModelName, Precision, Solver
 from fewstep.errors import UsageError
 
 
@@ -29,8 +29,9 @@ class SampleConfig(Config):
     """Of ddim: the part of DDPM's noise that is fresh at each step; 0 (its own) has none, 1 is DDPM and euler-a."""
     gamma: Annotated[float, Field(ge=0, le=1)] | None = None
     """Of tcd: how far past the next timestep to jump before noise is added; 0 is ddim, 0.3 its own."""
-    grid: Literal["auto", "lcm", "trailing", "leading", "linspace"] = "auto"
-    """Spacing of the timesteps; auto: the LoRA's training grid (lcm), else trailing."""
+    grid: Grid = "auto"
+    """Spacing of the timesteps; auto: what the LoRA asks for, lcm or quadratic (denser at the end) of its training
+    grid, else trailing."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
     """1 = off; by default what the LoRA was trained for, else 7.5."""
     negative_prompt: Annotated[str, Parameter(show_default=False)] = ""
@@ -104,8 +105,9 @@ class CompareConfig(Config):
         "dpm-solver++:8",
         "lcm:4",
     )
-    """Each SOLVER[,eta=E][,gamma=G]:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5, tcd,gamma=0.2:4 or
-    lcm:4+lcm:1+high-contrast:0.8; @best is the guidance of --guidance-grid with the smallest KID to --reference."""
+    """Each SOLVER[,OPTION=VALUE]...:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5, tcd,gamma=0.2:4 or
+    lcm:4+lcm:1+high-contrast:0.8; options are eta, gamma and grid; @best is the guidance of --guidance-grid with the
+    smallest KID to --reference."""
     prompt_file: Path | None = None
     """One a line, or .jsonl with text, style and concept; by default the captions of --reference, or what ships."""
     images: Annotated[int, Field(ge=1, le=1_000_000)] = 64

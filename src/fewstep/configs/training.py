@@ -117,6 +117,12 @@ class DistillConfig(AdapterConfig):
     focus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the samples whose timestep is one that sampling in 1, 2, 4 or 8 steps begins from; the others are
     spread over the whole grid."""
+    weighting: Literal["uniform", "inverse-step"] = "uniform"
+    """Of the samples' distances: all alike, or inverse to how much noise a step of k takes away, so that the last
+    steps, which decide on the details, weigh more (arXiv 2310.14189)."""
+    grid: Literal["lcm", "quadratic"] = "lcm"
+    """Which of its training timesteps the result asks to be sampled at: evenly spaced ones, or ones denser at the
+    end."""
     sampler: Literal["auto", "lcm", "tcd"] = "auto"
     """What the result asks to be sampled with; auto is tcd after --method tcd, else lcm. What tcd trained may be
     sampled with either."""

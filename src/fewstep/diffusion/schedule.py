@@ -164,9 +164,11 @@ def skipping_grid(k: int = 20, T: int = 1000) -> list[int]:
     return [k * i - 1 for i in range(1, T // k + 1)]
 
 
-def lcm_grid(steps: int, k: int = 20, T: int = 1000) -> list[int]:
+def lcm_grid(steps: int, k: int = 20, T: int = 1000, quadratic: bool = False) -> list[int]:
     """`steps` timesteps of LCM's training grid, descending from its end, evenly by index.
 
+    quadratic: by the squares of evenly spaced numbers instead, denser towards the clean end, so that the last step
+    has less left to guess (DDIM, arXiv 2010.02502, appendix D.2).
     With fewer grid points than steps (a low strength, say) the trailing grid is returned instead,
     so the number of steps is always the one asked.
     """
@@ -174,7 +176,11 @@ def lcm_grid(steps: int, k: int = 20, T: int = 1000) -> list[int]:
     points = skipping_grid(min(k, T), T)[::-1]
     if steps > len(points):
         return trailing_grid(steps, T)
-    return [points[math.floor(i * len(points) / steps)] for i in range(steps)]
+    n = len(points)
+    if not quadratic:
+        return [points[math.floor(i * n / steps)] for i in range(steps)]
+    passed = [n - -(-n * (steps - i) ** 2 // steps**2) for i in range(steps)]
+    return [points[min(index, n - steps + i)] for i, index in enumerate(passed)]  # a point left for each later step
 
 
 def trailing_grid(steps: int, T: int = 1000) -> list[int]:

@@ -1,18 +1,25 @@
-"""What one row of a comparison draws, as it is typed: SOLVER[,eta=E][,gamma=G]:STEPS[@GUIDANCE][+LORA:WEIGHT]..."""
+"""What one row of a comparison draws, as it is typed: SOLVER[,OPTION=VALUE]...:STEPS[@GUIDANCE][+LORA:WEIGHT]..."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from fewstep.configs import CompareConfig, SampleConfig, build
+from fewstep.configs import CompareConfig, Grid, SampleConfig, build
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import FewstepError, UsageError
 from fewstep.lora.references import parse_reference
 
 GRAMMAR = "SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5, tcd,gamma=0.2:4 or lcm:4+lcm:1+style:0.8"
+OPTIONS = {  # after the solver, and what may be written there
+    "eta": r"[0-9]*\.?[0-9]+",
+    "gamma": r"[0-9]*\.?[0-9]+",
+    "grid": "|".join(get_args(Grid)),
+}
 BEST = "best"  # typed as a guidance
-HEAD = re.compile(r"(?P<solver>[^:@,]+)(?P<noise>(,[^:@,]*)*):(?P<steps>[^@+]*)(@(?P<guidance>[^+]*))?(?P<loras>\+.*)?")
+HEAD = re.compile(
+    r"(?P<solver>[^:@,]+)(?P<options>(,[^:@,]*)*):(?P<steps>[^@+]*)(@(?P<guidance>[^+]*))?(?P<loras>\+.*)?"
+)
 LORA = re.compile(
     r"\+(.+?:-?[0-9.]+(?:,[a-z0-9]+=-?[0-9.]+)*)(?=\+|$)"
 )  # a file's name may hold a + too: its term ends with a weight
@@ -28,6 +35,7 @@ class RowSpec(NamedTuple):
     loras: tuple[str, ...]  # FILE:WEIGHT each
     eta: float | None = None  # None is the solver's own
     gamma: float | None = None
+    grid: Grid = "auto"
     best: bool = False  # the guidance is to be found, by KID
 
 
@@ -53,19 +61,20 @@ def parse_row(text: str) -> RowSpec:
         int(steps),
         None if guidance in (None, BEST) else _number(guidance, text),
         _loras(head["loras"] or "", text),
-        **_fresh_noise(head["noise"], text),
+        **_options(head["options"], text),
         best=guidance == BEST,
     )
 
 
-def _fresh_noise(terms: str, text: str) -> dict[str, float]:
-    """What stands after the solver: ,eta=0.5 or ,gamma=0.2."""
-    found = {}
+def _options(terms: str, text: str) -> dict[str, Any]:
+    """What stands after the solver: ,eta=0.5 or ,gamma=0.2 or ,grid=quadratic."""
+    found: dict[str, Any] = {}
     for term in terms.split(",")[1:]:
-        option, _, number = term.partition("=")
-        if option not in ("eta", "gamma") or not re.fullmatch(r"[0-9]*\.?[0-9]+", number):
-            raise UsageError(f"--rows {text}: {term!r} is no eta=NUMBER or gamma=NUMBER", f"a row is {GRAMMAR}")
-        found[option] = float(number)
+        option, _, value = term.partition("=")
+        if not re.fullmatch(OPTIONS.get(option, "$."), value):
+            known = f"eta=NUMBER, gamma=NUMBER or grid={'|'.join(get_args(Grid))}"
+            raise UsageError(f"--rows {text}: {term!r} is no {known}", f"a row is {GRAMMAR}")
+        found[option] = value if option == "grid" else float(value)
     return found
 
 
@@ -111,6 +120,7 @@ def wanted(row: RowSpec, config: CompareConfig, prompts: tuple[str, ...]) -> Sam
             guidance_scale=row.guidance_scale,
             eta=row.eta,
             gamma=row.gamma,
+            grid=row.grid,
             batch_size=config.batch_size,
             dtype=config.dtype,
             device=config.device,

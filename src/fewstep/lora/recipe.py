@@ -27,6 +27,7 @@ class Recipe(BaseModel):
     steps: int | None = None  # it was made for; None = as without this file
     guidance_scale: float | None = None  # to sample with, 1 = off; None = as without this file
     k: int | None = None  # skipping step of the training grid
+    grid: str | None = None  # which of its timesteps to sample at: lcm or quadratic; None = lcm, if there is a k
     eta: Annotated[float, Field(ge=0, le=1)] | None = None  # of ddim; None = the solver's own
     gamma: Annotated[float, Field(ge=0, le=1)] | None = None  # of tcd, likewise
     teacher_guidance_scale: tuple[float, float] | None = None  # distilled into it, lowest and highest; = 1 + w

@@ -245,5 +245,5 @@ def after(recipe: Recipe, step: int) -> Recipe:
 def beginning(lora: Path) -> dict[str, Any]:
     """How the LoRA that training went on from was made itself, as far as its file says."""
     recipe = open_lora(Reference(lora, 1.0).file).recipe
-    told = {"method", "k", "teacher_guidance_scale", "training"}
+    told = {"method", "k", "grid", "teacher_guidance_scale", "training"}
     return recipe.model_dump(mode="json", include=told) if recipe else {}

@@ -71,15 +71,16 @@ def batch_loss(module: nn.Module, batch: Batch, roles: Roles, model: Model, conf
     device, schedule, distance = batch.x_0.device, model.schedule, distance_of(config)
     starts, ends = timesteps(config, batch.time, len(schedule))
     s, t = schedule.at(starts).to(device), level_at(schedule, ends).to(device)
+    weight = weights(config, schedule, s, t)
     denoiser = partial(GuidedDenoiser, prediction=model.prediction, conditioning=batch.conditioning)
     student, target = denoiser(module), denoiser(roles.target)
     if config.method == "lcf":
-        return lcf_loss(student, target, batch.x_0, s, t, batch.eps, distance)
+        return lcf_loss(student, target, batch.x_0, s, t, batch.eps, distance, weight)
     guidance = guidance_scales(config, batch.guidance, device)
     teacher, psi = denoiser(roles.teacher, empty=batch.empty, guidance_scale=guidance), psi_named(config.psi)
     end = level_at(schedule, (batch.end * (ends + 2)).floor() - 1).to(device)  # of CLEAN ... t, all alike
     jump = jump_to(end) if config.method == "tcd" else consistency
-    return lcd_loss(student, target, teacher, psi, schedule, batch.x_0, s, t, batch.eps, distance, jump)
+    return lcd_loss(student, target, teacher, psi, schedule, batch.x_0, s, t, batch.eps, distance, jump, weight)
 
 
 def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Tensor]:
@@ -89,7 +90,7 @@ def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Ten
 
     A share config.focus of the places is spread over the timesteps that sampling in FEW steps begins from.
     """
-    grid, few = torch.tensor(skipping_grid(config.k, T)), torch.tensor(few_step_timesteps(config.k, T))
+    grid, few = torch.tensor(skipping_grid(config.k, T)), torch.tensor(few_step_timesteps(config.k, T, config.grid))
     focused = place < config.focus
     rest = ((place - config.focus) / max(1 - config.focus, 1e-9)).clamp(0, 1)
     s = torch.where(focused, at(few, place / max(config.focus, 1e-9)), at(grid, rest))
@@ -107,9 +108,9 @@ def at(points: Tensor, place: Tensor) -> Tensor:
     return points[(place * len(points)).long().clamp(0, len(points) - 1)]
 
 
-def few_step_timesteps(k: int, T: int) -> list[int]:
+def few_step_timesteps(k: int, T: int, grid: str) -> list[int]:
     """Where LCM's sampler evaluates the network in FEW steps, ascending."""
-    return sorted({t for steps in FEW for t in lcm_grid(steps, k, T) if t % k == k - 1})
+    return sorted({t for steps in FEW for t in lcm_grid(steps, k, T, grid == "quadratic") if t % k == k - 1})
 
 
 def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) -> float | Tensor:
@@ -117,6 +118,22 @@ def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) 
     if config.guidance_scale_max is None:
         return config.guidance_scale
     return (config.guidance_scale + (config.guidance_scale_max - config.guidance_scale) * place).to(device)
+
+
+def weights(config: DistillConfig, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Tensor | float:
+    """Of each sample's distance, (B, 1, 1, 1): all alike, or 1 / length of its step in sigma / alpha.
+
+    Source of the latter: iCT, arXiv 2310.14189, section 3.5. Its mean over the grid is made 1.
+    """
+    if config.weighting == "uniform":
+        return 1.0
+    ends = torch.tensor(skipping_grid(config.k, len(schedule)))
+    return 1 / step_length(s, t) / (1 / step_length(schedule.at(ends), level_at(schedule, ends - config.k))).mean()
+
+
+def step_length(s: NoiseLevel, t: NoiseLevel) -> Tensor:
+    """How much sigma / alpha falls from s to t."""
+    return s.sigma / s.alpha - t.sigma / t.alpha
 
 
 def distance_of(config: DistillConfig) -> Distance:
@@ -132,6 +149,7 @@ def recipe_of(model: Model, config: DistillConfig, samples: int) -> Recipe:
         "target": config.target,
         "target_decay": config.target_decay,
         "focus": config.focus,
+        "weighting": config.weighting,
     }
     guidance: tuple[float, float] | None = config.guidance_scale, config.guidance_scale_max or config.guidance_scale
     if config.method == "lcf":
@@ -141,8 +159,8 @@ def recipe_of(model: Model, config: DistillConfig, samples: int) -> Recipe:
     described = describe(model, config, config.method, samples, **training)
     own = "tcd" if config.method == "tcd" else "lcm"
     solver = own if config.sampler == "auto" else config.sampler
-    sampling = {"solver": solver, "steps": 4, "guidance_scale": 1.0, "k": config.k, "teacher_guidance_scale": guidance}
-    return described.model_copy(update=sampling)
+    sampling = {"solver": solver, "steps": 4, "guidance_scale": 1.0, "k": config.k, "grid": config.grid}
+    return described.model_copy(update=sampling | {"teacher_guidance_scale": guidance})
 
 
 def few_step_start(model: Model, config: DistillConfig) -> Recipe:

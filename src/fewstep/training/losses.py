@@ -11,21 +11,21 @@ from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule
 from fewstep.diffusion.solvers.base import Solver
 
-Distance = Callable[[Tensor], Tensor]  # differences (B, C, H, W) -> mean, scalar
+Distance = Callable[[Tensor], Tensor]  # differences (B, C, H, W) -> of each value, the same shape
 Jump = Callable[[Denoiser, Tensor, NoiseLevel], Tensor]  # x (B, C, H, W) at a level -> where the ODE through it leads
 
 
 def pseudo_huber(difference: Tensor, c: float) -> Tensor:
-    """Mean of sqrt(d**2 + c**2) - c over all values: |d| far from 0, d**2 / 2c near it (arXiv 2310.14189, eq. 9).
+    """sqrt(d**2 + c**2) - c of each value: |d| far from 0, d**2 / 2c near it (arXiv 2310.14189, eq. 9).
 
     Elementwise, as the published LCM training scripts have it, not on the norm of each sample.
     """
-    return (torch.sqrt(difference**2 + c**2) - c).mean()
+    return torch.sqrt(difference**2 + c**2) - c
 
 
 def squared(difference: Tensor) -> Tensor:
-    """Mean squared difference."""
-    return (difference**2).mean()
+    """The square of each value."""
+    return difference**2
 
 
 def lcd_loss(
@@ -40,6 +40,7 @@ def lcd_loss(
     eps: Tensor,
     distance: Distance,
     jump: Jump = consistency,
+    weight: Tensor | float = 1.0,
 ) -> Tensor:
     """Latent consistency distillation loss (LCM-LoRA report, Algorithm 1), scalar.
 
@@ -47,23 +48,32 @@ def lcd_loss(
     the guided ODE; for DDIM this is Algorithm 1's (1 + w) Psi(c) - w Psi(empty) exactly (see GuidedDenoiser).
     jump: where student and target are to arrive alike; with `jump_to` this is trajectory consistency distillation's
     loss (arXiv 2402.19159, section 4.1).
+    weight: of each sample's distance, (B, 1, 1, 1).
     """
     x_s = s.alpha * x_0 + s.sigma * eps
     with torch.no_grad():
         x_t, _ = psi.step(teacher, x_s, psi.levels(schedule, s, t), None, None)
-    return _apart(student, target, x_s, s, x_t, t, distance, jump)
+    return _apart(student, target, x_s, s, x_t, t, distance, jump, weight)
 
 
 def lcf_loss(
-    student: Denoiser, target: Denoiser, x_0: Tensor, s: NoiseLevel, t: NoiseLevel, eps: Tensor, distance: Distance
+    student: Denoiser,
+    target: Denoiser,
+    x_0: Tensor,
+    s: NoiseLevel,
+    t: NoiseLevel,
+    eps: Tensor,
+    distance: Distance,
+    weight: Tensor | float = 1.0,
 ) -> Tensor:
     """Latent consistency fine-tuning loss (arXiv 2310.04378, Algorithm 4), scalar, which needs no teacher.
 
     x_0, eps: (B, C, H, W). s, t: k timesteps apart, per sample. Both points are made of the same noise, a step along
     the ODE of the images x_0 on average over eps alone: the student has to be a consistency model already.
+    weight: as in lcd_loss.
     """
     x_s, x_t = (level.alpha * x_0 + level.sigma * eps for level in (s, t))
-    return _apart(student, target, x_s, s, x_t, t, distance, consistency)
+    return _apart(student, target, x_s, s, x_t, t, distance, consistency, weight)
 
 
 def _apart(
@@ -75,6 +85,7 @@ def _apart(
     t: NoiseLevel,
     distance: Distance,
     jump: Jump,
+    weight: Tensor | float,
 ) -> Tensor:
     """How far from where the target arrives, which has no gradient, the student does.
 
@@ -82,9 +93,9 @@ def _apart(
     """
     with torch.no_grad():
         aim = jump(target, x_t, t)
-    return distance(jump(student, x_s, s) - aim)
+    return (weight * distance(jump(student, x_s, s) - aim)).mean()
 
 
 def denoising_loss(output: Tensor, prediction: Prediction, x_0: Tensor, level: NoiseLevel, eps: Tensor) -> Tensor:
     """The ordinary diffusion loss: mean squared error of the network's output (DDPM, arXiv 2006.11239, eq. 14)."""
-    return squared(output - prediction.aim(x_0, eps, level))
+    return squared(output - prediction.aim(x_0, eps, level)).mean()
