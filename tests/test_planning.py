@@ -208,7 +208,7 @@ def test_strength_moves_the_start(strength):
         ("leading", (751, 501, 251, 1)),
         ("linspace", (999, 666, 333, 0)),
         ("lcm", (999, 759, 499, 259)),
-        ("quadratic", (999, 579, 259, 79)),
+        ("quadratic", (999, 559, 239, 59)),
     ],
 )
 def test_the_grid_can_be_asked_for(grid, timesteps):

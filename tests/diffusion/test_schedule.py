@@ -145,9 +145,9 @@ def test_lcm_grid_of_four_steps():
 
 
 def test_quadratic_grid_is_the_training_grid_by_squares():
-    """Of its 50 points, those no lower than 1, (3/4)^2, (2/4)^2 and (1/4)^2 of the way up."""
-    assert lcm_grid(4, quadratic=True) == [999, 579, 259, 79]
-    assert lcm_grid(2, quadratic=True) == [999, 259]
+    """Of its 50 points, those nearest to 1, (3/4)^2, (2/4)^2 and (1/4)^2 of the way up."""
+    assert lcm_grid(4, quadratic=True) == [999, 559, 239, 59]
+    assert lcm_grid(2, quadratic=True) == [999, 239]
     assert lcm_grid(1, quadratic=True) == [999]
 
 

@@ -47,7 +47,7 @@ def test_focus_draws_its_share_where_few_step_sampling_begins() -> None:
 def test_focus_follows_the_grid_that_is_asked_for() -> None:
     s, _ = timesteps(config(focus=1, grid="quadratic"), places(), 1000)
     assert set(lcm_grid(4, quadratic=True)) < set(s.tolist())
-    assert 759 not in s
+    assert 499 not in s
 
 
 def test_inverse_step_weighs_by_how_little_noise_a_step_takes_away() -> None:

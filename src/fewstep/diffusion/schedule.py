@@ -179,8 +179,8 @@ def lcm_grid(steps: int, k: int = 20, T: int = 1000, quadratic: bool = False) ->
     n = len(points)
     if not quadratic:
         return [points[math.floor(i * n / steps)] for i in range(steps)]
-    passed = [n - -(-n * (steps - i) ** 2 // steps**2) for i in range(steps)]
-    return [points[min(index, n - steps + i)] for i, index in enumerate(passed)]  # a point left for each later step
+    left = [round(n * ((steps - i) / steps) ** 2) for i in range(steps)]
+    return [points[n - max(points_left, steps - i)] for i, points_left in enumerate(left)]  # one for each later step
 
 
 def trailing_grid(steps: int, T: int = 1000) -> list[int]:
