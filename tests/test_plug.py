@@ -354,13 +354,14 @@ def test_it_is_behind_the_public_door():
 def their_way(kind: Any) -> Any:
     """The embedded model as diffusers' LCM-LoRA guide says: scheduler changed, LoRA loaded, steps and guidance told.
 
-    original_inference_steps is the LoRA's 1000 / k, as its card says; diffusers' own is that of k = 20.
+    original_inference_steps is the LoRA's 1000 / k, and the timesteps are the LoRA's, as its card says; diffusers' own
+    are those of k = 20 and evenly spaced.
     """
     pipe = kind.from_pretrained(FOLDER / MODEL)
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=10)
     pipe.load_lora_weights(str(shipped_lora("lcm")))
     pipe.set_progress_bar_config(disable=True)
-    return partial(pipe, num_inference_steps=4, guidance_scale=1.0, output_type="np")
+    return partial(pipe, timesteps=[999, 599, 199, 99], guidance_scale=1.0, output_type="np")
 
 
 def our_way(kind: Any) -> Any:

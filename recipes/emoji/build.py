@@ -56,7 +56,7 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
 
     lcm = ["--lora", str(folder / "lcm" / "lora.safetensors"), "--solver", "lcm", "--steps", "4"]
     style = ["--rank", "8", "--batch-size", "32", "--learning-rate", "5e-4", "--warmup", "20", "--decay", "cosine",
-             "--ema", "0.98", "--steps", "400"]  # fmt: skip
+             "--ema", "0.98", "--steps", "1000"]  # fmt: skip
     return {
         "dataset": [recipe("dataset")],
         "autoencoder": [recipe("autoencoder", "--steps", "4500", *training)],
@@ -86,9 +86,22 @@ POLISHING = [
 TEXT_ENCODER = cache_dir() / "emoji" / "text" / "text_encoder"
 TEACHING = ["--text-encoder", str(TEXT_ENCODER)]
 DISTILLING = [
-    *("--method", "tcd", "--sampler", "lcm", "--psi", "dpm-solver++", "--k", "100", "--rank", "16"),
+    *("--method", "tcd", "--sampler", "lcm", "--grid", "quadratic", "--psi", "dpm-solver++", "--k", "100"),
     *("--guidance-scale", "1.25", "--guidance-scale-max", "2", "--huber-c", "0.01", "--steps", "2400"),
-    *("--batch-size", "16", "--learning-rate", "7e-4", "--warmup", "100", "--decay", "cosine", "--ema", "0.99"),
+    *(
+        "--rank",
+        "16",
+        "--batch-size",
+        "16",
+        "--learning-rate",
+        "7e-4",
+        "--warmup",
+        "100",
+        "--decay",
+        "cosine",
+        "--ema",
+        "0.99",
+    ),
 ]
 FINETUNING = [
     *("--batch-size", "32", "--learning-rate", "3e-4", "--warmup", "20", "--decay", "cosine", "--ema", "0.99"),

@@ -21,6 +21,7 @@ from fewstep.assets import ACCELERATION, CHECKSUMS, FOLDER, KIT, LICENCE, MODEL,
 from fewstep.assets import STYLES as STYLE_LORAS
 from fewstep.cli import main_of
 from fewstep.configs import Config
+from fewstep.diffusion.schedule import lcm_grid
 from fewstep.errors import FewstepError
 from fewstep.evaluate.report import text_table
 from fewstep.io import atomic_folder, atomic_path, cache_dir, read_json, write_bytes, write_json
@@ -158,7 +159,8 @@ def lora_card(name: str, path: Path, measurements: Sequence[Mapping[str, Any]]) 
     ranks = sorted({update.rank for update in adapter.modules.values()})
     what = (
         "The acceleration vector of the embedded model, an LCM-LoRA made by `fewstep distill`: four steps, no guidance."
-        f" In diffusers, give LCMScheduler.from_config original_inference_steps={1000 // (recipe.k or 20)}."
+        f" In diffusers, give LCMScheduler.from_config original_inference_steps={1000 // (recipe.k or 20)}, and the"
+        f" pipeline timesteps={lcm_grid(4, recipe.k or 20, quadratic=recipe.grid == 'quadratic')}."
         if recipe.accelerates
         else f"A style LoRA of the embedded model, made by `fewstep finetune` on drawings it had never seen"
         f' ({OWNERS[name]}, {STYLES[name].licence}). Prompt: "{main_caption(name, "castle")}".'
