@@ -88,20 +88,8 @@ TEACHING = ["--text-encoder", str(TEXT_ENCODER)]
 DISTILLING = [
     *("--method", "tcd", "--sampler", "lcm", "--grid", "quadratic", "--psi", "dpm-solver++", "--k", "100"),
     *("--guidance-scale", "1.25", "--guidance-scale-max", "2", "--huber-c", "0.01", "--steps", "2400"),
-    *(
-        "--rank",
-        "16",
-        "--batch-size",
-        "16",
-        "--learning-rate",
-        "7e-4",
-        "--warmup",
-        "100",
-        "--decay",
-        "cosine",
-        "--ema",
-        "0.99",
-    ),
+    *("--rank", "16", "--batch-size", "16", "--learning-rate", "7e-4", "--warmup", "100"),
+    *("--decay", "cosine", "--ema", "0.99"),
 ]
 FINETUNING = [
     *("--batch-size", "32", "--learning-rate", "3e-4", "--warmup", "20", "--decay", "cosine", "--ema", "0.99"),
