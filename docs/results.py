@@ -7,6 +7,7 @@ an interrupted run goes on where it was. What a run leaves out (--pieces) stays 
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -41,10 +42,18 @@ TABLE_ROWS = (
     "dpm-solver++:8@best",
     *(FAST.format(steps=steps) for steps in (4, 2, 1, 8)),
     "ddim:4@best",
-    "dpm-solver++:4@best",
-    f"lcm:4@1+{ACCELERATION}:0",  # what LCM's sampler does by itself
+    f"lcm,grid=quadratic:4@1+{ACCELERATION}:0",  # what LCM's sampler does by itself
+    f"lcm,grid=lcm:4@1+{ACCELERATION}:1",  # and the LoRA where LCM spaces its timesteps
+    "dpm-solver++,grid=quadratic:8@best",  # and others where lcm does
+)
+LABEL_ROWS = (
+    "ddim:32@best",
+    "dpm-solver++:8@best",
+    *(FAST.format(steps=steps) for steps in (4, 2)),
+    f"lcm,grid=quadratic:4@1+{ACCELERATION}:0",
 )
 FINETUNED_ROWS = ("dpm-solver++:25@best", *(FAST.format(steps=steps) for steps in (4, 2)))
+OF = " emoji of "  # between a caption's words for the style and for the thing
 GRID_IMAGES = 128
 TIMING_ROUNDS = 7  # in the last pass, when nothing else is drawn
 LARGEST = 110_000  # bytes of a picture file; there are six
@@ -60,7 +69,7 @@ class ResultsConfig(Config):
     seed_sets: Annotated[int, Field(ge=1)] = 3
     """Times the table's images are drawn, from other noise each time."""
     pieces: str = ",".join(PIECES)
-    """What to measure, of table, figure3, grid and finetuned; the others stay on the page as they are."""
+    """What to measure, of table, labels, figure3, grid and finetuned; the others stay on the page as they are."""
     guidance_grid: str = "1,1.25,1.5,2"
     """Guidance scales that solvers are tried at, on 512 images each, for the one they are best at."""
     processes: Annotated[int, Field(ge=1)] = 1
@@ -127,7 +136,7 @@ def finetuned_model() -> Path:
 
 def check_inputs(names: Sequence[str]) -> None:
     """Raise FewstepError naming the first input that is not there, and what makes it."""
-    wanted = {"table": ("base",), "figure3": STYLES, "grid": (), "finetuned": (FINETUNED,)}
+    wanted = {"table": ("base",), "labels": ("base",), "figure3": STYLES, "grid": (), "finetuned": (FINETUNED,)}
     for table in (drawings(name) for piece in names for name in wanted[piece]):
         if not table.is_file():
             raise FewstepError(
@@ -145,6 +154,26 @@ def table_piece(config: ResultsConfig) -> dict[str, Any]:
     job = comparison(config, TABLE_ROWS, drawings("base"), config.images, config.seed_sets)
     (done,) = measured(config, [job])
     return {"comparison": done.document, "picture": picture(config, "table", done.sheet)}
+
+
+def labels_piece(config: ResultsConfig) -> dict[str, Any]:
+    """The same where prompts leave the style open, which has to be decided in the few steps too."""
+    file, count = labels(drawings("base"))
+    job = comparison(config, LABEL_ROWS, drawings("base"), min(config.images, count))
+    (done,) = measured(config, [job.model_copy(update={"prompt_file": file})])
+    return {"comparison": done.document, "picture": picture(config, "labels", done.sheet)}
+
+
+def labels(table: Path) -> tuple[Path, int]:
+    """A prompt file, named by its content, of what captions say after the style, each thing once; and how many."""
+    lines = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+    random.Random(0).shuffle(lines)
+    things = {line["concept"]: line | {"text": line["text"].partition(OF)[2]} for line in lines}
+    rows = [json.dumps({key: thing[key] for key in ("text", "style", "concept")}) for thing in things.values()]
+    content = "\n".join(rows).encode()
+    file = cache_dir() / "results" / f"labels-{sha256_bytes(content)[:16]}.jsonl"
+    write_bytes(file, content)
+    return file, len(rows)
 
 
 def figure3_piece(config: ResultsConfig) -> dict[str, Any]:
@@ -203,6 +232,7 @@ def finetuned_piece(config: ResultsConfig) -> dict[str, Any]:
 
 MEASURED: dict[str, Callable[[ResultsConfig], dict[str, Any]]] = {
     "table": table_piece,
+    "labels": labels_piece,
     "figure3": figure3_piece,
     "grid": grid_piece,
     "finetuned": finetuned_piece,

@@ -14,6 +14,7 @@ from PIL import Image
 from fewstep.configs import CompareConfig, TuneConfig, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import grid_of
+from fewstep.evaluate.prompts import read_prompts
 from fewstep.evaluate.rows import parse_row
 from tests.tiny import tiny_images, tiny_model
 
@@ -119,7 +120,15 @@ def calls(monkeypatch, tmp_path):
     for name in ("base", "high-contrast", "noto-mono", "fxemoji"):
         tiny_images(images / name, 4)
         lines = [
-            json.dumps({"file_name": f"{name}/{file.name}", "text": name}) for file in images.glob(f"{name}/*.png")
+            json.dumps(
+                {
+                    "file_name": f"{name}/{file.name}",
+                    "text": f"flat emoji of {file.stem}",
+                    "style": "flat",
+                    "concept": file.stem,
+                }
+            )
+            for file in sorted(images.glob(f"{name}/*.png"))
         ]
         (images / f"{name}.jsonl").write_text("\n".join(lines * 400))
     tiny_model(tmp_path / "cache" / "emoji" / "fxemoji" / "model")
@@ -161,7 +170,7 @@ def test_its_pictures_are_there_and_small() -> None:
 
 def test_a_page_without_figures_says_what_is_missing() -> None:
     page = results_page.page({})
-    assert [page.count(f"Not measured yet: `python docs/results.py --pieces {piece}`") for piece in PIECES] == [1] * 4
+    assert [page.count(f"Not measured yet: `python docs/results.py --pieces {piece}`") for piece in PIECES] == [1] * 5
     assert "The table is not measured yet." in page
 
 
@@ -174,17 +183,19 @@ def test_all_pieces_make_a_page(calls, tmp_path, capsys) -> None:
     assert "Not measured" not in page
     assert "| solver       | steps | time (s) |   FID | LPIPS |" in page
     assert "| LCM-LoRA     |     4 |    0.040 | 20.50 | 0.225 |" in page
-    assert page.count("* **") == 5 + 2 + 1
+    assert page.count("* **") == 5 + 1 + 2 + 1
     assert str(tmp_path) not in page + json.dumps(document)
     pictures = results_page.re.findall(r"!\[.*\]\((.*)\)", page)
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     assert all((folder / picture).is_file() for picture in pictures)
 
 
 def test_each_piece_draws_what_it_is_for(calls, tmp_path) -> None:
     results.run(config(tmp_path))
-    table, *figure3, contrast, mono, finetuned = calls
+    table, labels, *figure3, contrast, mono, finetuned = calls
     assert (table.images, table.seed_sets, table.rows) == (5000, 3, results.TABLE_ROWS)
+    assert (labels.images, labels.seed_sets, labels.rows) == (4, 1, results.LABEL_ROWS)
+    assert sorted(prompt.text for prompt in read_prompts(labels.prompt_file)) == ["00", "01", "02", "03"]
     assert [job.rows for job in figure3[:2]] == [("dpm-solver++:25@best+high-contrast:1",),
                                                  ("dpm-solver++:25@best+noto-mono:1",)]  # fmt: skip
     assert figure3[2].rows[0] == "dpm-solver++:25@1.5+high-contrast:1"
@@ -313,6 +324,13 @@ def test_what_the_table_does_not_decide() -> None:
                      agreement_ratio_high=None)  # fmt: skip
     assert [line.split("**")[1] for line in lines[:3]] == [OPEN] * 3
     assert lines[0].endswith("not measured.")
+
+
+def test_what_the_lora_is_for_is_told_where_no_style_is_named() -> None:
+    document = compared(build(CompareConfig, rows=results.LABEL_ROWS, images=1600, reference=Path("real")))
+    verdict, beside = results_page.of_labels(document)
+    assert verdict.startswith("* **met**: lcm:4's KID is above ddim:32's by at most 10 % of that")
+    assert beside.count("the LoRA") == 2
 
 
 def styled(images: int) -> dict:
