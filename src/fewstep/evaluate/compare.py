@@ -216,6 +216,7 @@ def sheet_of(rows: Sequence[Row], results: Sequence[Result], prompts: Sequence[P
     lines = []
     for row, result in zip(rows, results, strict=True):
         notes = [f"{row['nfe']:g} NFE, {1000 * row['time_s']:.0f} ms", f"guidance {row['guidance_scale']:g}"]
+        notes += row["row"].partition(":")[0].split(",")[1:]  # eta, gamma, grid
         notes += [short(f"+{lora['file']}:{lora['weight']:g}")[:30] for lora in row["lora"]]
         lines.append(SheetRow(f"{row['solver']}:{row['steps']}", "\n".join(notes), result.drawn.first(SHOWN)))
     return grid(lines, [prompt.text for prompt in prompts[:SHOWN]])
