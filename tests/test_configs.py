@@ -36,6 +36,12 @@ def test_defaults_are_the_documented_ones():
     assert build(FinetuneConfig, **DISTILL).drop_captions == 0.1
 
 
+def test_help_is_wrapped_where_it_is_shown():
+    told = [field.description for field in DistillConfig.model_fields.values()]
+    assert max(map(len, told)) > 200  # some docstrings have several lines
+    assert not any("\n" in text for text in told)
+
+
 def test_configs_do_not_change():
     config = build(SampleConfig, **SAMPLE)
     with pytest.raises(ValidationError, match="frozen"):

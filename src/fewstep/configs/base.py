@@ -40,6 +40,12 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     argument: ClassVar[tuple[str, str] | None] = None  # the field typed without an option, and what help calls it
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Help is wrapped where it is shown, not where a docstring's lines end."""
+        for field in cls.model_fields.values():
+            field.description = " ".join((field.description or "").split())
+
 
 C = TypeVar("C", bound=Config)
 
