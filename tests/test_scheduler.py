@@ -72,7 +72,7 @@ def test_a_pipeline_draws_what_our_loop_draws(family, solver):
     torch.testing.assert_close(their_loop(pipe), theirs, rtol=0, atol=0)  # nothing is left of the run before
 
 
-@pytest.mark.parametrize("grid", ["lcm", "trailing", "leading", "linspace"])
+@pytest.mark.parametrize("grid", ["lcm", "quadratic", "trailing", "leading", "linspace"])
 def test_every_grid(grid):
     pipe = pipeline("sd15", solver="dpm-solver++", grid=grid)
     torch.testing.assert_close(their_loop(pipe), our_loop(pipe, "dpm-solver++", grid), rtol=0, atol=1e-4)
@@ -167,7 +167,7 @@ def test_a_step_says_its_estimate_and_keeps_the_type():
 def test_what_cannot_be():
     with pytest.raises(UsageError, match=r"^unknown solver 'sinus'\n\nhint: known ones: ddim, "):
         FewstepScheduler(solver="sinus")
-    with pytest.raises(UsageError, match=r"^unknown grid 'karras'\n\nhint: known ones: auto, lcm, trailing, "):
+    with pytest.raises(UsageError, match=r"^unknown grid 'karras'\n\nhint: known ones: auto, lcm, quadratic, trailing, "):
         FewstepScheduler(grid="karras")
     with pytest.raises(FewstepError, match=r"^epsilon prediction on a zero-terminal-SNR schedule"):
         FewstepScheduler(**ZERO_SNR | {"prediction_type": "epsilon"})
