@@ -167,7 +167,9 @@ def test_a_step_says_its_estimate_and_keeps_the_type():
 def test_what_cannot_be():
     with pytest.raises(UsageError, match=r"^unknown solver 'sinus'\n\nhint: known ones: ddim, "):
         FewstepScheduler(solver="sinus")
-    with pytest.raises(UsageError, match=r"^unknown grid 'karras'\n\nhint: known ones: auto, lcm, quadratic, trailing, "):
+    with pytest.raises(
+        UsageError, match=r"^unknown grid 'karras'\n\nhint: known ones: auto, lcm, quadratic, trailing, "
+    ):
         FewstepScheduler(grid="karras")
     with pytest.raises(FewstepError, match=r"^epsilon prediction on a zero-terminal-SNR schedule"):
         FewstepScheduler(**ZERO_SNR | {"prediction_type": "epsilon"})
