@@ -22,7 +22,7 @@ from fewstep.evaluate.candidates import Weight
 from fewstep.evaluate.estimate import Estimate
 from fewstep.evaluate.frechet import Statistics
 from fewstep.evaluate.lab import Lab, base_styles, drawings_of, take
-from fewstep.evaluate.prompts import Prompt, shipped_prompts, styled_prompts
+from fewstep.evaluate.prompts import OF, Prompt, shipped_prompts, styled_prompts
 from fewstep.evaluate.reference import Reference
 from fewstep.evaluate.report import text_table
 from fewstep.io import cache_dir, read_json, sha256_bytes, write_bytes, write_json
@@ -32,7 +32,6 @@ from fewstep.training import finetune
 ALLOWED = 0.05  # the others may change by this share
 CERTAIN = 2  # standard errors
 WIDTH = 120  # of the page's lines
-OF = " emoji of "  # between a caption's words for the style and for the thing
 TRAINING: dict[str, Any] = {  # of the LoRA of a style that the model knows
     "rank": 16,
     "train_steps": 600,

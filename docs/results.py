@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from PIL import Image
 from pydantic import Field
-from results_page import FINETUNED, LCM_STEPS, PIECES, STYLE_STEPS, STYLE_WEIGHT, WEIGHTS, page
+from results_page import BARE, FINETUNED, LCM_STEPS, PIECES, STYLE_STEPS, STYLE_WEIGHT, WEIGHTS, page
 
 from fewstep import __version__
 from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_model
@@ -26,7 +26,7 @@ from fewstep.cli import main_of
 from fewstep.configs import CompareConfig, Config, Device, Precision, TuneConfig, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.compare import compare
-from fewstep.evaluate.prompts import reference_items
+from fewstep.evaluate.prompts import OF, reference_items
 from fewstep.evaluate.rows import parse_row
 from fewstep.evaluate.sheets import small_jpeg
 from fewstep.evaluate.tune import tune
@@ -42,7 +42,7 @@ TABLE_ROWS = (
     "dpm-solver++:8@best",
     *(FAST.format(steps=steps) for steps in (4, 2, 1, 8)),
     "ddim:4@best",
-    f"lcm,grid=quadratic:4@1+{ACCELERATION}:0",  # what LCM's sampler does by itself
+    BARE,  # what LCM's sampler does by itself
     f"lcm,grid=lcm:4@1+{ACCELERATION}:1",  # and the LoRA where LCM spaces its timesteps
     "dpm-solver++,grid=quadratic:8@best",  # and others where lcm does
 )
@@ -50,13 +50,12 @@ LABEL_ROWS = (
     "ddim:32@best",
     "dpm-solver++:8@best",
     *(FAST.format(steps=steps) for steps in (4, 2)),
-    f"lcm,grid=quadratic:4@1+{ACCELERATION}:0",
+    BARE,
 )
 FINETUNED_ROWS = ("dpm-solver++:25@best", *(FAST.format(steps=steps) for steps in (4, 2)))
-OF = " emoji of "  # between a caption's words for the style and for the thing
 GRID_IMAGES = 128
 TIMING_ROUNDS = 7  # in the last pass, when nothing else is drawn
-LARGEST = 110_000  # bytes of a picture file; there are six
+LARGEST = 110_000  # bytes of a picture file; there are seven
 
 Job = CompareConfig | TuneConfig
 

@@ -21,13 +21,13 @@ from fewstep.assets import ACCELERATION, CHECKSUMS, FOLDER, KIT, LICENCE, MODEL,
 from fewstep.assets import STYLES as STYLE_LORAS
 from fewstep.cli import main_of
 from fewstep.configs import Config
-from fewstep.diffusion.schedule import lcm_grid
 from fewstep.errors import FewstepError
 from fewstep.evaluate.report import text_table
 from fewstep.io import atomic_folder, atomic_path, cache_dir, read_json, write_bytes, write_json
 from fewstep.lora.files import load_adapter
 from fewstep.lora.recipe import from_metadata, to_metadata
 from fewstep.lora.writing import Entry, write_safetensors
+from fewstep.planning import lay_timesteps
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {
@@ -160,7 +160,7 @@ def lora_card(name: str, path: Path, measurements: Sequence[Mapping[str, Any]]) 
     what = (
         "The acceleration vector of the embedded model, an LCM-LoRA made by `fewstep distill`: four steps, no guidance."
         f" In diffusers, give LCMScheduler.from_config original_inference_steps={1000 // (recipe.k or 20)}, and the"
-        f" pipeline timesteps={lcm_grid(4, recipe.k or 20, quadratic=recipe.grid == 'quadratic')}."
+        f" pipeline timesteps={lay_timesteps('lcm', 4, recipe.grid or 'lcm', recipe.k or 20, 1000)}."
         if recipe.accelerates
         else f"A style LoRA of the embedded model, made by `fewstep finetune` on drawings it had never seen"
         f' ({OWNERS[name]}, {STYLES[name].licence}). Prompt: "{main_caption(name, "castle")}".'

@@ -9,6 +9,7 @@ from fewstep.assets import shipped_kit
 from fewstep.data.folder import CAPTION_KEYS, SUFFIXES, TABLES, Item, read_items
 from fewstep.errors import FewstepError
 
+OF = " emoji of "  # between a shipped caption's words for the style and for the thing
 NAMED = 5  # broken lines at most, in an error
 
 
@@ -75,7 +76,7 @@ def shipped_prompts() -> Prompts:
 
 def things() -> dict[str, str]:
     """Concept -> what a person calls it, of the drawings that ship."""
-    return {str(prompt.concept): prompt.text.partition(" emoji of ")[2] for prompt in shipped_prompts().prompts}
+    return {str(prompt.concept): prompt.text.partition(OF)[2] for prompt in shipped_prompts().prompts}
 
 
 def styled_prompts(style: str, words: str = "") -> tuple[Prompt, ...]:

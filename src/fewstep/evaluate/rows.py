@@ -71,7 +71,7 @@ def _options(terms: str, text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for term in terms.split(",")[1:]:
         option, _, value = term.partition("=")
-        if not re.fullmatch(OPTIONS.get(option, "$."), value):
+        if option not in OPTIONS or not re.fullmatch(OPTIONS[option], value):
             known = f"eta=NUMBER, gamma=NUMBER or grid={'|'.join(get_args(Grid))}"
             raise UsageError(f"--rows {text}: {term!r} is no {known}", f"a row is {GRAMMAR}")
         found[option] = value if option == "grid" else float(value)

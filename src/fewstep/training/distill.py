@@ -9,7 +9,7 @@ from fewstep.configs import DistillConfig
 from fewstep.data.folder import read_items
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.guidance import GuidedDenoiser
-from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, clean_level, lcm_grid, skipping_grid
+from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, clean_level, skipping_grid
 from fewstep.diffusion.solvers.base import either
 from fewstep.diffusion.solvers.ddim import jump_to
 from fewstep.errors import UsageError
@@ -18,7 +18,7 @@ from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
-from fewstep.planning import psi_named, refuse_zero_snr
+from fewstep.planning import lay_timesteps, psi_named, refuse_zero_snr
 from fewstep.training.adapt import Batch, LatentData, Roles, after, describe, latent_data, new_roles
 from fewstep.training.loop import loop
 from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared
@@ -110,7 +110,7 @@ def at(points: Tensor, place: Tensor) -> Tensor:
 
 def few_step_timesteps(k: int, T: int, grid: str) -> list[int]:
     """Where LCM's sampler evaluates the network in FEW steps, ascending."""
-    return sorted({t for steps in FEW for t in lcm_grid(steps, k, T, grid == "quadratic") if t % k == k - 1})
+    return sorted({t for steps in FEW for t in lay_timesteps("lcm", steps, grid, k, T) if t % k == k - 1})
 
 
 def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) -> float | Tensor:
