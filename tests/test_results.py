@@ -170,7 +170,7 @@ def test_its_pictures_are_there_and_small() -> None:
 
 def test_a_page_without_figures_says_what_is_missing() -> None:
     page = results_page.page({})
-    assert [page.count(f"Not measured yet: `python docs/results.py --pieces {piece}`") for piece in PIECES] == [1] * 5
+    assert [page.count(f"Not measured yet: `python docs/results.py --pieces {piece}`") for piece in PIECES] == [1] * 6
     assert "The table is not measured yet." in page
 
 
@@ -186,14 +186,15 @@ def test_all_pieces_make_a_page(calls, tmp_path, capsys) -> None:
     assert page.count("* **") == 5 + 1 + 2 + 1
     assert str(tmp_path) not in page + json.dumps(document)
     pictures = results_page.re.findall(r"!\[.*\]\((.*)\)", page)
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     assert all((folder / picture).is_file() for picture in pictures)
 
 
 def test_each_piece_draws_what_it_is_for(calls, tmp_path) -> None:
     results.run(config(tmp_path))
-    table, labels, *figure3, contrast, mono, finetuned = calls
+    table, controls, labels, *figure3, contrast, mono, finetuned = calls
     assert (table.images, table.seed_sets, table.rows) == (5000, 3, results.TABLE_ROWS)
+    assert (controls.images, controls.seed_sets, controls.rows) == (2112, 1, results.CONTROL_ROWS)
     assert (labels.images, labels.seed_sets, labels.rows) == (4, 1, results.LABEL_ROWS)
     assert sorted(prompt.text for prompt in read_prompts(labels.prompt_file)) == ["00", "01", "02", "03"]
     assert [job.rows for job in figure3[:2]] == [("dpm-solver++:25@best+high-contrast:1",),
@@ -378,9 +379,9 @@ def test_rows_are_shared_out_the_costliest_first() -> None:
     assert {len(part.rows) for part in parts} == {1}
     assert sorted(part.rows[0] for part in parts) == sorted(job.rows)
     assert [part.rows[0] for part in parts][:3] == ["ddim:32@best", "dpm-solver:16@best", "dpm-solver++:8@best"]
-    assert parts[-1].rows == ("lcm:1@1+lcm:1",)
+    assert parts[-1].rows == ("lcm:2@1+lcm:1",)
     assert all(part.model_copy(update={"rows": job.rows}) == job for part in parts)
-    assert results.cost(parts[-1]) == 15000
+    assert results.cost(parts[-1]) == 2 * 15000
     assert results.cost(parts[0]) == 32 * 2 * (15000 + 7 * 512)
 
 

@@ -52,18 +52,19 @@ def plot(path: Path, rows: Sequence[Row], cost: str, label: str, scale: float = 
         panel(axes, [(short(row["row"]), scale * row[cost], SCALE.get(quality, 1) * row[quality]) for row in rows])
         axes.set_xlabel(label)
         axes.set_ylabel(QUALITY[quality])
+    handles, names = axes.get_legend_handles_labels()  # those of any panel
+    figure.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False)
     figure.savefig(path, format="png", dpi=110)  # with the Agg canvas: no screen is needed
 
 
 def panel(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    """Labelled points on matplotlib's axes: text, x, y."""
+    """Points on matplotlib's axes: their names for the legend, x, y."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
     for (text, x, y), colour, marker in zip(points, cycle(COLOURS), cycle(MARKERS)):
-        axes.plot([x], [y], marker=marker, color=colour, markersize=8)
-        axes.annotate(text, (x, y), textcoords="offset points", xytext=(7, 6), fontsize=8, color="#1a1a1a")
-    axes.margins(0.22, 0.15)
+        axes.plot([x], [y], marker=marker, color=colour, markersize=9, linestyle="", label=text)
+    axes.margins(0.12)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

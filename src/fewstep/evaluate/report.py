@@ -13,14 +13,16 @@ STYLE = """
   :root { --ink: #e8eaed; --faint: #9aa0a6; --line: #3c4043; --paper: #16181b; --mark: #22304a }
 }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 80rem; margin: 2.5rem auto; padding: 0 1.25rem }
+       max-width: 92rem; margin: 2.5rem auto; padding: 0 1.25rem }
 h1 { font-size: 1.9rem; margin-bottom: .2rem } h2 { margin-top: 2.6rem; font-size: 1.3rem }
 p { max-width: 46rem } .faint { color: var(--faint); font-size: .92rem }
 figure { margin: 1rem 0 } img { max-width: 100%; height: auto; border-radius: 6px; background: #fff }
 div.wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .35rem .9rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } tr.mark { background: var(--mark) }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem }
+th, td { padding: .35rem .55rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: bottom }
+td { white-space: nowrap } tr.mark { background: var(--mark) }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: inherit }
+tr { background: var(--paper) }
 pre { background: var(--mark); padding: .8rem 1rem; border-radius: 6px; font-size: .9rem;
       white-space: pre-wrap; overflow-wrap: anywhere }
 """
@@ -53,7 +55,7 @@ def preformatted(text: str) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[int] = ()) -> str:
     """A table with these column titles; rows whose numbers are in `marked` stand out."""
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    head = "".join(f"<th>{html.escape(column).replace(' %', '&nbsp;%')}</th>" for column in columns)
     lines = []
     for number, row in enumerate(rows):
         cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
