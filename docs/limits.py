@@ -14,16 +14,17 @@ from pydantic import Field
 sys.path.insert(0, str(Path(__file__).parent))
 
 from limits_measured import SECTIONS, Bench, facts
-from limits_pictures import save_small
 from limits_told import page
 
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Precision
 from fewstep.errors import UsageError
 from fewstep.evaluate.lab import Lab
+from fewstep.evaluate.sheets import small_jpeg
 from fewstep.io import read_json, write_bytes, write_json
 
 OUT = Path(__file__).with_name("limits.md")
+LARGEST = 75_000  # bytes of a picture
 
 
 class LimitsConfig(Config):
@@ -83,7 +84,7 @@ def run(config: LimitsConfig) -> None:
         sections = {**document["sections"], number: {**facts(bench), **measured.figures}}
         document = {"sections": dict(sorted(sections.items()))}
         for name, picture in measured.pictures.items():
-            save_small(config.out.parent / "pictures" / f"limits-{name}.png", picture)
+            write_bytes(config.out.parent / "pictures" / f"limits-{name}.jpg", small_jpeg(picture, LARGEST))
         write_json(kept, document)
         write_bytes(config.out, page(document).encode())
 

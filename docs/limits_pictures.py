@@ -1,42 +1,18 @@
-"""The pictures of docs/limits.md: small files, and the plot of quality over steps."""
+"""The plot of quality over steps in docs/limits.md."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from fewstep.errors import FewstepError
 from fewstep.evaluate.plots import COLOURS, MARKERS, check_matplotlib
-from fewstep.io import write_bytes
 
-LARGEST = 150_000  # bytes of a picture
-COLOURS_OF_A_SHEET = (256, 128)  # tried in turn
 PANELS = {
     "agreement": ("agreement, % (higher is better)", 100),
     "distance": ("distance to real drawings (lower is better)", 1),
     "lpips": ("LPIPS to DDIM-100 (lower is nearer)", 1),
 }
-
-
-def save_small(path: Path, image: Image.Image, largest: int = LARGEST) -> None:
-    """Write a PNG of at most so many bytes: with fewer colours, then smaller, until it is."""
-    while min(image.size) > 16:
-        for colours in COLOURS_OF_A_SHEET:
-            data = png(image.convert("RGB").quantize(colours))
-            if len(data) <= largest:
-                write_bytes(path, data)
-                return
-        image = image.resize((image.width * 4 // 5, image.height * 4 // 5), Image.Resampling.LANCZOS)
-    raise FewstepError(f"{path.name} does not fit into {largest} bytes", "allow more")
-
-
-def png(image: Image.Image) -> bytes:
-    """The file's content."""
-    data = BytesIO()
-    image.save(data, "PNG", optimize=True)
-    return data.getvalue()
 
 
 def steps_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:

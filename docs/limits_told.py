@@ -60,7 +60,7 @@ def bullets(lines: Sequence[str]) -> str:
 
 def picture(name: str, words: str) -> str:
     """A picture of docs/pictures."""
-    return f"![{words}](pictures/limits-{name}.png)"
+    return f"![{words}](pictures/limits-{name}.jpg)"
 
 
 # --- 1 ------------------------------------------------------------------------------------------------------

@@ -120,8 +120,8 @@ def document() -> dict[str, Any]:
 def test_the_page_is_what_its_figures_make() -> None:
     kept = json.loads((DOCS / "limits.json").read_text(encoding="utf-8"))
     assert GENERATOR["page"](kept) == (DOCS / "limits.md").read_text(encoding="utf-8")
-    for picture in (DOCS / "pictures").glob("limits-*.png"):
-        assert picture.stat().st_size <= PICTURES["LARGEST"]
+    for picture in (DOCS / "pictures").glob("limits-*.jpg"):
+        assert picture.stat().st_size <= GENERATOR["LARGEST"]
 
 
 def test_a_whole_page_tells_every_section() -> None:
@@ -131,7 +131,7 @@ def test_a_whole_page_tells_every_section() -> None:
     for number in MEASURED["SECTIONS"]:
         assert text.count(f"\n## {number}. ") == 1
     for name in ("paths", "worst", "steps", "sketches"):
-        assert text.count(f"(pictures/limits-{name}.png)") == 1
+        assert text.count(f"(pictures/limits-{name}.jpg)") == 1
 
 
 def test_what_was_not_measured_is_said_and_so_is_another_model() -> None:
@@ -157,7 +157,7 @@ def test_a_partial_run_replaces_only_its_section(tmp_path: Path, monkeypatch: py
     kept = json.loads((tmp_path / "limits.json").read_text())["sections"]
     assert kept == {"1": sections["1"], "5": sections["5"] | {"images": 8}}
     assert out.read_text(encoding="utf-8") == GENERATOR["page"]({"sections": kept})
-    assert (tmp_path / "pictures" / "limits-steps.png").exists()
+    assert (tmp_path / "pictures" / "limits-steps.jpg").exists()
 
 
 @pytest.mark.parametrize(
@@ -253,10 +253,7 @@ def test_small_sums() -> None:
         assert MEASURED["behind"](key, worse, best).value == pytest.approx(2)
 
 
-def test_pictures_are_small(tmp_path: Path) -> None:
-    noise = torch.randint(0, 256, (512, 512, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    PICTURES["save_small"](tmp_path / "noise.png", Image.fromarray(noise.numpy()), 50_000)
-    assert (tmp_path / "noise.png").stat().st_size <= 50_000
+def test_the_plot_is_wide() -> None:
     plot = PICTURES["steps_plot"](document()["sections"]["5"]["rows"])
     assert plot.width > plot.height > 100
 
