@@ -34,7 +34,7 @@ from fewstep.io import cache_dir, read_json, sha256_bytes, sha256_file, write_by
 from fewstep.lora.references import parse_reference
 from fewstep.models.model import parts_sha256
 
-FORMAT = "2"  # raise when a finished measurement no longer holds
+FORMAT = "3"  # raise when a finished measurement no longer holds
 FAST = f"lcm:{{steps}}@1+{ACCELERATION}:1"
 TABLE_ROWS = (
     "ddim:32@best",

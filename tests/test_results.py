@@ -64,11 +64,12 @@ def beside(row: dict, first: dict) -> dict:
     """A row beside the first one."""
     difference, ratio = row["kid"] - first["kid"], row["agreement"] / first["agreement"]
 
-    def over(key: str) -> float | None:
-        return None if row[key] is None else row[key] / first[key]
+    def over(key: str) -> dict:
+        value = None if row[key] is None else row[key] / first[key]
+        return {f"{key}_ratio{end}": value and value + off for end, off in (("", 0), ("_low", -0.01), ("_high", 0.01))}
 
     return {
-        "fid_ratio": over("fid"), "efficientnet_distance_ratio": over("efficientnet_distance"),
+        **over("fid"), **over("efficientnet_distance"),
         "kid_difference": difference, "kid_difference_low": difference - 0.001,
         "kid_difference_high": difference + 0.001, "agreement_ratio": ratio, "agreement_ratio_low": ratio - 0.02,
         "agreement_ratio_high": ratio + 0.02, "speedup": first["time_s"] / row["time_s"],
@@ -308,11 +309,12 @@ def table_of(**figures) -> list[str]:
 
 def test_verdicts_of_the_table() -> None:
     fid, kid, agreement, fid_2, speed = table_of(
-        kid=0.02, fid_ratio=1.05, kid_difference=0.001, kid_difference_low=0.0, kid_difference_high=0.00199,
+        kid=0.02, fid_ratio=1.03, fid_ratio_low=1.01, fid_ratio_high=1.05,
+        kid_difference=0.001, kid_difference_low=0.0, kid_difference_high=0.00199,
         agreement_ratio=0.94, agreement_ratio_low=0.93, agreement_ratio_high=0.96, speedup=7.9,
     )  # fmt: skip
-    assert (
-        fid == "* **met**: lcm:4's FID is at most 1.05 of ddim:32's: 1.050, 20.50 (spread 0.30) to 20.12 (spread 0.30)."
+    assert fid.startswith(
+        "* **met**: lcm:4's FID is at most 1.05 of ddim:32's: 1.030 [1.010, 1.050], 20.50 (spread 0.3"
     )
     assert kid.endswith("by at most 10 % of that: by 1.00 [0.00, 1.99] x 0.001, where 10 % is 2.00.")
     assert [line.split("**")[1] for line in (kid, agreement, fid_2, speed)] == [MET, OPEN, MET, FAILED]
@@ -342,8 +344,8 @@ def styled(images: int) -> dict:
 def test_the_distance_to_a_style_is_the_best_that_was_measured() -> None:
     by_fid, by_other, by_none = (results_page.of_style("noto-mono", styled(images)) for images in (3000, 1386, 500))
     assert by_fid.startswith("* **met**: noto-mono at 0.8 with lcm in 4 steps")
-    assert "by FID, as alone in 25: 1.017, 20.5 to 20.2; KID ratio 1.004 [" in by_fid
-    assert "by EfficientNet's Fréchet distance, as alone in 25: 1.006, 151.2 to 150.4;" in by_other
+    assert "by FID, as alone in 25: 1.017 [1.007, 1.027], 20.5 to 20.2; KID ratio 1.004 [" in by_fid
+    assert "by EfficientNet's Fréchet distance, as alone in 25: 1.006 [0.996, 1.016], 151.2 to 150.4;" in by_other
     assert by_none.startswith(f"* **{OPEN}**")
     assert "not measured; KID ratio 1.004 [" in by_none
 

@@ -4,6 +4,7 @@ import pytest
 
 from fewstep.evaluate.agreement import Agreement
 from fewstep.evaluate.beside import COLUMNS, beside, others, over, told
+from fewstep.evaluate.estimate import Estimate
 from fewstep.evaluate.kid import KID
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.table import cells
@@ -12,7 +13,7 @@ HITS = (True, True, True, False) * 8
 
 
 def row(name, **numbers):
-    return {"row": name, "fid": None, "efficientnet_distance": None, "time_s": 1.0} | numbers
+    return {"row": name, "time_s": 1.0} | numbers
 
 
 def kid(*values):
@@ -23,16 +24,23 @@ def agreement(hits):
     return Agreement(sum(hits) / len(hits), 0.1, len(hits), 0, tuple(hits))
 
 
+def distance(value, *without):
+    return [Estimate(value, without)]
+
+
 def test_the_numbers():
-    first = row("a", fid=20.0, efficientnet_distance=8.0, time_s=2.0)
-    other = row("b", fid=25.0, efficientnet_distance=6.0, time_s=0.5)
     found = beside(
-        other,
-        Measures(kid=kid(3.0, 4.5, 6.0), agreement=agreement((True, False) * 16)),
-        first,
-        Measures(kid=kid(1.0, 2.0, 3.0), agreement=agreement(HITS)),
-    )
+        row("b", time_s=0.5),
+        Measures([Estimate(24.0, (24.0, 24.0)), Estimate(26.0, (26.0, 29.0))], kid(3.0, 4.5, 6.0),
+                 agreement=agreement((True, False) * 16), efficientnet_distance=distance(6.0, 7.0, 5.0)),
+        row("a", time_s=2.0),
+        Measures([Estimate(18.0, (18.0, 18.0)), Estimate(22.0, (22.0, 22.0))], kid(1.0, 2.0, 3.0),
+                 agreement=agreement(HITS), efficientnet_distance=distance(8.0, 9.0, 7.0)),
+    )  # fmt: skip
     assert (found["fid_ratio"], found["efficientnet_distance_ratio"], found["speedup"]) == (1.25, 0.75, 4)
+    margin = 12.7062 * (2 * ((26.5 - 25) / 20 / 2) ** 2 / 2) ** 0.5  # jackknife of 2 groups, by 1 degree of freedom
+    assert found["fid_ratio_high"] - 1.25 == pytest.approx(margin, rel=1e-4)
+    assert 0.75 - found["efficientnet_distance_ratio_low"] == pytest.approx(12.7062 * (7 / 9 - 5 / 7) / 2, rel=1e-4)
     margin = 4.30265 * 0.5 / 3**0.5  # of differences 2, 2.5, 3, by 2 degrees of freedom
     assert found["kid_difference"] == 2.5
     assert found["kid_difference_high"] - 2.5 == pytest.approx(margin, rel=1e-4)
@@ -43,18 +51,19 @@ def test_the_numbers():
 
 def test_what_is_not_measured_of_both_is_none():
     first = Measures(kid=kid(1.0, 2.0), agreement=agreement(HITS))
-    found = beside(row("b", fid=3.0), Measures(), row("a"), first)
+    found = beside(row("b"), Measures(distance(3.0, 2.0, 4.0)), row("a"), first)
     assert found.pop("speedup") == 1
     assert set(found.values()) == {None}
     assert (over(1.0, 0.0), over(0.0, 2.0)) == (None, 0)
 
 
 def test_the_table_shows_what_was_measured():
-    first, measures = row("a", fid=20.0), Measures(kid=kid(0.001, 0.003))
-    other = row("b", fid=30.0)
+    first, measures = row("a"), Measures(distance(20.0, 19.0, 21.0), kid(0.001, 0.003))
+    other = row("b")
     rows = [first | {"beside_first": None}, other | {"beside_first": beside(other, measures, first, measures)}]
     titles, lines = cells(others(rows), COLUMNS)
-    assert titles == ["row", "FID ratio", "KID difference x 1000 [95 %]", "times as fast"]
-    assert lines == [["b", "1.500", "+0.00 [+0.00, +0.00]", "1.00"]]
-    (line,) = told(rows)
-    assert line.startswith("KID difference: a row's less that of a; 95 % interval of the differences block by block")
+    assert titles == ["row", "FID ratio [95 %]", "KID difference x 1000 [95 %]", "times as fast"]
+    assert lines == [["b", "1.000 [1.000, 1.000]", "+0.00 [+0.00, +0.00]", "1.00"]]
+    difference, ratio = told(rows)
+    assert difference.startswith("KID difference: a row's less that of a; 95 % interval of the differences block by")
+    assert ratio.startswith("FID ratio: a row's over that of a; 95 % interval by the jackknife over groups of images")

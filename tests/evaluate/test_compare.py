@@ -126,7 +126,8 @@ def test_the_document_has_its_schema(fewstep, config, tmp_path):
     assert rows[0]["beside_first"] is None
     assert set(beside) == {
         "fid_ratio", "kid_difference", "kid_difference_low", "kid_difference_high", "agreement_ratio",
-        "agreement_ratio_low", "agreement_ratio_high", "efficientnet_distance_ratio", "speedup",
+        "agreement_ratio_low", "agreement_ratio_high", "efficientnet_distance_ratio", "speedup", "fid_ratio_low",
+        "fid_ratio_high", "efficientnet_distance_ratio_low", "efficientnet_distance_ratio_high",
     }  # fmt: skip
     assert beside["kid_difference"] == pytest.approx(rows[1]["kid"] - rows[0]["kid"])
     assert beside["kid_difference_low"] < beside["kid_difference"] < beside["kid_difference_high"]

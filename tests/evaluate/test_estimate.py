@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fewstep.evaluate.estimate import estimate, ratio, share
-from fewstep.evaluate.frechet import distance_to, frechet_distance, statistics
+from fewstep.evaluate.estimate import estimate, mean, ratio, share
+from fewstep.evaluate.frechet import distance_estimate, distance_to, frechet_distance, statistics
 
 
 def normal(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -37,6 +37,24 @@ def test_of_a_frechet_distance_of_few_images_it_is_how_far_other_images_spread()
     assert 0.6 < told / spread < 1.7
 
 
+@pytest.mark.parametrize("count", [28, 96])  # hardly more images than features, and four times as many
+def test_of_the_ratio_of_two_frechet_distances_too(count):
+    target, drawn = statistics([normal(2000, 24, 0)], "x"), [normal(count, 24, seed) for seed in range(1, 41)]
+    pairs = [[distance_estimate(f(z), target) for f in (lambda z: 1.2 * z + 0.5, lambda z: z.sin())] for z in drawn]
+    found = [a.over(b) for a, b in pairs]
+    spread = float(torch.tensor([one.value for one in found]).std())
+    told = sum(one.error for one in found) / len(found)
+    assert 0.6 < told / spread < 1.7
+    assert told < sum(a.error for a, _ in pairs) / sum(b.value for _, b in pairs)  # what sways both is left out
+
+
+def test_a_mean_leaves_out_groups_of_all_sets_together():
+    a, b = (estimate(lambda i, x=x: float(x[i].mean()), 64) for x in normal(128, 1, 5)[:, 0].chunk(2))
+    assert mean([a, b]).value == (a.value + b.value) / 2
+    assert mean([a, b]).error == pytest.approx((a.error**2 + b.error**2) ** 0.5 / 2, rel=0.5)
+    assert mean([a, a]).error == a.error
+
+
 def test_a_difference_leaves_out_what_sways_both():
     values = normal(64, 1, 2)[:, 0] * 10
     a, b = (estimate(lambda i, d=d: float((values + d * (1 + 0.01 * values))[i].mean()), 64) for d in (0.0, 1.0))
@@ -49,6 +67,7 @@ def test_the_quick_distance_is_the_distance(count):
     features, target = normal(count, 20, 3) + 1, statistics([normal(50, 20, 4)], "x")
     slow = frechet_distance(statistics([features], "x"), target, allow_few=True)
     assert distance_to(features, target) == pytest.approx(slow, rel=1e-6)
+    assert distance_estimate(features, target).value == pytest.approx(slow, rel=1e-6)
 
 
 def test_an_interval_is_of_students_t():

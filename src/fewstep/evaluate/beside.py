@@ -1,9 +1,9 @@
 """A row beside the first one: ratios and differences, with what sways both rows alike left out of their errors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fewstep.evaluate.estimate import ratio
+from fewstep.evaluate.estimate import Estimate, mean, ratio
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.table import Column, Row, number
 
@@ -17,18 +17,28 @@ def beside(row: Row, values: Measures, first: Row, of_first: Measures) -> dict[s
     agreement = (
         ratio(values.agreement.hits, of_first.agreement.hits) if values.agreement and of_first.agreement else None
     )
-    low, high = agreement.interval() if agreement else (None, None)
+    distance = distance_ratio(values.efficientnet_distance, of_first.efficientnet_distance)
     return {
-        "fid_ratio": over(row["fid"], first["fid"]),
+        **interval("fid_ratio", distance_ratio(values.fid, of_first.fid)),
         "kid_difference": kid.value if kid else None,
         "kid_difference_low": kid.low if kid else None,
         "kid_difference_high": kid.high if kid else None,
-        "agreement_ratio": agreement.value if agreement else None,
-        "agreement_ratio_low": low,
-        "agreement_ratio_high": high,
-        "efficientnet_distance_ratio": over(row["efficientnet_distance"], first["efficientnet_distance"]),
+        **interval("agreement_ratio", agreement),
+        **interval("efficientnet_distance_ratio", distance),
         "speedup": over(first["time_s"], row["time_s"]),
     }
+
+
+def distance_ratio(sets: Sequence[Estimate] | None, of_first: Sequence[Estimate] | None) -> Estimate | None:
+    """The mean over the seed sets of a distance, over that of the first row's."""
+    base = mean(of_first) if of_first else None
+    return mean(sets).over(base) if sets and base and all(base.without) else None
+
+
+def interval(name: str, found: Estimate | None) -> dict[str, float | None]:
+    """A number and the ends of its interval, by name."""
+    low, high = found.interval() if found else (None, None)
+    return {name: found.value if found else None, f"{name}_low": low, f"{name}_high": high}
 
 
 def over(value: float | None, other: float | None) -> float | None:
@@ -42,17 +52,19 @@ def kid_difference(row: Row) -> str:
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*parts)
 
 
-def agreement_ratio(row: Row) -> str:
-    """The ratio and its confidence interval."""
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*(row[f"agreement_ratio{end}"] for end in ("", "_low", "_high")))
+def ratio_of(key: str) -> Callable[[Row], str]:
+    """How a ratio and its confidence interval are written."""
+    return lambda row: "{:.3f} [{:.3f}, {:.3f}]".format(*(row[f"{key}{end}"] for end in ("", "_low", "_high")))
 
 
 COLUMNS = (
     Column("row", "row", lambda row: str(row["row"])),
-    Column("FID ratio", "fid_ratio", number("fid_ratio")),
+    Column("FID ratio [95 %]", "fid_ratio", ratio_of("fid_ratio")),
     Column("KID difference x 1000 [95 %]", "kid_difference", kid_difference),
-    Column("agreement ratio [95 %]", "agreement_ratio", agreement_ratio),
-    Column("EfficientNet distance ratio", "efficientnet_distance_ratio", number("efficientnet_distance_ratio")),
+    Column("agreement ratio [95 %]", "agreement_ratio", ratio_of("agreement_ratio")),
+    Column(
+        "EfficientNet distance ratio [95 %]", "efficientnet_distance_ratio", ratio_of("efficientnet_distance_ratio")
+    ),
     Column("times as fast", "speedup", number("speedup", ".2f")),
 )
 
@@ -67,6 +79,13 @@ def title(rows: Sequence[Row]) -> str:
     return f"Beside {rows[0]['row']}"
 
 
+RATIOS = {
+    "fid_ratio": "FID ratio",
+    "agreement_ratio": "agreement ratio",
+    "efficientnet_distance_ratio": "EfficientNet distance ratio",
+}
+
+
 def told(rows: Sequence[Row]) -> list[str]:
     """In words how rows are put beside the first, a line for each number that needs it."""
     shown = {key for row in others(rows) for key, value in row.items() if value is not None}
@@ -76,9 +95,10 @@ def told(rows: Sequence[Row]) -> list[str]:
             f"KID difference: a row's less that of {rows[0]['row']}; 95 % interval of the differences block by block,"
             " in both rows the same real images and images of the same prompts and noise"
         )
-    if "agreement_ratio" in shown:
+    ratios = [name for key, name in RATIOS.items() if key in shown]
+    if ratios:
         lines.append(
-            f"agreement ratio: a row's over that of {rows[0]['row']}; 95 % interval by the jackknife over groups of"
-            " images of the same prompts and noise"
+            f"{', '.join(ratios)}: a row's over that of {rows[0]['row']}; 95 % interval by the jackknife over groups of"
+            " images of the same prompts and noise, the real images being what they are"
         )
     return lines

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
+from tqdm import tqdm
 
 from fewstep.configs import CompareConfig
 from fewstep.errors import UsageError
@@ -93,7 +94,8 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
     teacher = draw_teacher(bare, config, prompts, around) if tools.lpips else None
     results = draw_rows(bare, config, specs, prompts, around, tools)
     sets = config.seed_sets
-    measured = [measure(tools, result.drawn, teacher, result.diverse, prompts * sets, sets) for result in results]
+    bar = tqdm(results, desc="measuring", unit="row", file=sys.stderr, leave=False, disable=None)
+    measured = [measure(tools, result.drawn, teacher, result.diverse, prompts * sets, sets) for result in bar]
     rows = rows_of(specs, results, measured)
     agreement = next((values.agreement for values in measured if values.agreement), None)
     protocol = protocol_of(config, around, size, listed.source, prompts, tools, teacher, agreement)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import NamedTuple
 
 import torch
@@ -38,10 +38,15 @@ class Estimate(NamedTuple):
         pairs = zip(self.without, other.without, strict=True)
         return Estimate(self.value - other.value, tuple(a - b for a, b in pairs), max(self.least, other.least))
 
+    def over(self, base: "Estimate") -> "Estimate":
+        """The ratio to a base, which is not 0, likewise paired."""
+        pairs = zip(self.without, base.without, strict=True)
+        return Estimate(self.value / base.value, tuple(a / b for a, b in pairs))
+
     def relative(self, base: "Estimate") -> "Estimate":
         """The change from a base, which is not 0, as a share of it, likewise paired."""
-        pairs = zip(self.without, base.without, strict=True)
-        return Estimate(self.value / base.value - 1, tuple(a / b - 1 for a, b in pairs))
+        ratio = self.over(base)
+        return Estimate(ratio.value - 1, tuple(value - 1 for value in ratio.without))
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -56,6 +61,13 @@ def estimate(of: Callable[[Tensor], float], count: int, groups: int = GROUPS) ->
     """
     images, G = torch.arange(count), min(groups, count)
     return Estimate(of(images), tuple(of(images[images % G != g]) for g in range(G)))
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of numbers of as many images each; their groups of the same number are left out together."""
+    return Estimate(
+        fmean(one.value for one in estimates), tuple(map(fmean, zip(*(one.without for one in estimates), strict=True)))
+    )
 
 
 def share(hits: tuple[bool, ...]) -> Estimate:

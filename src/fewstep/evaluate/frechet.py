@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.evaluate.estimate import Estimate, estimate
 from fewstep.io import atomic_path
 
 FORMAT = "fewstep-statistics-1"
@@ -78,14 +79,21 @@ def frechet_distance(a: Statistics, b: Statistics, allow_few: bool = False) -> f
     """
     check_same_features(a, b)
     dim = len(a.mean)
-    fewest = min(a.count, b.count)
-    if fewest < needed(dim) and not allow_few:
+    small, large = (a, b) if a.count <= b.count else (b, a)
+    if small.count < needed(dim) and not allow_few:
         raise FewstepError(
-            f"{fewest} images are too few for a Fréchet distance over {dim} features",
+            f"{small.count} images are too few for a Fréchet distance over {dim} features",
             f"give at least {needed(dim)} on both sides, use KID, or allow few images for a rough comparison",
         )
-    traces = a.covariance.trace() + b.covariance.trace() - 2 * root_trace(a, b)
-    return max(float((a.mean - b.mean).square().sum() + traces), 0.0)  # rounding may leave less
+    return by_root(root(small), small, large)
+
+
+def distance_estimate(features: Tensor, target: Statistics) -> Estimate:
+    """`frechet_distance` of the images with these features (N, D) to the target, with its error; N small or large."""
+    of_target = root(target)
+    return estimate(
+        lambda images: by_root(of_target, target, statistics([features[images]], target.features)), len(features)
+    )
 
 
 def distance_to(features: Tensor, target: Statistics) -> float:
@@ -101,19 +109,23 @@ def distance_to(features: Tensor, target: Statistics) -> float:
     return max(float((mean - target.mean).square().sum() + traces), 0.0)
 
 
-def root_trace(a: Statistics, b: Statistics) -> Tensor:
-    """tr (C_a C_b)^(1/2), the sum of the roots of the eigenvalues of R^T C_b R with R R^T = C_a.
+def by_root(of_a: Tensor, a: Statistics, b: Statistics) -> float:
+    """Their Fréchet distance by the root R of a's covariance: (C_a C_b)^(1/2) has the trace of (R^T C_b R)^(1/2).
 
-    That matrix is symmetric, so nothing turns complex, as it can in the root of C_a C_b itself. R comes from
-    the smaller set and keeps its rank only. What is left of rounding is below 1e-8 tr C; it is some ten times
-    that in scipy's sqrtm of the product.
+    That matrix is symmetric, so nothing turns complex, as it can in the root of C_a C_b itself. What is left of
+    rounding is below 1e-8 tr C; it is some ten times that in scipy's sqrtm of the product.
     """
-    small, large = (a, b) if a.count <= b.count else (b, a)
-    values, vectors = torch.linalg.eigh(small.covariance)
-    kept = values > values[-1] * len(values) * torch.finfo(torch.float64).eps
-    root = vectors[:, kept] * values[kept].sqrt()
-    eigenvalues: Tensor = torch.linalg.eigvalsh(root.T @ large.covariance @ root)
-    return eigenvalues.clamp(min=0).sqrt().sum()
+    shared = torch.linalg.eigvalsh(of_a.T @ b.covariance @ of_a).clamp(min=0).sqrt().sum()
+    traces = a.covariance.trace() + b.covariance.trace() - 2 * shared
+    return max(float((a.mean - b.mean).square().sum() + traces), 0.0)  # rounding may leave less
+
+
+def root(values: Statistics) -> Tensor:
+    """R (D, K) with R R^T the covariance, whose rank K is."""
+    eigenvalues, vectors = torch.linalg.eigh(values.covariance)
+    kept = eigenvalues > eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps
+    factor: Tensor = vectors[:, kept] * eigenvalues[kept].sqrt()
+    return factor
 
 
 def check_same_features(a: Statistics, b: Statistics) -> None:

@@ -13,8 +13,9 @@ from fewstep.evaluate.agreement import Agreement, Pictures
 from fewstep.evaluate.clip_score import Judge, load_judge
 from fewstep.evaluate.diversity import diversity
 from fewstep.evaluate.drawn import Drawn
+from fewstep.evaluate.estimate import Estimate
 from fewstep.evaluate.features import Real, device_of, features_of, read_real
-from fewstep.evaluate.frechet import frechet_distance, needed, statistics
+from fewstep.evaluate.frechet import distance_estimate, needed, statistics
 from fewstep.evaluate.inception_score import inception_score
 from fewstep.evaluate.kid import FEWEST, KID, kid
 from fewstep.evaluate.lpips import LPIPS, load_lpips
@@ -45,14 +46,13 @@ class Tools(NamedTuple):
 class Measures(NamedTuple):
     """What was measured of a row, None where it was not."""
 
-    fid: float | None = None  # mean over the seed sets
-    fid_spread: float | None = None  # the largest less the smallest of the seed sets'
+    fid: list[Estimate] | None = None  # of each seed set
     kid: KID | None = None
     lpips_teacher: float | None = None
     agreement: Agreement | None = None
     diversity: float | None = None
     efficientnet_score: float | None = None
-    efficientnet_distance: float | None = None  # mean over the seed sets
+    efficientnet_distance: list[Estimate] | None = None  # of each seed set
     clip_score: float | None = None
 
 
@@ -142,8 +142,8 @@ def measure(
     values = Measures()
     if tools.inception and tools.real:
         features = features_of(tools.inception, drawn, "FID and KID")
-        fid, spread = fid_over(features, tools.real.features, sets, tools.inception.label)
-        values = values._replace(fid=fid, fid_spread=spread, kid=kid_of(features, tools.real.features))
+        fid = fid_over(features, tools.real.features, sets, tools.inception.label)
+        values = values._replace(fid=fid, kid=kid_of(features, tools.real.features))
     if tools.clip:
         features = features_of(tools.clip.network, drawn, "CLIP score")
         values = values._replace(clip_score=tools.clip.score(features, (prompt.text for prompt in prompts)))
@@ -161,22 +161,21 @@ def seen_by(network: EfficientNet, tools: Tools, drawn: Drawn, prompts: Sequence
     pictures, real = labelled_pictures(features, prompts), tools.real_efficientnet
     return {
         "efficientnet_score": inception_score(network.probabilities(features.to(device_of(network))), splits=1).mean,
-        "efficientnet_distance": real and fid_over(features, real.features, sets, network.label)[0],
+        "efficientnet_distance": real and fid_over(features, real.features, sets, network.label),
         "agreement": agreement_with(pictures, tools.drawings) if pictures and tools.drawings else None,
     }
 
 
-def fid_over(features: Tensor, real: Tensor, sets: int, label: str) -> tuple[float | None, float | None]:
-    """Mean Fréchet distance of the seed sets (N, D) to the real images (M, D), and, of several, largest less smallest.
+def fid_over(features: Tensor, real: Tensor, sets: int, label: str) -> list[Estimate] | None:
+    """Fréchet distances of the seed sets (N, D) to the real images (M, D), and their errors.
 
     None with fewer images a set than a covariance takes: it is then too large by an amount that depends on them.
     """
     parts = features.chunk(sets)
     if min(len(real), *(len(part) for part in parts)) < needed(features.shape[1]):
-        return None, None
+        return None
     target = statistics([real], label)
-    values = [frechet_distance(statistics([part], label), target) for part in parts]
-    return sum(values) / sets, max(values) - min(values) if sets > 1 else None
+    return [distance_estimate(part, target) for part in parts]
 
 
 def kid_of(features: Tensor, real: Tensor) -> KID | None:

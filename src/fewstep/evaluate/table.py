@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fewstep.evaluate.drawn import PARTS, Drawn
+from fewstep.evaluate.estimate import Estimate, mean
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.rows import RowSpec
 
@@ -30,8 +31,8 @@ def entry(spec: RowSpec, drawn: Drawn, values: Measures, search: list[dict[str, 
         "nfe": drawn.nfe,
         "time_s": sum(split.values()),
         "time_split_s": split,
-        "fid": values.fid,
-        "fid_spread": values.fid_spread,
+        "fid": values.fid and mean(values.fid).value,
+        "fid_spread": spread(values.fid),
         "kid": kid.value if kid else None,
         "kid_low": kid.low if kid else None,
         "kid_high": kid.high if kid else None,
@@ -40,8 +41,14 @@ def entry(spec: RowSpec, drawn: Drawn, values: Measures, search: list[dict[str, 
         "diversity": values.diversity,
         "efficientnet_score": values.efficientnet_score,
         "clip_score": values.clip_score,
-        "efficientnet_distance": values.efficientnet_distance,
+        "efficientnet_distance": values.efficientnet_distance and mean(values.efficientnet_distance).value,
     }
+
+
+def spread(sets: Sequence[Estimate] | None) -> float | None:
+    """The largest less the smallest of several seed sets' numbers."""
+    values = [one.value for one in sets or ()]
+    return max(values) - min(values) if len(values) > 1 else None
 
 
 def short(text: str) -> str:
