@@ -118,6 +118,18 @@ def test_the_installed_program_exits_with_the_code():
     assert done.stderr.startswith("error: no prompt was given\n\nhint: ")
 
 
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_do_not_spin_long_unless_told_to(own, found):
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "PATH": "/usr/bin:/bin"} | own
+    told = "from os import environ; print(environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    code = f"import sys; from fewstep import cli; cli.main = lambda: 0; sys.exit = print; cli.entry(); {told}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == f"0\n{found} False\n"
+
+
 def test_ctrl_c_and_a_program_of_one_command(capsys):
     def stopped(config):
         raise KeyboardInterrupt

@@ -32,6 +32,9 @@ from fewstep.configs import (
 from fewstep.errors import FewstepError, UsageError
 
 OPTIONS = Parameter(negative=())  # no --no-json, no --empty-lora
+SPINS = (
+    "10000"  # of a GNU OpenMP thread that waits, before it sleeps; with its 300,000 a busy core slows others 50 times
+)
 
 Run = Callable[[Any], None]
 
@@ -161,4 +164,6 @@ def explained(error: CycloptsError) -> UsageError:
 
 def entry() -> None:
     """The console command."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported, which nothing did yet
     sys.exit(main())
