@@ -56,7 +56,7 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
 
     lcm = ["--lora", str(folder / "lcm" / "lora.safetensors"), "--solver", "lcm", "--steps", "4"]
     style = ["--rank", "8", "--batch-size", "32", "--learning-rate", "5e-4", "--warmup", "20", "--decay", "cosine",
-             "--ema", "0.98", "--steps", "1000"]  # fmt: skip
+             "--ema", "0.98", "--steps"]  # fmt: skip
     return {
         "dataset": [recipe("dataset")],
         "autoencoder": [recipe("autoencoder", "--steps", "4500", *training)],
@@ -66,7 +66,7 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
         "lcm": [
             recipe("lcm", "--model", model, "--data", str(images), "--out", str(folder / "lcm"), *training, *DISTILLING)
         ],
-        "styles": [finetune(name, *style) for name in ("high-contrast", "noto-mono")],
+        "styles": [finetune("high-contrast", *style, "4000"), finetune("noto-mono", *style, "1000")],
         "fxemoji": [finetune("fxemoji", "--full", *FINETUNING)],
         "kit": [recipe("kit")],
         "measure": [measured("base"), measured("held-out"), measured("base", *lcm), measured("held-out", *lcm)],
