@@ -155,23 +155,20 @@ def check_inputs(names: Sequence[str]) -> None:
 def table_piece(config: ResultsConfig) -> dict[str, Any]:
     """LCM-LoRA and the solvers at the steps they are known for."""
     job = comparison(config, TABLE_ROWS, drawings("base"), config.images, config.seed_sets)
-    (done,) = measured(config, [job])
-    return {"comparison": done.document, "picture": picture(config, "table", done.sheet)}
+    return only(config, "table", job)
 
 
 def controls_piece(config: ResultsConfig) -> dict[str, Any]:
     """LCM-LoRA at other steps, without the LoRA, at equal steps without it, and on the other grid."""
     job = comparison(config, CONTROL_ROWS, drawings("base"), min(config.images, CONTROL_IMAGES))
-    (done,) = measured(config, [job])
-    return {"comparison": done.document, "picture": picture(config, "controls", done.sheet)}
+    return only(config, "controls", job)
 
 
 def labels_piece(config: ResultsConfig) -> dict[str, Any]:
     """The same where prompts leave the style open, which has to be decided in the few steps too."""
     file, count = labels(drawings("base"))
     job = comparison(config, LABEL_ROWS, drawings("base"), min(config.images, count))
-    (done,) = measured(config, [job.model_copy(update={"prompt_file": file})])
-    return {"comparison": done.document, "picture": picture(config, "labels", done.sheet)}
+    return only(config, "labels", job.model_copy(update={"prompt_file": file}))
 
 
 def labels(table: Path) -> tuple[Path, int]:
@@ -236,8 +233,13 @@ def finetuned_piece(config: ResultsConfig) -> dict[str, Any]:
     """A fine-tuned model alone, and with the lcm that was made of another."""
     reference = drawings(FINETUNED)
     job = comparison(config, FINETUNED_ROWS, reference, few(config, reference), model=str(finetuned_model()))
+    return only(config, "finetuned", job)
+
+
+def only(config: ResultsConfig, name: str, job: CompareConfig) -> dict[str, Any]:
+    """A piece that is one comparison."""
     (done,) = measured(config, [job])
-    return {"comparison": done.document, "picture": picture(config, "finetuned", done.sheet)}
+    return {"comparison": done.document, "picture": picture(config, name, done.sheet)}
 
 
 MEASURED: dict[str, Callable[[ResultsConfig], dict[str, Any]]] = {

@@ -313,8 +313,9 @@ def test_verdicts_of_the_table() -> None:
         kid_difference=0.001, kid_difference_low=0.0, kid_difference_high=0.00199,
         agreement_ratio=0.94, agreement_ratio_low=0.93, agreement_ratio_high=0.96, speedup=7.9,
     )  # fmt: skip
-    assert fid.startswith(
-        "* **met**: lcm:4's FID is at most 1.05 of ddim:32's: 1.030 [1.010, 1.050], 20.50 (spread 0.3"
+    assert fid == (
+        "* **met**: lcm:4's FID is at most 1.05 of ddim:32's: 1.030 [1.010, 1.050],"
+        " 20.50 (spread 0.30) to 20.12 (spread 0.30)."
     )
     assert kid.endswith("by at most 10 % of that: by 1.00 [0.00, 1.99] x 0.001, where 10 % is 2.00.")
     assert [line.split("**")[1] for line in (kid, agreement, fid_2, speed)] == [MET, OPEN, MET, FAILED]

@@ -57,13 +57,14 @@ def ratio_of(key: str) -> Callable[[Row], str]:
     return lambda row: "{:.3f} [{:.3f}, {:.3f}]".format(*(row[f"{key}{end}"] for end in ("", "_low", "_high")))
 
 
+CERTAIN = " [95 %]"  # of titles, where an interval is told
 COLUMNS = (
     Column("row", "row", lambda row: str(row["row"])),
-    Column("FID ratio [95 %]", "fid_ratio", ratio_of("fid_ratio")),
-    Column("KID difference x 1000 [95 %]", "kid_difference", kid_difference),
-    Column("agreement ratio [95 %]", "agreement_ratio", ratio_of("agreement_ratio")),
+    Column(f"FID ratio{CERTAIN}", "fid_ratio", ratio_of("fid_ratio")),
+    Column(f"KID difference x 1000{CERTAIN}", "kid_difference", kid_difference),
+    Column(f"agreement ratio{CERTAIN}", "agreement_ratio", ratio_of("agreement_ratio")),
     Column(
-        "EfficientNet distance ratio [95 %]", "efficientnet_distance_ratio", ratio_of("efficientnet_distance_ratio")
+        f"EfficientNet distance ratio{CERTAIN}", "efficientnet_distance_ratio", ratio_of("efficientnet_distance_ratio")
     ),
     Column("times as fast", "speedup", number("speedup", ".2f")),
 )
@@ -79,13 +80,6 @@ def title(rows: Sequence[Row]) -> str:
     return f"Beside {rows[0]['row']}"
 
 
-RATIOS = {
-    "fid_ratio": "FID ratio",
-    "agreement_ratio": "agreement ratio",
-    "efficientnet_distance_ratio": "EfficientNet distance ratio",
-}
-
-
 def told(rows: Sequence[Row]) -> list[str]:
     """In words how rows are put beside the first, a line for each number that needs it."""
     shown = {key for row in others(rows) for key, value in row.items() if value is not None}
@@ -95,7 +89,7 @@ def told(rows: Sequence[Row]) -> list[str]:
             f"KID difference: a row's less that of {rows[0]['row']}; 95 % interval of the differences block by block,"
             " in both rows the same real images and images of the same prompts and noise"
         )
-    ratios = [name for key, name in RATIOS.items() if key in shown]
+    ratios = [c.title.removesuffix(CERTAIN) for c in COLUMNS if c.key in shown and c.key.endswith("_ratio")]
     if ratios:
         lines.append(
             f"{', '.join(ratios)}: a row's over that of {rows[0]['row']}; 95 % interval by the jackknife over groups of"
