@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 
 import torch
@@ -30,6 +30,14 @@ class Statistics:
     def covariance(self) -> Tensor:
         """Unbiased, (D, D): scatter / (count - 1), as numpy's cov."""
         return self.scatter / max(self.count - 1, 1)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """R (D, K) with R R^T the covariance, whose rank K is."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        kept = values > values[-1] * len(values) * torch.finfo(torch.float64).eps
+        root: Tensor = vectors[:, kept] * values[kept].sqrt()
+        return root
 
 
 def statistics(batches: Iterable[Tensor], features: str) -> Statistics:
@@ -85,15 +93,12 @@ def frechet_distance(a: Statistics, b: Statistics, allow_few: bool = False) -> f
             f"{small.count} images are too few for a Fréchet distance over {dim} features",
             f"give at least {needed(dim)} on both sides, use KID, or allow few images for a rough comparison",
         )
-    return by_root(root(small), small, large)
+    return by_root(small, large)
 
 
 def distance_estimate(features: Tensor, target: Statistics) -> Estimate:
     """`frechet_distance` of the images with these features (N, D) to the target, with its error; N small or large."""
-    of_target = root(target)
-    return estimate(
-        lambda images: by_root(of_target, target, statistics([features[images]], target.features)), len(features)
-    )
+    return estimate(lambda images: by_root(target, statistics([features[images]], target.features)), len(features))
 
 
 def distance_to(features: Tensor, target: Statistics) -> float:
@@ -109,23 +114,15 @@ def distance_to(features: Tensor, target: Statistics) -> float:
     return max(float((mean - target.mean).square().sum() + traces), 0.0)
 
 
-def by_root(of_a: Tensor, a: Statistics, b: Statistics) -> float:
-    """Their Fréchet distance by the root R of a's covariance: (C_a C_b)^(1/2) has the trace of (R^T C_b R)^(1/2).
+def by_root(a: Statistics, b: Statistics) -> float:
+    """Their Fréchet distance by a's root R: (C_a C_b)^(1/2) has the trace of (R^T C_b R)^(1/2).
 
     That matrix is symmetric, so nothing turns complex, as it can in the root of C_a C_b itself. What is left of
     rounding is below 1e-8 tr C; it is some ten times that in scipy's sqrtm of the product.
     """
-    shared = torch.linalg.eigvalsh(of_a.T @ b.covariance @ of_a).clamp(min=0).sqrt().sum()
+    shared = torch.linalg.eigvalsh(a.root.T @ b.covariance @ a.root).clamp(min=0).sqrt().sum()
     traces = a.covariance.trace() + b.covariance.trace() - 2 * shared
     return max(float((a.mean - b.mean).square().sum() + traces), 0.0)  # rounding may leave less
-
-
-def root(values: Statistics) -> Tensor:
-    """R (D, K) with R R^T the covariance, whose rank K is."""
-    eigenvalues, vectors = torch.linalg.eigh(values.covariance)
-    kept = eigenvalues > eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps
-    factor: Tensor = vectors[:, kept] * eigenvalues[kept].sqrt()
-    return factor
 
 
 def check_same_features(a: Statistics, b: Statistics) -> None:
