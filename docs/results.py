@@ -58,6 +58,8 @@ LABEL_ROWS = (
 )
 FINETUNED_ROWS = ("dpm-solver++:25@best", *(FAST.format(steps=steps) for steps in (4, 2)))
 CONTROL_IMAGES, GRID_IMAGES = 2112, 128
+# guidance scales that solvers are tried at: of the model; of it with one style's LoRA; of one fine-tuned to a style
+GUIDANCE, STYLE_GUIDANCE, FINETUNED_GUIDANCE = "1,1.25,1.5,2", "1,1.25,1.5,2,3,4,6", "1,1.25,1.5,2,3"
 TIMING_ROUNDS = 7  # in the last pass, when nothing else is drawn
 LARGEST = 75_000  # bytes of a picture file; there are eight
 
@@ -73,8 +75,8 @@ class ResultsConfig(Config):
     """Times the table's images are drawn, from other noise each time."""
     pieces: str = ",".join(PIECES)
     """What to measure, of table, controls, labels, figure3, grid and finetuned; the rest of the page stays as it is."""
-    guidance_grid: str = "1,1.25,1.5,2"
-    """Guidance scales that solvers are tried at, on 512 images each, for the one they are best at."""
+    guidance_grid: str | None = None
+    """Guidance scales that solvers are tried at, on 512 images each, for their best, instead of each piece's own."""
     processes: Annotated[int, Field(ge=1)] = 1
     """Rows are first drawn by so many processes, which share the cores; then one process measures them all."""
     batch_size: int = 16
@@ -187,7 +189,7 @@ def figure3_piece(config: ResultsConfig) -> dict[str, Any]:
     """Each style alone by its steps, at the guidance that is best for it at most of them, and with lcm."""
 
     def job(style: str, rows: Sequence[str]) -> CompareConfig:
-        return comparison(config, rows, drawings(style), few(config, drawings(style)))
+        return comparison(config, rows, drawings(style), few(config, drawings(style)), guidance_grid=STYLE_GUIDANCE)
 
     searches = measured(config, [job(style, (alone(style, STYLE_STEPS[0], "best"),)) for style in STYLES])
     best = [search.document["rows"][0] for search in searches]
@@ -232,7 +234,8 @@ def grid_piece(config: ResultsConfig) -> dict[str, Any]:
 def finetuned_piece(config: ResultsConfig) -> dict[str, Any]:
     """A fine-tuned model alone, and with the lcm that was made of another."""
     reference = drawings(FINETUNED)
-    job = comparison(config, FINETUNED_ROWS, reference, few(config, reference), model=str(finetuned_model()))
+    job = comparison(config, FINETUNED_ROWS, reference, few(config, reference), model=str(finetuned_model()),
+                     guidance_grid=FINETUNED_GUIDANCE)  # fmt: skip
     return only(config, "finetuned", job)
 
 
@@ -258,12 +261,18 @@ def few(config: ResultsConfig, reference: Path) -> int:
 
 
 def comparison(
-    config: ResultsConfig, rows: Sequence[str], reference: Path, images: int, seed_sets: int = 1, model: str = MODEL
+    config: ResultsConfig,
+    rows: Sequence[str],
+    reference: Path,
+    images: int,
+    seed_sets: int = 1,
+    model: str = MODEL,
+    guidance_grid: str = GUIDANCE,
 ) -> CompareConfig:
-    """What `fewstep compare` would be told."""
+    """What `fewstep compare` would be told; another guidance grid only where none was typed."""
     return build(CompareConfig, model=model, rows=tuple(rows), reference=reference, images=images, seed_sets=seed_sets,
-                 guidance_grid=config.guidance_grid, timing_rounds=TIMING_ROUNDS, batch_size=config.batch_size,
-                 dtype=config.dtype, device=config.device)  # fmt: skip
+                 guidance_grid=config.guidance_grid or guidance_grid, timing_rounds=TIMING_ROUNDS,
+                 batch_size=config.batch_size, dtype=config.dtype, device=config.device)  # fmt: skip
 
 
 # --- measuring, once ----------------------------------------------------------------------------------------
