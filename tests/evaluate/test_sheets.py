@@ -27,4 +27,6 @@ def test_pictures_are_captioned_in_reading_order():
 def test_long_labels_take_two_lines():
     assert wrapped("one two three", 8) == "one two\nthree"
     assert wrapped("short", 8) == "short"
-    assert wrapped("abcdefghijkl", 4) == "abcd\nefgh"
+    assert wrapped("abcdefgh", 4) == "abcd\nefgh"
+    assert wrapped("abcdefghijkl", 4) == "abcd\nefg…"
+    assert wrapped("one two three", 5) == "one\ntwo…"

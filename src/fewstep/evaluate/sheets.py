@@ -72,9 +72,10 @@ def small_jpeg(image: Image.Image, largest: int) -> bytes:
 
 
 def wrapped(text: str, length: int = LINE) -> str:
-    """The text in two lines of about `length` letters, the rest cut."""
+    """The text in two lines of at most `length` letters; an ellipsis stands for what is cut."""
     if len(text) <= length:
         return text
     at = text.rfind(" ", 0, length + 1)
     at = at if at > 0 else length
-    return f"{text[:at]}\n{text[at:].strip()[:length]}"
+    rest = text[at:].strip()
+    return f"{text[:at]}\n{rest if len(rest) <= length else rest[: length - 1].rstrip() + '…'}"
