@@ -44,7 +44,7 @@ from fewstep.models.weights import weights_of
 NOISY = (0.05, 0.1, 0.2)  # section 1: shares of the teacher's weights that are noise
 POINTS = 16  # section 2: of a path
 STRIP, CELL = 56, 96  # pixels of a picture of a path's sheet, and of the others
-CHANGED = 0.01  # section 4: of a picture's noise
+CHANGED = 0.1  # section 4: of a picture's noise
 OTHER_NOISE = 1_000_000  # its seeds begin here
 DECILE = 10  # the worst tenth
 WORST = 8  # of them shown
@@ -177,6 +177,11 @@ def styled(style: str) -> tuple[Prompt, ...]:
     return tuple(Prompt(main_caption(style, thing), style, concept) for concept, thing in things().items())
 
 
+def bare_names() -> tuple[Prompt, ...]:
+    """Every thing in no named style."""
+    return tuple(Prompt(thing, "none", concept) for concept, thing in things().items())
+
+
 def all_base(lab: Lab) -> Statistics:
     """The real drawings of the base styles, all together."""
     return drawings_of(lab.reference, base_styles())
@@ -277,24 +282,22 @@ def noised(W: Tensor, a: float, generator: torch.Generator) -> Tensor:
 
 def smooth(bench: Bench) -> Measured:
     """How far pictures go on their way between two noises, and between two prompts."""
-    prompts = take(shipped_prompts().prompts, 2 * bench.paths)
+    kinds = (("noises", noise_path, bare_names()), ("prompts", prompt_path, shipped_prompts().prompts))
     rows, strips = [], []
-    for kind, points in (("noises", noise_path), ("prompts", prompt_path)):
-        teacher: tuple[Estimate, Estimate] | None = None
+    for kind, points, prompts in kinds:
+        teacher: Roughness | None = None
         for way in (SMOOTH_TEACHER, *map(lcm, STUDENT_STEPS)):
             model = bench.lab.pipeline(lora=way.lora)[0].model
-            given = [points(model, prompts, path) for path in range(bench.paths)]
+            given = [points(model, take(prompts, 2 * bench.paths), path) for path in range(bench.paths)]
             drawn = bench.lab.paint(given, lora=way.lora, **way.options)
             values = roughness(bench.lab, drawn)
             teacher = teacher or values
-            length, jump = values
             rows.append({
                 "between": kind,
                 "drawn_with": way.name,
-                "length": length.numbers,
-                "jump": jump.numbers,
-                "length_change": length.less(teacher[0]).numbers,
-                "jump_change": jump.less(teacher[1]).numbers,
+                **{name: value.numbers for name, value in values._asdict().items()},
+                "length_change": values.length.less(teacher.length).numbers,
+                "jump_change": values.jump.less(teacher.jump).numbers,
             })  # fmt: skip
             strips.append(Row(way.name, f"between two {kind}", drawn.first(POINTS)))
     figures = {"teacher": SMOOTH_TEACHER.name, "paths": bench.paths, "points": POINTS, "rows": rows}
@@ -317,17 +320,26 @@ def prompt_path(model: Model, prompts: Sequence[Prompt], path: int) -> Given:
     return Given(between(a, b, torch.linspace(0, 1, POINTS)), noise, (seed,) * POINTS)
 
 
-def roughness(lab: Lab, drawn: Drawn) -> tuple[Estimate, Estimate]:
-    """Length over the ends' distance, and the largest step over the mean one, of all paths, a batch each.
+class Roughness(NamedTuple):
+    """Of paths, by the root of LPIPS, which is a squared distance of features: that adds up along a line."""
 
-    LPIPS is a squared distance of features, weighted; its root adds up along a line.
-    """
+    ends: Estimate  # LPIPS itself of a path's ends, the mean
+    length: Estimate  # over the distance of the ends
+    jump: Estimate  # the largest step over the mean one
+
+
+def roughness(lab: Lab, drawn: Drawn) -> Roughness:
+    """Of all paths together, a batch each."""
     steps, ends = [], []
     for path in drawn.batches():
         steps.append(lab.between(path[:-1], path[1:]).double().sqrt())
         ends.append(lab.between(path[:1], path[-1:]).double().sqrt())
-    every = torch.stack(steps)  # (P, N - 1)
-    return ratio_of_sums(every.sum(dim=1), torch.cat(ends)), ratio_of_sums(every.amax(dim=1), every.mean(dim=1))
+    every, apart = torch.stack(steps), torch.cat(ends)  # (P, N - 1), (P,)
+    return Roughness(
+        estimate(lambda paths: float(apart[paths].square().mean()), len(apart)),
+        ratio_of_sums(every.sum(dim=1), apart),
+        ratio_of_sums(every.amax(dim=1), every.mean(dim=1)),
+    )
 
 
 # --- 3: the LoRA's rank -------------------------------------------------------------------------------------
@@ -491,8 +503,7 @@ def general(bench: Bench) -> Measured:
     for style in STYLES:
         lora, target = f"{style}:{STYLE_WEIGHT:g}", drawings_of(lab.reference, [style])
         rows.append(beside(bench, "style", f"{style} by its LoRA", styled(style), target, lora))
-    bare = tuple(Prompt(thing, "none", concept) for concept, thing in things().items())
-    own = tuple(Prompt(words) for words in OWN_WORDS)
+    bare, own = bare_names(), tuple(Prompt(words) for words in OWN_WORDS)
     wordings = {
         "captions that ship": shipped_prompts().prompts,
         f"bare names (“{bare[0].text}”)": bare,

@@ -119,16 +119,22 @@ def of_followers(rows: Sequence[Row]) -> list[str]:
 def told_smooth(section: Row) -> str:
     """Paths."""
     table = text_table(
-        ("between", "drawn with", "length of the path", "less the teacher's", "largest jump", "less the teacher's"),
+        ("between", "drawn with", "LPIPS of the ends", "length of the path", "less the teacher's", "largest jump",
+         "less the teacher's"),
         [
-            [f"two {row['between']}", code(row), said(row["length"], digits=2), *own_change(row, "length", section),
+            [f"two {row['between']}", code(row), said(row["ends"], digits=4),
+             said(row["length"], digits=2), *own_change(row, "length", section),
              said(row["jump"], digits=2), *own_change(row, "jump", section)]
             for row in section["rows"]
         ],
     )  # fmt: skip
     lines = []
     for kind in dict.fromkeys(row["between"] for row in section["rows"]):
-        own = [row for row in section["rows"] if row["between"] == kind and row["drawn_with"] != section["teacher"]]
+        of_kind = [row for row in section["rows"] if row["between"] == kind]
+        teacher = next(row for row in of_kind if row["drawn_with"] == section["teacher"])
+        own = [row for row in of_kind if row is not teacher]
+        apart = [f"{code(row)} {row['ends']['value'] / teacher['ends']['value']:.2g}" for row in own]
+        lines.append(f"Between two {kind}, how far apart the ends are, over the teacher's: {', '.join(apart)}.")
         for key, what in (("length", "paths"), ("jump", "largest jumps")):
             words = {1: "larger", -1: "smaller", 0: "not told apart"}
             lines.append(

@@ -84,7 +84,7 @@ def sketch(strength: float, drawn_with: str, lpips: float = 0.0, agreement: floa
 
 
 def path(between: str, drawn_with: str, change: float = 0.0) -> dict[str, Any]:
-    return {"between": between, "drawn_with": drawn_with, "length": n(1.5), "jump": n(2.0),
+    return {"between": between, "drawn_with": drawn_with, "ends": n(0.2), "length": n(1.5), "jump": n(2.0),
             "length_change": n(change), "jump_change": n(-change)}  # fmt: skip
 
 
@@ -211,8 +211,9 @@ def test_roughness_of_pictures() -> None:
         def batches(self):
             return iter([torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 2, 2)] * 2)
 
-    length, jump = MEASURED["roughness"](Bench(), Pictures())
-    assert (length.value, jump.value) == (pytest.approx(1), pytest.approx(1))
+    found = MEASURED["roughness"](Bench(), Pictures())
+    assert (found.ends.value, found.length.value, found.jump.value) == (
+        pytest.approx(12), pytest.approx(1), pytest.approx(1))  # fmt: skip
 
 
 def test_conditionings_between_two() -> None:
