@@ -46,10 +46,10 @@ CHANCE = 0.0455  # of a difference of nothing to be larger than that
 STEPS = 4  # of the sampler
 TEACHER_STEPS = 100
 SHOWN, CELL = 8, 128  # pictures in a row of a sheet, and their pixels
-SHEET_BYTES = 90_000
+SHEET_BYTES = 65_000
 BASE: dict[str, Any] = {
     "rank": 16,
-    "guidance_scale": 4.0,
+    "guidance_scale": 2.0,
     "psi": "ddim",
     "k": 20,
     "target": "ema",
@@ -75,7 +75,7 @@ class AblationsConfig(Config):
     data: Path | None = None
     """What to train on; by default every third drawing of the emoji recipe's data set."""
     groups: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ()
-    """Only these: guidance, target, loss, psi, k, focus, method, rank, length, seed."""
+    """Only these: guidance, target, loss, psi, k, focus, weighting, grid, method, rank, length, seed."""
     train_steps: Annotated[int, Field(ge=1)] = 150
     """Optimiser steps of a run."""
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -147,9 +147,10 @@ def all_groups(steps: int, long: bool = False) -> dict[str, Group]:
             " training script does: its w of 5 to 15 is a scale of 6 to 16. A wide range has another mean, so a fixed"
             " scale of that mean stands beside it.",
             {
-                "4, fixed": {},
-                "3, fixed": {"guidance_scale": 3.0},
-                "2 to 6, drawn": {"guidance_scale": 2.0, "guidance_scale_max": 6.0},
+                "2, fixed": {},
+                "1.25, fixed": {"guidance_scale": 1.25},
+                "4, fixed": {"guidance_scale": 4.0},
+                "1 to 3, drawn": {"guidance_scale": 1.0, "guidance_scale_max": 3.0},
                 "11, fixed": {"guidance_scale": 11.0},
                 "6 to 16, drawn": {"guidance_scale": 6.0, "guidance_scale_max": 16.0},
             },
@@ -192,6 +193,20 @@ def all_groups(steps: int, long: bool = False) -> dict[str, Group]:
             " others are spread over the whole grid, which the base run's all are.",
             {"0, the whole grid": {}} | {f"{share:g}": {"focus": share} for share in (0.25, 0.5, 0.75, 1.0)},
             also=(1, 2, 8),
+        ),
+        "weighting": Group(
+            "Weighting",
+            "Of the samples' distances: all alike, or inverse to how much noise a step of k takes away, so that the"
+            " last steps weigh more.",
+            {"uniform": {}, "inverse to the step": {"weighting": "inverse-step"}},
+            also=(1, 2, 8),
+        ),
+        "grid": Group(
+            "The grid of sampling",
+            "The same student, sampled at timesteps spread evenly, as LCM's sampler does, or denser at the end. The"
+            " first is the noisiest in both, so one step is the same.",
+            {"even": {}, "quadratic": {"grid": "quadratic"}},
+            also=(2, 8),
         ),
         "method": Group(
             "Method",

@@ -67,10 +67,14 @@ def test_a_run_differs_from_the_base_in_what_its_name_says() -> None:
         for place, run in found.items()
     }
     assert changed["target", "EMA 0.99"] == {"target_decay"}
-    assert changed["guidance", "2 to 6, drawn"] == {"guidance_scale", "guidance_scale_max"}
+    assert changed["guidance", "1 to 3, drawn"] == {"guidance_scale", "guidance_scale_max"}
     assert changed["rank", "full"] == {"full", "learning_rate"}
     assert changed["length", "37 steps, a quarter"] == {"train_steps", "warmup"}
-    assert all(len(fields) == 1 for (group, _), fields in changed.items() if group in {"loss", "psi", "k"} and fields)
+    assert all(
+        len(fields) == 1
+        for (group, _), fields in changed.items()
+        if group in {"loss", "psi", "k", "weighting", "grid"} and fields
+    )
 
 
 @pytest.mark.parametrize(
