@@ -284,11 +284,12 @@ def smooth(bench: Bench) -> Measured:
     """How far pictures go on their way between two noises, and between two prompts."""
     kinds = (("noises", noise_path, bare_names()), ("prompts", prompt_path, shipped_prompts().prompts))
     rows, strips = [], []
-    for kind, points, prompts in kinds:
+    for kind, points, every in kinds:
+        prompts = take(every, 2 * bench.paths)
         teacher: Roughness | None = None
         for way in (SMOOTH_TEACHER, *map(lcm, STUDENT_STEPS)):
             model = bench.lab.pipeline(lora=way.lora)[0].model
-            given = [points(model, take(prompts, 2 * bench.paths), path) for path in range(bench.paths)]
+            given = [points(model, prompts, path) for path in range(bench.paths)]
             drawn = bench.lab.paint(given, lora=way.lora, **way.options)
             values = roughness(bench.lab, drawn)
             teacher = teacher or values
