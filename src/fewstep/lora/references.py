@@ -22,9 +22,14 @@ class Reference(NamedTuple):
 
     @property
     def file(self) -> Path:
-        """The file, or PEFT's folder, that is meant. Raises FewstepError when there is none."""
+        """The file, or PEFT's folder, that is meant; of another folder the only LoRA in it.
+
+        Raises FewstepError when there is none, or when there are several.
+        """
         file = shipped_lora(str(self.path)) or resolved(self.path.as_posix())
-        if not file.is_file() and not (file / PEFT_CONFIG).is_file():
+        if file.is_dir() and not (file / PEFT_CONFIG).is_file():
+            return only_in(file)
+        if not file.exists():
             raise FewstepError(
                 f"LoRA file not found: {self.path}",
                 "check the path, name one that ships (lcm, high-contrast, noto-mono), or a hub id owner/name",
@@ -34,6 +39,18 @@ class Reference(NamedTuple):
     def weight_of(self, module: str) -> float:
         """The weight of a module: that of the narrowest block it is in that was given one."""
         return next((self.blocks[b] for b in blocks_of(module) if b in self.blocks), self.weight)
+
+
+def only_in(folder: Path) -> Path:
+    """The LoRA in a folder, as `fewstep distill --out` leaves one."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files)
+        raise FewstepError(
+            f"LoRA {folder} is a folder with {'several files' if files else 'no LoRA in it'}",
+            f"name one of them: {names}" if files else "name a .safetensors file",
+        )
+    return files[0]
 
 
 def blocks_of(module: str) -> tuple[str, ...]:
