@@ -17,6 +17,14 @@ def test_a_grid_holds_every_picture_in_its_row_and_column():
     assert centres == [[red, blue], [blue, red]]
 
 
+def test_a_rows_label_stays_left_of_its_pictures():
+    for label in ("ddim:32", "dpm-solver++,grid=quadratic:8"):
+        sheet = grid([Row(label, "", [RED])], ["one"], cell=128).convert("L")
+        inked = sheet.crop((0, WORDS, MARGIN, sheet.height)).point(lambda grey: 255 * (grey < 250)).getbbox()
+        assert inked is not None
+        assert inked[2] < MARGIN - GAP
+
+
 def test_pictures_are_captioned_in_reading_order():
     sheet = captioned([RED, RED, RED], ["a", "b", "c"], columns=2)
     assert sheet.size == (2 * (16 + GAP), 2 * (16 + WORDS))

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-INK, FAINT, PAPER = "#1a1a1a", "#767676", "white"
+INK, FAINT, PAPER = "#1a1a1a", "#595959", "white"
 MARGIN, GAP, WORDS = 210, 6, 34  # pixels: left of the rows, between cells, above or below them
 LINE = 23  # letters of a label's line
+SIZES = (16, 14, 12, 10)  # of a row's label, the first that fits
 TRIED = (  # scale and JPEG's quality of a small file, in turn: 128 pixels become 96
     *((scale, quality) for scale in (1.0, 0.875, 0.75) for quality in (90, 80, 70)),
     *((0.75, quality) for quality in (50, 30, 10)),
@@ -27,16 +28,22 @@ def grid(rows: Sequence[Row], columns: Sequence[str], cell: int = 128) -> Image.
     """Rows of pictures over the same columns, at `cell` pixels, with the rows' labels at their left."""
     width, height = MARGIN + (cell + GAP) * len(columns), WORDS + (cell + GAP) * len(rows)
     sheet = Image.new("RGB", (width, height), PAPER)
-    pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(11)
+    pen, noted, small = ImageDraw.Draw(sheet), ImageFont.load_default(13), ImageFont.load_default(11)
     for number, column in enumerate(columns):
         pen.multiline_text((MARGIN + number * (cell + GAP), 3), wrapped(column), INK, small, spacing=1)
     for line, row in enumerate(rows):
         top = WORDS + line * (cell + GAP)
-        pen.text((8, top + cell // 2 - 20), row.label, INK, font)
-        pen.multiline_text((8, top + cell // 2 + 2), row.note, FAINT, small, spacing=2)
+        pen.text((8, top + cell // 2 - 4), row.label, INK, font_of(row.label, MARGIN - 16), anchor="ls")
+        pen.multiline_text((8, top + cell // 2 + 2), row.note, FAINT, noted, spacing=2)
         for number, image in enumerate(row.images):
             sheet.paste(sized(image, cell), (MARGIN + number * (cell + GAP), top))
     return sheet
+
+
+def font_of(label: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The largest font in which the label takes at most `width` pixels; the smallest if it does in none."""
+    fonts = [ImageFont.load_default(size) for size in SIZES]
+    return next((font for font in fonts if font.getlength(label) <= width), fonts[-1])
 
 
 def captioned(images: Sequence[Image.Image], labels: Sequence[str], columns: int = 8) -> Image.Image:
