@@ -33,7 +33,7 @@ from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.estimate import Estimate, estimate
 from fewstep.evaluate.frechet import Statistics
 from fewstep.evaluate.lab import Lab, base_styles, drawings_of, take
-from fewstep.evaluate.prompts import Prompt, shipped_prompts
+from fewstep.evaluate.prompts import OF, Prompt, bare_prompts
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, grid, small_jpeg
 from fewstep.io import cache_dir, read_json, sha256_bytes, sha256_file, write_bytes, write_json
@@ -43,13 +43,14 @@ from fewstep.models.model import parts_sha256
 SRC = Path(__file__).parents[1] / "src"
 CERTAIN = 2  # standard errors
 CHANCE = 0.0455  # of a difference of nothing to be larger than that
+STYLELESS = 3  # one caption in so many names no style, as all prompts do that runs are judged by
 STEPS = 4  # of the sampler
 TEACHER_STEPS = 100
 SHOWN, CELL = 8, 128  # pictures in a row of a sheet, and their pixels
 SHEET_BYTES = 65_000
 BASE: dict[str, Any] = {
     "rank": 16,
-    "guidance_scale": 2.0,
+    "guidance_scale": 4.0,
     "psi": "ddim",
     "k": 20,
     "target": "ema",
@@ -73,7 +74,7 @@ class AblationsConfig(Config):
     model: str = MODEL
     """The teacher, as `fewstep distill` takes it."""
     data: Path | None = None
-    """What to train on; by default every third drawing of the emoji recipe's data set."""
+    """What to train on; by default every third drawing of the emoji recipe's data set, a third naming no style."""
     groups: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ()
     """Only these: guidance, target, loss, psi, k, focus, weighting, grid, method, rank, length, seed."""
     train_steps: Annotated[int, Field(ge=1)] = 150
@@ -147,10 +148,11 @@ def all_groups(steps: int, long: bool = False) -> dict[str, Group]:
             " training script does: its w of 5 to 15 is a scale of 6 to 16. A wide range has another mean, so a fixed"
             " scale of that mean stands beside it.",
             {
-                "2, fixed": {},
+                "4, fixed": {},
                 "1.25, fixed": {"guidance_scale": 1.25},
-                "4, fixed": {"guidance_scale": 4.0},
-                "1 to 3, drawn": {"guidance_scale": 1.0, "guidance_scale_max": 3.0},
+                "2, fixed": {"guidance_scale": 2.0},
+                "8, fixed": {"guidance_scale": 8.0},
+                "2 to 6, drawn": {"guidance_scale": 2.0, "guidance_scale_max": 6.0},
                 "11, fixed": {"guidance_scale": 11.0},
                 "6 to 16, drawn": {"guidance_scale": 6.0, "guidance_scale_max": 16.0},
             },
@@ -239,15 +241,17 @@ def all_groups(steps: int, long: bool = False) -> dict[str, Group]:
 
 
 def drawings() -> Path:
-    """Every third drawing of the emoji recipe's data set; the table is written if it is not there."""
+    """Every third drawing of the emoji recipe's data set, a third of them told by name alone; written if not there."""
     folder = cache_dir() / "emoji" / "images"
-    third, whole = folder / "base-third.jsonl", folder / "base.jsonl"
-    if not third.is_file():
+    table, whole = folder / "ablations.jsonl", folder / "base.jsonl"
+    if not table.is_file():
         if not whole.is_file():
             raise FewstepError(f"there is no {whole}", "run python recipes/emoji/dataset.py, or give --data")
-        lines = whole.read_bytes().splitlines(keepends=True)
-        write_bytes(third, b"".join(lines[::3]))
-    return third
+        rows = [json.loads(line) for line in whole.read_text(encoding="utf-8").splitlines()[::3]]
+        for row in rows[::STYLELESS]:
+            row["text"] = row["text"].partition(OF)[2]
+        write_bytes(table, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+    return table
 
 
 def run_of(name: str, changes: dict[str, Any], config: AblationsConfig, data: Path, of: str) -> Run:
@@ -350,7 +354,7 @@ class Measure(NamedTuple):
 MEASURES = {  # of Measured
     "agreement": Measure("agreement %", 100, 1, 1),
     "distance": Measure("distance", 1, 1, -1),
-    "lpips": Measure("LPIPS", 1, 3, -1),
+    "lpips": Measure("LPIPS", 1, 4, -1),
     "sharpness": Measure("sharpness", 1, 3, 0),
 }
 
@@ -380,9 +384,9 @@ class Bench(NamedTuple):
 
 
 def bench_of(config: AblationsConfig) -> Bench:
-    """The prompts that ship, and the teacher's pictures of them."""
-    lab, prompts = Lab(config.device, batch_size=config.batch_size), shipped_prompts().prompts
-    target, prompts = drawings_of(lab.reference, base_styles()), take(prompts, config.images)
+    """Names of things, and the teacher's pictures of them."""
+    lab, prompts = Lab(config.device, batch_size=config.batch_size), take(bare_prompts(), config.images)
+    target = drawings_of(lab.reference, base_styles())
     teacher = lab.draw([prompt.text for prompt in prompts], config.model, title="teacher", solver="ddim",
                        steps=TEACHER_STEPS, guidance_scale=BASE["guidance_scale"])  # fmt: skip
     return Bench(lab, prompts, target, teacher, sharpness(teacher))
@@ -460,11 +464,13 @@ def measure(
         "model": config.model,
         "model_sha256": around["model_sha256"],
         "samples": samples,
+        "styleless": 0 if config.data else STYLELESS,
         "train_steps": config.train_steps,
         "batch_size": config.batch_size,
         "precision": config.precision,
         "processes": config.processes,
         "images": config.images,
+        "prompt": bench.prompts[0].text,
         "teacher": values(bench.measured(bench.teacher)),
         "not_distilled": values(bench.measured(undistilled)),
         "groups": found,
@@ -645,20 +651,19 @@ def page(document: dict[str, Any]) -> str:
     """docs/ablations.md."""
     groups = all_groups(document["train_steps"], long=True)
     text = Path(__file__).with_name("ablations.txt").read_text(encoding="utf-8")
-    return text.format(
-        **{
-            name: document[name]
-            for name in ("model", "model_sha256", "samples", "train_steps", "batch_size", "precision", "images")
-        },
-        **{name: BASE[name] for name in ("rank", "guidance_scale", "psi", "k", "target_decay", "huber_c")},
-        certain=CERTAIN,
-        steps=STEPS,
-        references=references(document),
-        by_chance=by_chance(document),
-        by_seed=by_seed(document),
-        at_a_time=f"{document['processes']} at a time, of one thread",
-        sections="\n\n".join(section(name, found, groups[name]) for name, found in document["groups"].items()),
-    )
+    styleless = document["styleless"]
+    base = {name: BASE[name] for name in ("rank", "guidance_scale", "psi", "k", "target_decay", "huber_c")}
+    said = {
+        "captions": f", one in {styleless} told by what it shows alone" if styleless else "",
+        "certain": CERTAIN,
+        "steps": STEPS,
+        "references": references(document),
+        "by_chance": by_chance(document),
+        "by_seed": by_seed(document),
+        "at_a_time": f"{document['processes']} at a time, of one thread",
+        "sections": "\n\n".join(section(name, found, groups[name]) for name, found in document["groups"].items()),
+    }
+    return text.format(**document | base | said)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from fewstep.evaluate.estimate import Estimate, estimate, share
 from fewstep.evaluate.frechet import Statistics
 from fewstep.evaluate.lab import Given, Lab, base_styles, drawings_of, take
 from fewstep.evaluate.measure import labelled_pictures
-from fewstep.evaluate.prompts import Prompt, shipped_prompts, things
+from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts, things
 from fewstep.evaluate.reference import agreement_with
 from fewstep.evaluate.sheets import Row, grid, wrapped
 from fewstep.images import read_image, to_image
@@ -177,11 +177,6 @@ def styled(style: str) -> tuple[Prompt, ...]:
     return tuple(Prompt(main_caption(style, thing), style, concept) for concept, thing in things().items())
 
 
-def bare_names() -> tuple[Prompt, ...]:
-    """Every thing in no named style."""
-    return tuple(Prompt(thing, "none", concept) for concept, thing in things().items())
-
-
 def all_base(lab: Lab) -> Statistics:
     """The real drawings of the base styles, all together."""
     return drawings_of(lab.reference, base_styles())
@@ -282,7 +277,7 @@ def noised(W: Tensor, a: float, generator: torch.Generator) -> Tensor:
 
 def smooth(bench: Bench) -> Measured:
     """How far pictures go on their way between two noises, and between two prompts."""
-    kinds = (("noises", noise_path, bare_names()), ("prompts", prompt_path, shipped_prompts().prompts))
+    kinds = (("noises", noise_path, bare_prompts()), ("prompts", prompt_path, shipped_prompts().prompts))
     rows, strips = [], []
     for kind, points, every in kinds:
         prompts = take(every, 2 * bench.paths)
@@ -504,7 +499,7 @@ def general(bench: Bench) -> Measured:
     for style in STYLES:
         lora, target = f"{style}:{STYLE_WEIGHT:g}", drawings_of(lab.reference, [style])
         rows.append(beside(bench, "style", f"{style} by its LoRA", styled(style), target, lora))
-    bare, own = bare_names(), tuple(Prompt(words) for words in OWN_WORDS)
+    bare, own = bare_prompts(), tuple(Prompt(words) for words in OWN_WORDS)
     wordings = {
         "captions that ship": shipped_prompts().prompts,
         f"bare names (“{bare[0].text}”)": bare,

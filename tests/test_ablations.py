@@ -67,7 +67,7 @@ def test_a_run_differs_from_the_base_in_what_its_name_says() -> None:
         for place, run in found.items()
     }
     assert changed["target", "EMA 0.99"] == {"target_decay"}
-    assert changed["guidance", "1 to 3, drawn"] == {"guidance_scale", "guidance_scale_max"}
+    assert changed["guidance", "2 to 6, drawn"] == {"guidance_scale", "guidance_scale_max"}
     assert changed["rank", "full"] == {"full", "learning_rate"}
     assert changed["length", "37 steps, a quarter"] == {"train_steps", "warmup"}
     assert all(
@@ -163,14 +163,15 @@ def test_what_stops_the_command_stops_its_runs(tmp_path, monkeypatch) -> None:
     assert time.monotonic() - begun < 50
 
 
-def test_every_third_drawing_is_taken(tmp_path, monkeypatch) -> None:
+def test_every_third_drawing_is_taken_and_a_third_of_these_name_no_style(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
     with pytest.raises(FewstepError, match=re.escape("base.jsonl\n\nhint: run python recipes/emoji/dataset.py")):
         GENERATOR["drawings"]()
     folder = tmp_path / "emoji" / "images"
     folder.mkdir(parents=True)
-    (folder / "base.jsonl").write_text("0\n1\n2\n3\n4\n")
-    assert GENERATOR["drawings"]().read_text() == "0\n3\n"
+    (folder / "base.jsonl").write_text("".join(f'{{"text": "flat emoji of é {i}"}}\n' for i in range(12)), "utf-8")
+    told = [json.loads(line)["text"] for line in GENERATOR["drawings"]().read_text("utf-8").splitlines()]
+    assert told == ["é 0", "flat emoji of é 3", "flat emoji of é 6", "é 9"]
 
 
 # --- what the page says -------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def document(**groups: dict) -> dict:
     """A document of these groups."""
     numbers = run_said("any")["at"][0]
     same = {"fewstep": "0", "model": "emoji", "model_sha256": "", "samples": 12, "train_steps": 100}
-    same |= {"batch_size": 4, "precision": "bf16", "processes": 2, "images": 8}
+    same |= {"batch_size": 4, "precision": "bf16", "processes": 2, "images": 8, "styleless": 3, "prompt": "é"}
     return same | {"teacher": numbers, "not_distilled": numbers, "groups": groups}
 
 
@@ -286,7 +287,7 @@ def test_what_other_seeds_do_is_said() -> None:
         run_said("seed 0"), run_said("1", BASE, (0.41, 97, 0.3, 0.9)), run_said("2", BASE, (0.4, 101, 0.31, 1))
     )
     said = GENERATOR["by_seed"](document(seed=seeds))
-    assert "agreement % by 1.0, distance by 3.0, LPIPS by 0.010, sharpness by 0.100 at most" in said
+    assert "agreement % by 1.0, distance by 3.0, LPIPS by 0.0100, sharpness by 0.100 at most" in said
     assert GENERATOR["by_seed"](document()) == ""
 
 

@@ -79,6 +79,11 @@ def things() -> dict[str, str]:
     return {str(prompt.concept): prompt.text.partition(OF)[2] for prompt in shipped_prompts().prompts}
 
 
+def bare_prompts() -> tuple[Prompt, ...]:
+    """The name of each thing among the drawings that ship, and no style, which is left to the model."""
+    return tuple(Prompt(thing, "none", concept) for concept, thing in things().items())
+
+
 def styled_prompts(style: str, words: str = "") -> tuple[Prompt, ...]:
     """A prompt for each thing among the drawings that ship; `words` name the style, unless a LoRA is what gives it."""
     return tuple(Prompt(f"{words} emoji of {thing}".strip(), style, concept) for concept, thing in things().items())
