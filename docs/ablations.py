@@ -47,7 +47,7 @@ STYLELESS = 3  # one caption in so many names no style, as all prompts do that r
 STEPS = 4  # of the sampler
 TEACHER_STEPS = 100
 SHOWN, CELL = 8, 128  # pictures in a row of a sheet, and their pixels
-SHEET_BYTES = 65_000
+ROW_BYTES = 11_000  # of a sheet's file
 BASE: dict[str, Any] = {
     "rank": 16,
     "guidance_scale": 4.0,
@@ -161,15 +161,20 @@ def all_groups(steps: int, long: bool = False) -> dict[str, Group]:
         "target": Group(
             "Target",
             "Whose consistency function is aimed at: that of an average of the student's weights, of the student"
-            " itself with the gradient stopped, or of the teacher, which is no consistency distillation, though one"
-            " trainer does it: without guidance, and blurred, since the teacher's estimate is a mean.",
+            " itself with the gradient stopped (online), or of the teacher, which is no consistency distillation,"
+            " though one trainer does it: without guidance, and blurred, since the teacher's estimate is a mean. A"
+            " target that moves with every step bears less of a learning rate than the base's 1e-3, so that it and the"
+            " average stand beside each other at smaller ones too.",
             {
                 "EMA 0.95": {},
                 "EMA 0.99": {"target_decay": 0.99},
-                "student": {"target": "student"},
                 "teacher": {"target_decay": NEVER_MOVES},
+                "student": {"target": "student"},
+                **{f"{name}, rate {rate:g}": {"target": target, "learning_rate": rate}
+                   for rate in (3e-4, 1e-4) for name, target in (("EMA 0.95", "ema"), ("student", "student"))},
             },
             also=(1, 2, 8),
+            pairs=tuple((f"student, rate {rate:g}", f"EMA 0.95, rate {rate:g}") for rate in (3e-4, 1e-4)),
         ),
         "loss": Group(
             "Loss",
@@ -482,7 +487,8 @@ def sheet(file: Path, shown: dict[str, Drawn], told: Sequence[dict[str, Any]], b
     rows = [Row("teacher", f"DDIM, {TEACHER_STEPS} steps", bench.teacher.first(SHOWN))]
     for (name, drawn), one in zip(shown.items(), told, strict=True):
         rows.append(Row(name, f"distance {one['at'][0]['distance']['value']:.0f}", drawn.first(SHOWN)))
-    write_bytes(file, small_jpeg(grid(rows, [prompt.text for prompt in bench.prompts[:SHOWN]], CELL), SHEET_BYTES))
+    all_rows = grid(rows, [prompt.text for prompt in bench.prompts[:SHOWN]], CELL)
+    write_bytes(file, small_jpeg(all_rows, ROW_BYTES * len(rows)))
 
 
 # --- figures ------------------------------------------------------------------------------------------------

@@ -299,7 +299,8 @@ def test_pairs_beside_the_base_are_said() -> None:
 def test_sheets_are_small_enough() -> None:
     torch.manual_seed(0)
     noise = Image.fromarray(torch.randint(0, 256, (700, 700, 3), dtype=torch.uint8).numpy())
-    assert len(GENERATOR["small_jpeg"](noise, GENERATOR["SHEET_BYTES"])) <= GENERATOR["SHEET_BYTES"]
+    largest = 6 * GENERATOR["ROW_BYTES"]
+    assert len(GENERATOR["small_jpeg"](noise, largest)) <= largest
 
 
 def test_blurred_pictures_are_less_sharp() -> None:
@@ -321,7 +322,7 @@ def test_two_tiny_runs_make_a_page_and_are_kept(tmp_path, tiny_data_folder, monk
     model = tiny_model(tmp_path / "model", unet={"sample_size": 16})
     wanted = config(model=str(model), data=tiny_data_folder, groups=("length",), train_steps=2, batch_size=4,
                     images=8, processes=2, precision="fp32", out=tmp_path / "page.md")  # fmt: skip
-    patched(monkeypatch, SHEET_BYTES=150_000)  # large enough for its pictures not to be scaled
+    patched(monkeypatch, ROW_BYTES=50_000)  # large enough for its pictures not to be scaled
     GENERATOR["run"](wanted)
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     found = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
