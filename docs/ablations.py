@@ -140,6 +140,12 @@ def all_groups(steps: int, long: bool = False) -> dict[str, Group]:
     widths = {f"Huber, c = {c:g}": {"huber_c": c} for c in (0.01, 0.1)}
     ranks = {f"rank {rank}": {"rank": rank} for rank in (1, 4, 8, 32, 64)}
     lengths = {steps // 4: "a quarter", steps // 2: "a half"} | ({2 * steps: "twice"} if long else {})
+    rates, targets = (3e-4, 1e-4), {"EMA 0.95": "ema", "student": "student"}
+    slower = {
+        f"{name}, rate {rate:g}": {"target": target, "learning_rate": rate}
+        for rate in rates
+        for name, target in targets.items()
+    }
     grids = {k: f"k = {k}: {len(skipping_grid(k))} timesteps" for k in (20, 5, 10, 50, 100)}
     return {
         "guidance": Group(
@@ -170,11 +176,10 @@ def all_groups(steps: int, long: bool = False) -> dict[str, Group]:
                 "EMA 0.99": {"target_decay": 0.99},
                 "teacher": {"target_decay": NEVER_MOVES},
                 "student": {"target": "student"},
-                **{f"{name}, rate {rate:g}": {"target": target, "learning_rate": rate}
-                   for rate in (3e-4, 1e-4) for name, target in (("EMA 0.95", "ema"), ("student", "student"))},
-            },
+            }
+            | slower,
             also=(1, 2, 8),
-            pairs=tuple((f"student, rate {rate:g}", f"EMA 0.95, rate {rate:g}") for rate in (3e-4, 1e-4)),
+            pairs=tuple((f"student, rate {rate:g}", f"EMA 0.95, rate {rate:g}") for rate in rates),
         ),
         "loss": Group(
             "Loss",

@@ -29,3 +29,8 @@ def test_a_folder_of_none_or_several_is_refused(
     with pytest.raises(FewstepError, match=message) as caught:
         _ = parse_reference(str(tmp_path)).file
     assert caught.value.hint.startswith(hint)
+
+
+def test_what_is_neither_file_nor_folder_is_not_found() -> None:
+    with pytest.raises(FewstepError, match="LoRA file not found: /dev/null"):
+        _ = parse_reference("/dev/null").file

@@ -27,9 +27,9 @@ class Reference(NamedTuple):
         Raises FewstepError when there is none, or when there are several.
         """
         file = shipped_lora(str(self.path)) or resolved(self.path.as_posix())
-        if file.is_dir() and not (file / PEFT_CONFIG).is_file():
-            return only_in(file)
-        if not file.exists():
+        if file.is_dir():
+            return file if (file / PEFT_CONFIG).is_file() else only_in(file)
+        if not file.is_file():
             raise FewstepError(
                 f"LoRA file not found: {self.path}",
                 "check the path, name one that ships (lcm, high-contrast, noto-mono), or a hub id owner/name",
