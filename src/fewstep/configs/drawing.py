@@ -20,7 +20,7 @@ class SampleConfig(Config):
     model: ModelName = "emoji"
     lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """FILE or FILE:WEIGHT, several times to add several LoRAs; lcm (the default for emoji), high-contrast and
-    noto-mono ship; FILE may be of the hub, as owner/name or lcm-lora-sdv1-5."""
+    noto-mono ship; FILE may be the folder with it, or of the hub, as owner/name or lcm-lora-sdv1-5."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Network calls of one branch; by default what the LoRA was trained for, else 20."""
     solver: Solver = "auto"
