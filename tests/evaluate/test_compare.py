@@ -275,11 +275,13 @@ def test_fid_over_seed_sets(config, tmp_path):
     (row,) = document["rows"]
     assert row["fid"] > 0 < row["fid_spread"]
     assert row["efficientnet_distance"] == pytest.approx(row["fid"])  # the stand-ins are one network
-    assert "EfficientNet distance: the Fréchet distance" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "EfficientNet distance: the Fréchet distance" in page
+    assert "spread: the largest of theirs less the smallest" in page
     assert not any("left out" in note for note in document["protocol"]["left_out"])
     titles, (line,) = cells(document["rows"])
     assert re.fullmatch(r"[0-9.]+ \(spread [0-9.]+\)", line[titles.index("FID")])
-    assert "in each of 2 seed sets" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "in each of 2 seed sets" in page
 
 
 def test_a_row_at_its_best_guidance(config, drawings, tmp_path, capsys):

@@ -145,6 +145,8 @@ def told(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
     if p["reference"]:
         real = p["reference"]
         lines.append(f"reference: {real['images']} images of {real['source']} (sha256 {cut(real['sha256'])})")
+    if any(row["fid_spread"] is not None for row in rows):
+        lines.append("FID: mean of the seed sets; spread: the largest of theirs less the smallest")
     lines += best_guidance.told(p["guidance_search"])
     if p["teacher"]:
         lines.append(_teacher_told(p["teacher"]))
