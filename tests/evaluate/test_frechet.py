@@ -66,6 +66,13 @@ def test_is_zero_for_a_set_with_itself_and_symmetric(count):
     assert there > 0
 
 
+def test_of_halves_of_one_set_falls_with_their_size():
+    whole, other = features(6400, 32, 0), of(features(6400, 32, 1))
+    halves = [frechet_distance(of(whole[:n]), of(whole[n : 2 * n])) for n in (100, 400, 1600, 3200)]
+    assert halves == sorted(halves, reverse=True)
+    assert halves[-1] < 0.01 * frechet_distance(of(whole), other)
+
+
 @pytest.mark.parametrize(("n", "m"), [(6, 9), (9, 6), (40, 60), (300, 400)])
 def test_is_right_where_covariances_are_singular_or_nearly(n, m):
     x, y = features(n, 32, 0, decades=6), features(m, 32, 1, shift=0.1, decades=6)
