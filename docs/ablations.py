@@ -30,13 +30,13 @@ from fewstep.data.folder import read_items
 from fewstep.diffusion.schedule import skipping_grid
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.estimate import Estimate, estimate
-from fewstep.evaluate.frechet import Statistics
 from fewstep.evaluate.lab import Lab, base_styles, drawings_of, take
 from fewstep.evaluate.prompts import OF, Prompt, bare_prompts
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, grid, small_jpeg
 from fewstep.io import cache_dir, read_json, sha256_bytes, sha256_file, write_bytes, write_json
+from fewstep.metrics.estimate import Estimate, estimate
+from fewstep.metrics.frechet import Statistics
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import parts_sha256
 

@@ -19,13 +19,13 @@ from fewstep.cli import main_of
 from fewstep.configs import Config, Device, FinetuneConfig, Modules, Precision, SampleConfig, Solver, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import Weight
-from fewstep.evaluate.estimate import Estimate
-from fewstep.evaluate.frechet import Statistics
 from fewstep.evaluate.lab import Lab, base_styles, drawings_of, take
 from fewstep.evaluate.prompts import OF, Prompt, shipped_prompts, styled_prompts
-from fewstep.evaluate.reference import Reference
 from fewstep.evaluate.report import text_table
 from fewstep.io import cache_dir, read_json, sha256_bytes, write_bytes, write_json
+from fewstep.metrics.estimate import Estimate
+from fewstep.metrics.frechet import Statistics
+from fewstep.metrics.reference import Reference
 from fewstep.models.model import parts_sha256
 from fewstep.training import finetune
 

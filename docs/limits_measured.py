@@ -23,12 +23,9 @@ from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_kit, shipped_lor
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.estimate import Estimate, estimate, share
-from fewstep.evaluate.frechet import Statistics
 from fewstep.evaluate.lab import Given, Lab, base_styles, drawings_of, take
 from fewstep.evaluate.measure import labelled_pictures
 from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts, things
-from fewstep.evaluate.reference import agreement_with
 from fewstep.evaluate.sheets import Row, grid, wrapped
 from fewstep.images import read_image, to_image
 from fewstep.io import atomic_folder, cache_dir, sha256_file
@@ -38,6 +35,9 @@ from fewstep.lora.low_rank import Adapter, combine
 from fewstep.lora.references import parse_reference
 from fewstep.lora.writing import save_adapter
 from fewstep.merge import fit, merged_recipe, sources_of
+from fewstep.metrics.estimate import Estimate, estimate, share
+from fewstep.metrics.frechet import Statistics
+from fewstep.metrics.reference import agreement_with
 from fewstep.models.model import Model, parts_sha256
 from fewstep.models.weights import weights_of
 

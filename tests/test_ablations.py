@@ -15,7 +15,7 @@ from PIL import Image
 from fewstep.configs import build
 from fewstep.diffusion.schedule import lcm_grid, skipping_grid
 from fewstep.errors import FewstepError, UsageError
-from fewstep.evaluate.estimate import Estimate
+from fewstep.metrics.estimate import Estimate
 from fewstep.planning import psi_named
 from fewstep.training.checkpoint import Average
 from tests.tiny import tiny_model

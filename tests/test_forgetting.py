@@ -9,8 +9,8 @@ import pytest
 from fewstep.assets import shipped_kit
 from fewstep.configs import build
 from fewstep.errors import UsageError
-from fewstep.evaluate.estimate import Estimate
-from fewstep.evaluate.reference import load_reference
+from fewstep.metrics.estimate import Estimate
+from fewstep.metrics.reference import load_reference
 
 DOCS = Path(__file__).parents[1] / "docs"
 GENERATOR = runpy.run_path(str(DOCS / "forgetting.py"))

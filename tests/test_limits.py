@@ -12,7 +12,7 @@ from PIL import Image
 
 from fewstep.cli import main_of
 from fewstep.diffusion.guidance import Conditioning
-from fewstep.evaluate.estimate import estimate
+from fewstep.metrics.estimate import estimate
 
 DOCS = Path(__file__).parents[1] / "docs"
 GENERATOR = runpy.run_path(str(DOCS / "limits.py"))

@@ -27,6 +27,7 @@ FLOORS = {
     "hub": 1,
     "diffusion": 2,
     "lora": 3,
+    "metrics": 3,
     "models": 4,
     "engines": 4,
     "planning": 5,

@@ -23,14 +23,14 @@ from tqdm import tqdm
 from fewstep.assets import shipped_kit
 from fewstep.cli import main_of
 from fewstep.configs import TrainingConfig
-from fewstep.evaluate.agreement import Pictures
-from fewstep.evaluate.frechet import frechet_distance, statistics
-from fewstep.evaluate.lpips import LPIPS, load_lpips
-from fewstep.evaluate.networks import Inception, load_efficientnet, load_inception
-from fewstep.evaluate.psnr import foreground_psnr, psnr
-from fewstep.evaluate.reference import agreement_with, load_reference
 from fewstep.images import to_image
 from fewstep.io import atomic_path, cache_dir, read_json, write_json
+from fewstep.metrics.agreement import Pictures
+from fewstep.metrics.frechet import frechet_distance, statistics
+from fewstep.metrics.lpips import LPIPS, load_lpips
+from fewstep.metrics.networks import Inception, load_efficientnet, load_inception
+from fewstep.metrics.psnr import foreground_psnr, psnr
+from fewstep.metrics.reference import agreement_with, load_reference
 from fewstep.models.load import pick_device
 from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import SampleId, generator, integers, normal

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.agreement import Pictures
-from fewstep.evaluate.networks import EfficientNet, load_efficientnet
 from fewstep.io import atomic_path, sha256_bytes
+from fewstep.metrics.agreement import Pictures
+from fewstep.metrics.networks import EfficientNet, load_efficientnet
 from fewstep.models.load import pick_device
 
 FORMAT = "1"  # raise when the content of a file of features changes

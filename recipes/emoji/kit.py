@@ -2,7 +2,7 @@
 
     python recipes/emoji/kit.py [--out FILE]
 
-OUT is the reference that `fewstep.evaluate.reference` reads. Beside it lie drawings/, a few hundred real ones as
+OUT is the reference that `fewstep.metrics.reference` reads. Beside it lie drawings/, a few hundred real ones as
 captioned training data, and kit.json: sizes, and what metrics lose by the kit.
 """
 
@@ -25,11 +25,11 @@ from tqdm import tqdm
 from fewstep.cli import main_of
 from fewstep.configs import Config
 from fewstep.errors import UsageError
-from fewstep.evaluate.agreement import Pictures, ceiling
-from fewstep.evaluate.frechet import Statistics, frechet_distance, statistics
-from fewstep.evaluate.networks import EfficientNet
-from fewstep.evaluate.reference import Reference, ceiling_with, compress, load_reference, of_style, save_reference
 from fewstep.io import atomic_folder, cache_dir, write_json
+from fewstep.metrics.agreement import Pictures, ceiling
+from fewstep.metrics.frechet import Statistics, frechet_distance, statistics
+from fewstep.metrics.networks import EfficientNet
+from fewstep.metrics.reference import Reference, ceiling_with, compress, load_reference, of_style, save_reference
 
 PAIRS = 1000  # on which the agreement is compared
 QUALITY = 90  # of WebP: 2.2 kB a drawing; a PNG of 256 colours has 4.6

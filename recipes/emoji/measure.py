@@ -23,10 +23,10 @@ from tqdm import tqdm
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Precision, SampleConfig, Solver, build
 from fewstep.errors import FewstepError
-from fewstep.evaluate.agreement import Agreement, Pictures, agreement, ceiling, whitened
-from fewstep.evaluate.networks import load_efficientnet
 from fewstep.io import append_line, cache_dir
 from fewstep.lora.references import parse_reference
+from fewstep.metrics.agreement import Agreement, Pictures, agreement, ceiling, whitened
+from fewstep.metrics.networks import load_efficientnet
 from fewstep.models.load import pick_device
 from fewstep.pipeline import load_pipeline
 

@@ -28,8 +28,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from fewstep.cli import main_of
 from fewstep.configs import TrainingConfig
 from fewstep.errors import FewstepError
-from fewstep.evaluate.agreement import whitened
 from fewstep.io import atomic_folder, cache_dir
+from fewstep.metrics.agreement import whitened
 from fewstep.models.load import pick_device
 from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import SampleId, generator, integers

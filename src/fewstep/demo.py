@@ -13,12 +13,12 @@ from PIL import Image
 from fewstep.assets import ACCELERATION, KIT, MODEL, STYLES, shipped_kit
 from fewstep.configs import DemoConfig, DistillConfig, Grid, SampleConfig, build
 from fewstep.errors import FewstepError, UsageError
-from fewstep.evaluate.agreement import Pictures
-from fewstep.evaluate.networks import load_efficientnet
-from fewstep.evaluate.reference import agreement_with, load_reference
 from fewstep.evaluate.report import figure, heading, page, paragraph, preformatted, table, text_table
 from fewstep.evaluate.sheets import Row, grid
 from fewstep.io import atomic_folder
+from fewstep.metrics.agreement import Pictures
+from fewstep.metrics.networks import load_efficientnet
+from fewstep.metrics.reference import agreement_with, load_reference
 from fewstep.pipeline import Picture, Pipeline, load_pipeline
 from fewstep.training import distill
 

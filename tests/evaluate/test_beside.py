@@ -2,12 +2,12 @@
 
 import pytest
 
-from fewstep.evaluate.agreement import Agreement
 from fewstep.evaluate.beside import COLUMNS, beside, others, over, told
-from fewstep.evaluate.estimate import Estimate
-from fewstep.evaluate.kid import KID
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.table import cells
+from fewstep.metrics.agreement import Agreement
+from fewstep.metrics.estimate import Estimate
+from fewstep.metrics.kid import KID
 
 HITS = (True, True, True, False) * 8
 

@@ -5,7 +5,7 @@ import pytest
 from fewstep.configs import CompareConfig, build
 from fewstep.errors import UsageError
 from fewstep.evaluate.best_guidance import Tried, at_the_end, best_of, entries, grid_of, protocol_of, told
-from fewstep.evaluate.kid import KID
+from fewstep.metrics.kid import KID
 
 
 def search(*kids):

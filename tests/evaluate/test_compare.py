@@ -15,16 +15,16 @@ from fewstep import pipeline
 from fewstep.configs import CompareConfig, build
 from fewstep.errors import FewstepError
 from fewstep.evaluate import compare, drawn, measure
-from fewstep.evaluate.agreement import Pictures
-from fewstep.evaluate.networks import EfficientNet, Inception
 from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.protocol import prompts_sha256
-from fewstep.evaluate.reference import compress, save_reference
 from fewstep.evaluate.rows import RowSpec
 from fewstep.evaluate.table import cells, shared, short
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
+from fewstep.metrics.agreement import Pictures
+from fewstep.metrics.networks import EfficientNet, Inception
+from fewstep.metrics.reference import compress, save_reference
 from tests.evaluate.stand_ins import DIM, Features
 from tests.tiny import tiny_clip, tiny_images, tiny_model
 

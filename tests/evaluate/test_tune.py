@@ -9,13 +9,13 @@ from PIL import Image
 
 from fewstep.configs import TuneConfig, build
 from fewstep.evaluate import drawn, measure, tune
-from fewstep.evaluate.agreement import Pictures
-from fewstep.evaluate.networks import EfficientNet, Inception
-from fewstep.evaluate.reference import compress, save_reference
 from fewstep.lora.layers import initial, shape_of
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
+from fewstep.metrics.agreement import Pictures
+from fewstep.metrics.networks import EfficientNet, Inception
+from fewstep.metrics.reference import compress, save_reference
 from fewstep.models.load import load_model
 from fewstep.pipeline import load_pipeline
 from tests.evaluate.stand_ins import DIM, Features

@@ -7,7 +7,7 @@ import torch
 
 from fewstep.configs import FinetuneConfig, build
 from fewstep.errors import FewstepError
-from fewstep.evaluate.clip_score import load_judge
+from fewstep.evaluate.measure import load_judge
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import initial, module_shapes, target_shapes
 from fewstep.lora.low_rank import Adapter

@@ -20,9 +20,9 @@ from kit import KitConfig, well_known
 
 from fewstep.data.folder import read_items
 from fewstep.errors import FewstepError, UsageError
-from fewstep.evaluate.agreement import Pictures
-from fewstep.evaluate.reference import agreement_with, load_reference
 from fewstep.images import read_image
+from fewstep.metrics.agreement import Pictures
+from fewstep.metrics.reference import agreement_with, load_reference
 
 THINGS = ("red apple", "cat face", "rocket", "something nobody knows", "castle", "dog face", "pizza", "umbrella")
 DIM = 12  # features of the stand-in: 2 x 2 means of each colour

@@ -15,7 +15,7 @@ from teacher import TeacherConfig, load_tokenizer, new_teacher
 from transformers import CLIPTextModel
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.agreement import Pictures
+from fewstep.metrics.agreement import Pictures
 
 
 def run_text(folder, **changes):

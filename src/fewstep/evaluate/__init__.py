@@ -1,1 +1,1 @@
-"""How good and how fast images are: distances, distributions, agreement, latency, reports."""
+"""How good and how fast a model draws: rows of pictures, comparisons, tuning, reports."""

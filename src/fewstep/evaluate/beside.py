@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fewstep.evaluate.estimate import Estimate, mean, ratio
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.table import Column, Row, number
+from fewstep.metrics.estimate import Estimate, mean, ratio
 
 
 def beside(row: Row, values: Measures, first: Row, of_first: Measures) -> dict[str, float | None]:

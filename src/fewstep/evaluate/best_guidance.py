@@ -7,11 +7,11 @@ from fewstep.configs import CompareConfig
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import numbers_in
 from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.features import features_of
-from fewstep.evaluate.kid import FEWEST, KID
 from fewstep.evaluate.measure import Tools, kid_of
 from fewstep.evaluate.rows import RowSpec
 from fewstep.evaluate.table import Row
+from fewstep.metrics.features import features_of
+from fewstep.metrics.kid import FEWEST, KID
 
 LARGEST = 50  # as sample takes it
 SCORE = "KID to the reference; the winner's images are part of the row's"

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 from typing import NamedTuple
 
 from fewstep.errors import UsageError
-from fewstep.evaluate.estimate import Estimate
+from fewstep.metrics.estimate import Estimate
 
 BLOCKS = ("down", "mid", "up")
 DIGITS = 4  # of a weight, after the point

@@ -16,16 +16,16 @@ from fewstep.configs import Device, Precision, SampleConfig, build
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.evaluate.drawn import Drawn, batch_facts, batch_file, draw, keep, time_of
-from fewstep.evaluate.estimate import Estimate, estimate, share
-from fewstep.evaluate.features import features_of
-from fewstep.evaluate.frechet import Statistics, distance_to, merge
-from fewstep.evaluate.lpips import load_lpips
 from fewstep.evaluate.measure import labelled_pictures
-from fewstep.evaluate.networks import load_efficientnet
 from fewstep.evaluate.prompts import Prompt, shipped_prompts
 from fewstep.evaluate.protocol import surroundings
-from fewstep.evaluate.reference import Reference, agreement_with, load_reference
 from fewstep.io import sha256_bytes
+from fewstep.metrics.estimate import Estimate, estimate, share
+from fewstep.metrics.features import features_of
+from fewstep.metrics.frechet import Statistics, distance_to, merge
+from fewstep.metrics.lpips import load_lpips
+from fewstep.metrics.networks import load_efficientnet
+from fewstep.metrics.reference import Reference, agreement_with, load_reference
 from fewstep.models.load import pick_device
 from fewstep.models.model import parts_sha256
 from fewstep.pipeline import Pipeline, load_pipeline

@@ -1,6 +1,6 @@
 """The numbers of a row's images: FID, KID, LPIPS to the teacher, agreement, diversity, what EfficientNet says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,19 +9,22 @@ from torch import Tensor
 
 from fewstep.assets import shipped_kit
 from fewstep.errors import FewstepError
-from fewstep.evaluate.agreement import Agreement, Pictures
-from fewstep.evaluate.clip_score import Judge, load_judge
-from fewstep.evaluate.diversity import diversity
 from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.estimate import Estimate
-from fewstep.evaluate.features import Real, device_of, features_of, read_real
-from fewstep.evaluate.frechet import distance_estimate, needed, statistics
-from fewstep.evaluate.inception_score import inception_score
-from fewstep.evaluate.kid import FEWEST, KID, kid
-from fewstep.evaluate.lpips import LPIPS, load_lpips
-from fewstep.evaluate.networks import EfficientNet, Inception, load_efficientnet, load_inception
 from fewstep.evaluate.prompts import Prompt, reference_files
-from fewstep.evaluate.reference import Reference, agreement_with, ceiling_with, load_reference
+from fewstep.hub import title_of
+from fewstep.io import sha256_bytes, sha256_file
+from fewstep.metrics.agreement import Agreement, Pictures
+from fewstep.metrics.clip_score import CLIP, Judge, judge
+from fewstep.metrics.diversity import diversity
+from fewstep.metrics.estimate import Estimate
+from fewstep.metrics.features import Real, device_of, features_of, read_real
+from fewstep.metrics.frechet import distance_estimate, needed, statistics
+from fewstep.metrics.inception_score import inception_score
+from fewstep.metrics.kid import FEWEST, KID, kid
+from fewstep.metrics.lpips import LPIPS, load_lpips
+from fewstep.metrics.networks import EfficientNet, Inception, load_efficientnet, load_inception
+from fewstep.metrics.reference import Reference, agreement_with, ceiling_with, load_reference
+from fewstep.models.load import load_clip
 
 KID_BLOCKS = 10  # fewer with too few images
 SMALLEST = 31  # pixels a side, for LPIPS
@@ -78,7 +81,7 @@ def load_tools(
             notes.append(f"{what} left out: {error.message}; {error.hint}")
             return None
 
-    judge = load_judge(clip, (prompt.text for prompt in prompts), device) if clip else None
+    scorer = load_judge(clip, (prompt.text for prompt in prompts), device) if clip else None
     lpips = inception = real = real_efficientnet = drawings = None
     if size < SMALLEST:
         notes.append(f"LPIPS and diversity left out: they need images of {SMALLEST} pixels a side, not {size}")
@@ -90,14 +93,23 @@ def load_tools(
     if reference is None:
         notes.append("FID and KID left out: they compare with real images, which --reference names")
     elif inception := attempt("FID and KID", lambda: load_inception(device)):
-        real = read_real(reference, size, inception)
+        real = read_real(reference_files(reference), str(reference), size, inception)
         notes += too_few("FID", needed(inception.dim), images, len(real.features), "; KID does with fewer")
         notes += too_few("KID", 2 * FEWEST, images * sets, len(real.features))
     if reference and efficientnet:
-        few = too_few("EfficientNet distance", needed(efficientnet.dim), images, len(reference_files(reference)))
-        real_efficientnet = None if few else read_real(reference, size, efficientnet)
+        files = reference_files(reference)
+        few = too_few("EfficientNet distance", needed(efficientnet.dim), images, len(files))
+        real_efficientnet = None if few else read_real(files, str(reference), size, efficientnet)
         notes += few
-    return Tools(lpips, inception, real, efficientnet, real_efficientnet, drawings, judge, tuple(notes))
+    return Tools(lpips, inception, real, efficientnet, real_efficientnet, drawings, scorer, tuple(notes))
+
+
+def load_judge(name: str, prompts: Iterable[str], device: torch.device) -> Judge:
+    """CLIP of a folder or the hub, which judges pictures of these prompts. Raises FewstepError if it cannot be had."""
+    folder, network, tokenizer, processor = load_clip(name, device)
+    sha256 = sha256_bytes(*(sha256_file(file).encode() for file in sorted(folder.glob("*.safetensors"))))
+    clip = CLIP(network, tokenizer, processor, f"CLIP {title_of(folder)}, images as its processor scales them", sha256)
+    return judge(clip, prompts)
 
 
 def too_few(what: str, fewest: int, images: int, real: int, instead: str = "") -> list[str]:

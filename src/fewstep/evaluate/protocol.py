@@ -11,14 +11,14 @@ import torch
 from fewstep import __version__
 from fewstep.configs import CompareConfig
 from fewstep.evaluate import beside, best_guidance
-from fewstep.evaluate.agreement import Agreement
 from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.frechet import needed
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, ceiling_of
-from fewstep.evaluate.networks import EfficientNet, Inception
 from fewstep.evaluate.prompts import Prompt
-from fewstep.evaluate.weights import LPIPS_FILES
 from fewstep.io import sha256_bytes
+from fewstep.metrics.agreement import Agreement
+from fewstep.metrics.frechet import needed
+from fewstep.metrics.networks import EfficientNet, Inception
+from fewstep.metrics.weights import LPIPS_FILES
 
 LPIPS_LABEL = "lpips 0.1, alexnet"
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fewstep.evaluate.drawn import PARTS, Drawn
-from fewstep.evaluate.estimate import Estimate, mean
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.rows import RowSpec
+from fewstep.metrics.estimate import Estimate, mean
 
 Row = Mapping[str, Any]  # as `entry` makes it, and as it stands in table.json
 

@@ -15,7 +15,6 @@ from fewstep import __version__
 from fewstep.assets import STYLES, shipped_kit
 from fewstep.configs import SampleConfig, TuneConfig, build
 from fewstep.errors import FewstepError, UsageError
-from fewstep.evaluate.agreement import Pictures
 from fewstep.evaluate.candidates import (
     BLOCKS,
     Pair,
@@ -31,18 +30,19 @@ from fewstep.evaluate.candidates import (
     within_error,
 )
 from fewstep.evaluate.drawn import Drawn, draw
-from fewstep.evaluate.estimate import estimate, share
-from fewstep.evaluate.features import features_of, read_real
-from fewstep.evaluate.frechet import Statistics, distance_to, statistics
 from fewstep.evaluate.measure import drawings_for, labelled_pictures
-from fewstep.evaluate.networks import EfficientNet, Inception, load_efficientnet, load_inception
-from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, styled_prompts
+from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, reference_files, styled_prompts
 from fewstep.evaluate.protocol import prompts_sha256, surroundings
-from fewstep.evaluate.reference import Reference, agreement_with, load_reference
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, captioned, grid, sized
 from fewstep.io import atomic_folder, read_json, write_json
 from fewstep.lora.references import parse_reference
+from fewstep.metrics.agreement import Pictures
+from fewstep.metrics.estimate import estimate, share
+from fewstep.metrics.features import features_of, read_real
+from fewstep.metrics.frechet import Statistics, distance_to, statistics
+from fewstep.metrics.networks import EfficientNet, Inception, load_efficientnet, load_inception
+from fewstep.metrics.reference import Reference, agreement_with, load_reference
 from fewstep.models.model import parts_sha256
 from fewstep.pipeline import Pipeline, load_pipeline
 from fewstep.planning import Plan
@@ -160,7 +160,7 @@ def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device
         style = drawings.statistics[config.style].expanded()
         return Judges(network, style, f"{style.count} drawings of {config.style}", network, drawings, (CLIP,))
     inception = load_inception(device)
-    real = read_real(config.reference, size, inception)
+    real = read_real(reference_files(config.reference), str(config.reference), size, inception)
     style = statistics([real.features], inception.label)
     told = f"{len(real.features)} images of {real.source} (sha256 {real.sha256})"
     try:

@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.clip_score import load_judge
+from fewstep.evaluate.measure import load_judge
 from fewstep.images import to_image
 from tests.tiny import tiny_clip
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate import kid as module
-from fewstep.evaluate.estimate import student_t
-from fewstep.evaluate.kid import kid, polynomial_mmd
+from fewstep.metrics import kid as module
+from fewstep.metrics.estimate import student_t
+from fewstep.metrics.kid import kid, polynomial_mmd
 
 
 def features(count: int, seed: int, shift: float = 0.0, dim: int = 8) -> torch.Tensor:

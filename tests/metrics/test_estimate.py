@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fewstep.evaluate.estimate import estimate, mean, ratio, share
-from fewstep.evaluate.frechet import distance_estimate, distance_to, frechet_distance, statistics
+from fewstep.metrics.estimate import estimate, mean, ratio, share
+from fewstep.metrics.frechet import distance_estimate, distance_to, frechet_distance, statistics
 
 
 def normal(count: int, dim: int, seed: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.estimate import Estimate, estimate
 from fewstep.io import atomic_path
+from fewstep.metrics.estimate import Estimate, estimate
 
 FORMAT = "fewstep-statistics-1"
 

@@ -7,10 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.hub import title_of
 from fewstep.images import to_image
-from fewstep.io import sha256_bytes, sha256_file
-from fewstep.models.load import load_clip
 
 CHUNK = 64  # texts embedded at once
 
@@ -53,12 +50,8 @@ class Judge(NamedTuple):
         return 100 * float(F.cosine_similarity(features.double(), texts.double(), dim=1).mean())
 
 
-def load_judge(name: str, prompts: Iterable[str], device: torch.device) -> Judge:
-    """CLIP from a folder or the hub, with these prompts told to it. Raises FewstepError for what cannot be had."""
-    folder, network, tokenizer, processor = load_clip(name, device)
-    weights = sorted(folder.glob("*.safetensors"))
-    sha256 = sha256_bytes(*(sha256_file(file).encode() for file in weights))
-    clip = CLIP(network, tokenizer, processor, f"CLIP {title_of(folder)}, images as its processor scales them", sha256)
+def judge(clip: CLIP, prompts: Iterable[str]) -> Judge:
+    """The judge that scores pictures of these prompts; each is embedded once."""
     unique = list(dict.fromkeys(prompts))
     parts = [clip.texts(unique[first : first + CHUNK]).cpu() for first in range(0, len(unique), CHUNK)]
     return Judge(clip, dict(zip(unique, torch.cat(parts), strict=True)))

@@ -1,8 +1,8 @@
-"""Features of images, kept in files beside them, so that each image goes through a network once."""
+"""Features of pictures, kept in files, so that each picture goes through a network once."""
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,8 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.prompts import reference_files
 from fewstep.images import read_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
 
@@ -38,6 +36,17 @@ class Network(Protocol):
         """Its weights."""
 
 
+class Batches(Protocol):
+    """Pictures in files, a batch in each."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """One a batch, in order."""
+
+    def batches(self) -> Iterator[Tensor]:
+        """Pixels (B, 3, H, W) in [-1, 1], batch by batch."""
+
+
 class Real(NamedTuple):
     """Real images, as a network sees them."""
 
@@ -51,35 +60,34 @@ def device_of(network: Network | nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def features_of(network: Network, drawn: Drawn, title: str = "") -> Tensor:
-    """Features (N, D) of a row's images, on the CPU."""
+def features_of(network: Network, pictures: Batches, title: str = "") -> Tensor:
+    """Features (N, D) of pictures, on the CPU; those of a batch are kept beside its file."""
     device, suffix, parts = device_of(network), f".{identity(network)}.safetensors", []
-    batches = zip(drawn.files, drawn.batches(), strict=True)
+    batches = zip(pictures.files, pictures.batches(), strict=True)
     for file, pixels in tqdm(
-        batches, desc=title, total=len(drawn.files), unit="batch", file=sys.stderr, leave=False, disable=None
+        batches, desc=title, total=len(pictures.files), unit="batch", file=sys.stderr, leave=False, disable=None
     ):
         parts.append(kept(file.with_suffix(suffix), lambda pixels=pixels: network(pixels.to(device))))  # type: ignore[misc]
     return torch.cat(parts)
 
 
-def read_real(source: Path, size: int, network: Network) -> Real:
-    """The images of a folder or table, scaled to cover `size` pixels and cut at the centre, as training data is.
+def read_real(paths: Sequence[Path], source: str, size: int, network: Network) -> Real:
+    """Real images, scaled to cover `size` pixels and cut at the centre, as training data is; source: their name.
 
     The files of features are made in no order, so that processes at once find each other's and share the work.
     """
-    paths = reference_files(source)
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     device, hashes, parts = device_of(network), [""] * len(chunks), [torch.empty(0)] * len(chunks)
     order = random.SystemRandom().sample(range(len(chunks)), len(chunks))
     for i in tqdm(order, desc="reference", unit="batch", file=sys.stderr, leave=False, disable=None):
 
-        def make(chunk: list[Path] = chunks[i]) -> Tensor:
+        def make(chunk: Sequence[Path] = chunks[i]) -> Tensor:
             return network(torch.stack([read_image(path, size, size) for path in chunk]).to(device))
 
         hashes[i] = sha256_bytes(*(sha256_file(path).encode() for path in chunks[i]))
         name = sha256_bytes(f"{identity(network)} {size} {hashes[i]}".encode())
         parts[i] = kept(cache_dir() / "compare" / f"real-{name}.safetensors", make)
-    return Real(str(source), sha256_bytes(*(value.encode() for value in hashes)), torch.cat(parts))
+    return Real(source, sha256_bytes(*(value.encode() for value in hashes)), torch.cat(parts))
 
 
 def identity(network: Network) -> str:

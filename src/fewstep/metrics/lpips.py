@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewstep.evaluate.weights import Net, lpips_weights
+from fewstep.metrics.weights import Net, lpips_weights
 
 
 class Backbone(NamedTuple):

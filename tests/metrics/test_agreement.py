@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.agreement import Pictures, View, agreement, ceiling, centred, whitened
+from fewstep.metrics.agreement import Pictures, View, agreement, ceiling, centred, whitened
 
 STYLES = ("flat", "blob", "line")
 CONCEPTS = tuple(f"concept {i}" for i in range(20))

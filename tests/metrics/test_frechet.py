@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.frechet import (
+from fewstep.metrics.frechet import (
     Statistics,
     frechet_distance,
     load_statistics,

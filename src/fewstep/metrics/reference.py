@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.evaluate.agreement import Agreement, Pictures, View, agreement, ceiling, check_labels, numbering, whitened
-from fewstep.evaluate.frechet import Statistics, statistics
-from fewstep.evaluate.networks import EfficientNet
 from fewstep.io import atomic_path
+from fewstep.metrics.agreement import Agreement, Pictures, View, agreement, ceiling, check_labels, numbering, whitened
+from fewstep.metrics.frechet import Statistics, statistics
+from fewstep.metrics.networks import EfficientNet
 
 FORMAT = "fewstep-reference-1"
 CODES = 127  # the largest int8 code, of either sign

@@ -1,0 +1,1 @@
+"""Numbers from pictures: distances, distributions, agreement, scores, and the networks that they need."""
