@@ -166,7 +166,18 @@ def test_a_dora_is_baked_against_the_model_it_is_for(fewstep, dora, tmp_path):
     assert update.rank == 100
     assert float(error) == pytest.approx(json.loads(done.out)["worst_error"], rel=1e-3)
     assert json.loads(metadata_of(small)["fewstep.sources"])[0]["baked_against"] == str(base)
-    assert fewstep("inspect", file, model=base).code == 0
+
+
+def test_inspect_tells_what_a_dora_is_without_its_model_and_how_strong_with_it(fewstep, dora):
+    file, base, delta = dora
+    told = json.loads(fewstep("inspect", file, "--json").out)
+    assert (told["layout"], told["dora"], told["fits"]) == ("kohya, DoRA", True, ["emoji"])
+    assert (told["ranks"], told["modules"], told["strength"]) == ({"2": 1}, 1, {})
+    lines = fewstep("inspect", file).out.splitlines()
+    assert next(x for x in lines if x.startswith("strength")).endswith("as of every DoRA: give --model")
+    told = json.loads(fewstep("inspect", file, "--json", model=base).out)
+    assert told["ranks"] == {"2": 1}
+    assert sum(told["strength"].values()) == pytest.approx(float(next(iter(delta.values())).norm()), rel=1e-3)
 
 
 def test_a_dora_without_its_model_or_a_rank_is_refused(fewstep, dora, tmp_path):
@@ -239,6 +250,26 @@ def test_inspect_tells_what_a_file_is(fewstep, two, tmp_path):
     lines = fewstep("inspect", a).out
     assert "fits" in lines
     assert "emoji" in lines
+
+
+def test_a_files_own_words_reach_no_terminal(fewstep, two):
+    a, _, _, _ = two
+    words = "mit\x1b[2J\x1b]0;you\x07\nfits  all\u202e" + "x" * 9000
+    save_file(load_file(a), a, {"license": words, "ss_tag\x1b[31m\n": "{}"})
+    done = fewstep("inspect", a)
+    assert done.code == 0
+    assert all(line.isprintable() and len(line) < 400 for line in done.out.splitlines())
+    lines = {line.split("  ", 1)[0]: line for line in done.out.splitlines()}
+    assert len(lines) == len(done.out.splitlines())
+    assert r"mit\x1b[2J\x1b]0;you\x07\nfits  all\u202exxx" in lines["license"]
+    assert lines["license"].endswith(f"... ({len(words):,} characters)")
+    assert lines["also says"].endswith(r"ss_tag\x1b[31m\n")
+    assert json.loads(fewstep("inspect", a, "--json").out)["metadata"]["license"] == words  # whole, and escaped
+    stray = "lora_unet_\x1b[2J\n.lora_down.weight"
+    save_file(load_file(a) | {stray: torch.ones(2, 2)}, a)
+    done = fewstep("merge", a, out=a.with_name("x"))
+    assert r"lora_unet_\x1b[2J\n" in done.error
+    assert done.err.replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize(

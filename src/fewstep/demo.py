@@ -15,6 +15,7 @@ from fewstep.configs import DemoConfig, DistillConfig, Grid, SampleConfig, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.report import figure, heading, page, paragraph, preformatted, table, text_table
 from fewstep.evaluate.sheets import Row, grid
+from fewstep.events import note
 from fewstep.io import atomic_folder
 from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.networks import load_efficientnet
@@ -169,7 +170,7 @@ def recogniser() -> Recognised:
     try:
         network = load_efficientnet()
     except FewstepError as error:
-        print(f"note: what is recognised is not counted: {error.message}; {error.hint}", file=sys.stderr)
+        note(f"what is recognised is not counted: {error.message}; {error.hint}")
         return lambda pictures: "-"
     reference = load_reference(shipped_kit() / "reference.safetensors")
     styles, concepts = zip(*SUBJECTS.values(), strict=True)

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from fewstep import __version__
 from fewstep.configs import DoctorConfig
 from fewstep.errors import FewstepError
+from fewstep.events import note
 from fewstep.io import cache_dir, write_bytes
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "peft")
@@ -100,7 +100,7 @@ def prune(days: int) -> None:
             if (about := file.stat()).st_mtime <= oldest:
                 freed += about.st_size
                 file.unlink()
-    print(f"note: {freed / 2**30:.1f} GiB deleted from {cache_dir()}", file=sys.stderr)
+    note(f"{freed / 2**30:.1f} GiB deleted from {cache_dir()}")
 
 
 def _hub() -> Finding:

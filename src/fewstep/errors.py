@@ -5,6 +5,18 @@ FewstepError        anything wrong with what was given, or with the machine; exi
 └── Interrupted     stopped by Ctrl-C after saving what there was; exit code 130
 """
 
+LONGEST = 2000  # characters of a message: what stands in a file may be of any length
+
+
+def printable(text: str, most: int = LONGEST) -> str:
+    """The text as one line that is safe to print: what is no visible character is written as in Python's strings.
+
+    So a file's own words can neither move a terminal's cursor nor begin a line. most: characters; of a longer text
+    the rest is left out, and its length said.
+    """
+    cut = text if len(text) <= most else f"{text[:most]} ... ({len(text):,} characters)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
 
 class FewstepError(Exception):
     """A problem stated in one line, with the value as typed, and the fix.
@@ -16,9 +28,8 @@ class FewstepError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = printable(message), printable(hint)
+        super().__init__(self.message)
 
     def __reduce__(self) -> tuple[type["FewstepError"], tuple[str, str]]:
         return type(self), (self.message, self.hint)  # so that it comes back from another process

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from fewstep.assets import LICENCE, shipped_lora
 from fewstep.configs import ExportConfig, SampleConfig, build
 from fewstep.diffusion.schedule import SCHEDULE_KEYS
 from fewstep.errors import FewstepError, UsageError
+from fewstep.events import note
 from fewstep.io import atomic_folder, read_json, write_bytes, write_json
 from fewstep.lora.files import hash_of
 from fewstep.lora.low_rank import combine
@@ -83,8 +83,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     loras = loras_of(wish)
     pipeline = load_pipeline(config.model, loras, device="cpu")
     plan = pipeline.plan(wish)
-    for note in plan.notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in plan.notes:
+        note(text)
     fitted = fit([parse_reference(text) for text in loras], str(pipeline.model.path), allow_partial=False)
     recipe, base = recipe_of(pipeline, plan), parts_sha256(pipeline.model.path)
     with atomic_folder(config.out) as folder, TemporaryDirectory(dir=config.out.parent) as beside:

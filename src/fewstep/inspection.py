@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from fewstep.assets import MODEL
 from fewstep.configs import InspectConfig
+from fewstep.errors import printable
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.lora.compress import squared_norm
 from fewstep.lora.files import Base, hash_of, open_lora
@@ -18,6 +19,8 @@ from fewstep.models.weights import base_name, weights_of
 SHOWN = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
          VERSION, "fewstep.sources")  # fmt: skip
 SAMPLING = ("method", "solver", "steps", "guidance_scale", "k", "grid", "teacher_guidance_scale")
+READABLE = 300  # characters of a line; --json has all of it
+UNTOLD = "depends on the weights of its model, as of every DoRA: give --model"
 
 Models = Mapping[str, Mapping[str, ModuleShape]]  # name -> module -> shape
 
@@ -55,19 +58,23 @@ def report(text: str, models: Models, base: Base | None) -> dict[str, Any]:
     """All facts about one file, as JSON has them."""
     path = parse_reference(text).file
     file = open_lora(path)
-    adapters = {name: file.adapter(shapes, base) for name, shapes in models.items()}
+    adapters = {name: file.factors(shapes) for name, shapes in models.items()}
     coverages = [coverage(adapters[name], name, shapes) for name, shapes in models.items()]
     best = max(coverages, key=lambda c: c.found)
     adapter = adapters[best.model]
+    whole = adapter
+    if file.dora is not None:
+        whole = file.adapter(models[best.model], base) if base and best.found == best.total else Adapter({})
     fits = [c.model for c in coverages if c.found == c.total]
     return {
         "file": text,
         "sha256": hash_of(path),
         "layout": file.layout,
+        "dora": file.dora is not None,
         "fits": fits,
         "coverage": [c._asdict() for c in ([best] if fits else sorted(coverages, key=lambda c: -c.found)[:2])],
         "touched": f"{best.found} of {len(models[best.model])} modules of {best.model}",
-        **measured(adapter),
+        **measured(adapter, whole),
         "sampling": sampling(file.recipe),
         "metadata": {key: value for key, value in adapter.metadata.items() if key in SHOWN},
         "other_metadata": sorted(key for key in adapter.metadata if key not in SHOWN and key != KEY),
@@ -80,16 +87,21 @@ def coverage(adapter: Adapter, name: str, shapes: Mapping[str, ModuleShape]) -> 
     return Coverage(name, total - len(misfits(adapter, shapes)), total)
 
 
-def measured(adapter: Adapter) -> dict[str, Any]:
-    """Ranks, sizes and the strength of each block: the Frobenius norm of its Delta W."""
+def measured(adapter: Adapter, whole: Adapter) -> dict[str, Any]:
+    """Ranks, sizes and the strength of each block: the Frobenius norm of its Delta W.
+
+    adapter: the factors as the file has them. whole: what they add to the weights; a DoRA's own is the base's as well.
+    """
     ranks: Counter[int] = Counter()
     squares: dict[str, float] = {}
     parameters = 0
     for name, update in adapter.modules.items():
         ranks[update.rank] += 1
         parameters += update.A.numel() + update.B.numel()
-        block = (*blocks_of(name), "other")[0]
-        squares[block] = squares.get(block, 0.0) + squared_norm(update)
+        if name in whole.modules:
+            block = (*blocks_of(name), "other")[0]
+            added = update if whole is adapter else whole.modules[name]
+            squares[block] = squares.get(block, 0.0) + squared_norm(added)
     return {
         "modules": len(adapter.modules),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
@@ -121,11 +133,11 @@ def as_text(facts: Mapping[str, Any]) -> str:
         "touched": facts["touched"],
         "parameters": f"{facts['parameters']:,} in {facts['modules']} modules",
         "rank": ", ".join(f"{rank} ({count} modules)" for rank, count in facts["ranks"].items()),
-        "strength": ", ".join(f"{block} {norm:.3g}" for block, norm in facts["strength"].items()),
+        "strength": ", ".join(f"{block} {norm:.3g}" for block, norm in facts["strength"].items()) or UNTOLD,
         "sampling": ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()) or "not said",
         **facts["metadata"],
     }
     if facts["other_metadata"]:
         lines["also says"] = ", ".join(facts["other_metadata"])
     width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    return "\n".join(f"{name:<{width}}  {printable(str(value), READABLE)}" for name, value in lines.items())

@@ -1,13 +1,13 @@
 """LoRA arithmetic from the command line: merge, resize and difference, exactly unless a rank is asked for."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, ResizeConfig
 from fewstep.errors import FewstepError, UsageError
+from fewstep.events import note
 from fewstep.families import FAMILIES, ModuleShape, family_of
 from fewstep.lora.compress import Loss, compress
 from fewstep.lora.difference import difference
@@ -118,7 +118,7 @@ def fit(references: Sequence[Reference], model: str | None, allow_partial: bool)
     best = min(misplaced, key=lambda name: misplaced[name])
     fitting = [name for name, count in misplaced.items() if count == 0]
     if len(fitting) > 1:
-        print(f"note: fits {' and '.join(fitting)}; taken as {best}, --model says otherwise", file=sys.stderr)
+        note(f"fits {' and '.join(fitting)}; taken as {best}, --model says otherwise")
     return Fitted(placed(files, FAMILIES[best].all_modules(), best, allow_partial), best, None)
 
 
@@ -148,7 +148,7 @@ def placed(
         wrong = misfits(adapter, shapes)
         if wrong and allow_partial and len(wrong) < len(adapter.modules):
             some = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-            print(f"note: {len(wrong)} modules of {reference.path} are left out: {some}", file=sys.stderr)
+            note(f"{len(wrong)} modules of {reference.path} are left out: {some}")
             adapter = adapter.without(wrong)
         else:
             check_fits(adapter, shapes, str(reference.path), model)

@@ -23,6 +23,7 @@ from fewstep.diffusion.sampler import ImageNoise, OnStep, ignore, sampling_level
 from fewstep.diffusion.sampler import sample as sample_latents
 from fewstep.diffusion.solvers.base import Noise
 from fewstep.errors import FewstepError, UsageError
+from fewstep.events import note
 from fewstep.images import save_png, to_image
 from fewstep.lora.files import hash_of, load_adapter
 from fewstep.lora.layers import fold, shape_of
@@ -155,7 +156,7 @@ class Pipeline:
         """The pixels (3, H, W), or black when the model's safety checker hides them, which stderr says."""
         if self.model.safety_checker is None or not self.model.safety_checker.hides(pixels):
             return pixels
-        print(f"note: the model's safety checker hid the picture of {prompt!r}, seed {seed}", file=sys.stderr)
+        note(f"the model's safety checker hid the picture of {prompt!r}, seed {seed}")
         return torch.full_like(pixels, -1)
 
     def _recipe(
@@ -236,8 +237,8 @@ def sample(config: SampleConfig) -> Iterator[Picture]:
         config.model, loras_of(config), config.dtype, config.device, config.controlnet, not config.no_safety_checker
     )
     plan = pipeline.plan(config)
-    for note in plan.notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in plan.notes:
+        note(text)
     yield from pipeline.pictures(config, plan)
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import SCHEDULE_KEYS, NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError, UsageError
+from fewstep.events import note
 from fewstep.lora.dialects import COMPONENTS, module_name
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import LoraLayers, fold, layers_of, shape_of
@@ -93,8 +93,8 @@ def accelerate(
     if terms:
         check_layers(pipe, folded)
     plan = plan_sampling(schedule, recipes, solver, steps, guidance_scale)
-    for note in plan.notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in plan.notes:
+        note(text)
     with ExitStack() as stack:
         if terms:
             (put_in if folded else put_beside)(layers, terms, stack)

@@ -24,6 +24,7 @@ from fewstep.evaluate.rows import RowSpec, naming, parse_row, wanted
 from fewstep.evaluate.sheets import Row as SheetRow
 from fewstep.evaluate.sheets import grid
 from fewstep.evaluate.table import Row, cells, entry, shared, short
+from fewstep.events import note
 from fewstep.io import atomic_folder, write_json
 from fewstep.models.model import parts_sha256
 from fewstep.pipeline import Pipeline, load_pipeline, loras_of
@@ -56,7 +57,7 @@ def run(config: CompareConfig) -> None:
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         print(markdown(document))
-    print(f"note: written to {config.out}; see {config.out / 'report.html'}", file=sys.stderr)
+    note(f"written to {config.out}; see {config.out / 'report.html'}")
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -89,8 +90,8 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
     clip = config.clip_model if config.clip_score else None
     tools = load_tools(config.reference, prompts, size, config.images, config.seed_sets, device, clip)
     best_guidance.check_tools(specs, tools)
-    for note in tools.notes:
-        say(note)
+    for text in tools.notes:
+        note(text)
     teacher = draw_teacher(bare, config, prompts, around) if tools.lpips else None
     results = draw_rows(bare, config, specs, prompts, around, tools)
     sets = config.seed_sets
@@ -112,11 +113,6 @@ def rows_of(specs: Sequence[RowSpec], results: Sequence[Result], measured: Seque
     for number, (row, values) in enumerate(zip(rows, measured, strict=True)):
         row["beside_first"] = beside.beside(row, values, rows[0], measured[0]) if number else None
     return rows
-
-
-def say(note: str) -> None:
-    """Tell something on stderr."""
-    print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 # --- drawing -----------------------------------------------------------------------------------------------
@@ -169,8 +165,8 @@ def draw_row(
     few = tuple(text for text in islice(dict.fromkeys(texts), DIVERSE_PROMPTS) for _ in range(DIVERSE_IMAGES))
     with naming(spec):
         plan = pipeline.plan(wish)
-        for note in plan.notes:
-            say(f"{spec.text}: {note}")
+        for text in plan.notes:
+            note(f"{spec.text}: {text}")
         drawn = draw(pipeline, plan, wish, around, spec.text)
         diverse = wanted(spec, config, few) if tools.lpips else None
         title = f"{spec.text}, diversity"
@@ -205,8 +201,8 @@ def search_guidance(
 
     with naming(spec):
         search = best_guidance.tried(config, tools, drawn)
-    for note in best_guidance.at_the_end(spec.text, best_guidance.entries(search)):
-        say(note)
+    for text in best_guidance.at_the_end(spec.text, best_guidance.entries(search)):
+        note(text)
     return search
 
 
@@ -244,7 +240,7 @@ def write(folder: Path, comparison: Comparison) -> None:
         plot(folder / "quality-nfe.png", rows, "nfe", "network evaluations an image (NFE)")
         plot(folder / "quality-time.png", rows, "time_s", "milliseconds an image", scale=1000)
     else:
-        say("no plots: no quality was measured")
+        note("no plots: no quality was measured")
     (folder / "report.html").write_text(report(folder, document), encoding="utf-8")
 
 

@@ -1,7 +1,6 @@
 """`fewstep tune`: how much of a style and of an acceleration LoRA, tau' = l1 style + l2 acceleration, by pictures."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -35,6 +34,7 @@ from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, reference_fil
 from fewstep.evaluate.protocol import prompts_sha256, surroundings
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, captioned, grid, sized
+from fewstep.events import note
 from fewstep.io import atomic_folder, read_json, write_json
 from fewstep.lora.references import parse_reference
 from fewstep.metrics.agreement import Pictures
@@ -88,7 +88,7 @@ def run(config: TuneConfig) -> None:
     """Tune, write --out, and print the table and the best pair, or the JSON document, on stdout."""
     document = tune(config)
     print(json.dumps(document, indent=2, ensure_ascii=False) if config.as_json else markdown(document))
-    print(f"note: written to {config.out}; look at {config.out / 'sheet.png'}", file=sys.stderr)
+    note(f"written to {config.out}; look at {config.out / 'sheet.png'}")
 
 
 def tune(config: TuneConfig) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> 
     around = surroundings(parts_sha256(bare.model.path), device)
     del bare
     judges = load_judges(config, prompts, size, device)
-    for note in judges.notes:
-        print(f"note: {note}", file=sys.stderr)
+    for text in judges.notes:
+        note(text)
     tried = search(config, axes, lambda pair, found_in: attempt(config, judges, prompts, around, pair, found_in))
     order = ranked([one.scored for one in tried])
     protocol = protocol_of(config, judges, around, listed, prompts, size, tried)

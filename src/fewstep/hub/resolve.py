@@ -1,7 +1,6 @@
 """A name that was typed, as a path on this machine: what the hub has is downloaded once, into the hub's own cache."""
 
 import os
-import sys
 from contextlib import suppress
 from functools import cache
 from http.client import HTTPException
@@ -14,6 +13,7 @@ from urllib.request import Request, urlopen
 from huggingface_hub import constants
 
 from fewstep.errors import FewstepError
+from fewstep.events import note
 from fewstep.hub.choice import Choice, chosen, complete
 from fewstep.hub.download import download, listing
 from fewstep.hub.names import HubName, hub_name
@@ -82,7 +82,7 @@ def fetched(wanted: HubName, half: bool, hub: Hub) -> Path:
         refusal = explained(error, wanted, hub.endpoint)
         if kept is None:
             raise refusal from error
-        print(f"note: {refusal.message}; the copy in the cache is used", file=sys.stderr)
+        note(f"{refusal.message}; the copy in the cache is used")
         return kept[0] / kept[1].target
     choice = chosen(files, wanted, half)
     folder = hub.folder(wanted.repository)

@@ -91,27 +91,6 @@ def taken_apart(keys: Iterable[str], what: str) -> dict[str, dict[str, str]]:
     return modules
 
 
-def layout_of(keys: Iterable[str]) -> str:
-    """What people call the layout of a file with these keys."""
-    text = "\n".join(keys)
-    if ":down" in text:
-        return "cloneofsimo"
-    for sign, name in (("hada_", "LoHa"), ("lokr_", "LoKr"), (".lora_mid.", "LoCon")):
-        if sign in text:
-            return f"LyCORIS ({name})"
-    for sign, name in (
-        ("diffusion_model.", "diffusion_model"),
-        ("base_model.model.", "PEFT"),
-        (".processor.", "attention processors"),
-        (".lora_A.", "diffusers"),
-        (".lora.down.", "diffusers (old)"),
-        ("_lora.down.", "attention processors"),
-    ):
-        if sign in text:
-            return name
-    return "kohya"
-
-
 class Spellings:
     """Finds the module that a file means, whatever its layout, among the modules of one model or family.
 

@@ -3,7 +3,6 @@
 import json
 import math
 import pickle
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,12 +14,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.events import note
 from fewstep.families import ModuleShape
 from fewstep.io import read_json, sha256_file
-from fewstep.lora.dialects import PEFT_CONFIG, PEFT_WEIGHTS, Spellings, layout_of, prefix_of, taken_apart
+from fewstep.lora.dialects import PEFT_CONFIG, PEFT_WEIGHTS, Spellings, prefix_of, taken_apart
 from fewstep.lora.dora import baked, magnitude_of
 from fewstep.lora.factors import Scale, low_rank_of, shaped
 from fewstep.lora.known import known_recipe
+from fewstep.lora.layouts import layout_of
 from fewstep.lora.low_rank import Adapter, Lazy, LowRank
 from fewstep.lora.numbered import ANY, EMBEDDING, NUMBERED, numbered_names
 from fewstep.lora.recipe import VERSION, Recipe, from_metadata, is_newer
@@ -62,7 +63,7 @@ class LoraFile:
     @property
     def layout(self) -> str:
         """What people call it."""
-        return layout_of(self.source.keys)
+        return layout_of(self.spelled)
 
     @property
     def dora(self) -> str | None:
@@ -82,6 +83,14 @@ class LoraFile:
                 f" made for and is no update without them ({self.dora})",
                 "name that model: fewstep merge FILE --into MODEL, or --model MODEL --rank 64",
             )
+        return self._placed(shapes, base)
+
+    def factors(self, shapes: Mapping[str, ModuleShape]) -> Adapter:
+        """The same without what makes it a DoRA: B A, whose sizes need no model, of any file."""
+        return self._placed(shapes, None)
+
+    def _placed(self, shapes: Mapping[str, ModuleShape], base: Base | None) -> Adapter:
+        """The updates under the names that the model has for their modules."""
         spellings, numbers = Spellings(shapes), numbered_names(self.numbered, self.source.metadata, shapes)
         modules: dict[str, str] = {}
         for spelled in self.spelled:
@@ -138,14 +147,11 @@ def open_lora(path: Path) -> LoraFile:
     if not spelled:
         raise FewstepError(f"LoRA {path} has no LoRA weights", "see docs/lora-files.md for what is read")
     if words:
-        print(f"note: {path} also holds embeddings of {', '.join(words)}, which are left out", file=sys.stderr)
+        note(f"{path} also holds embeddings of {', '.join(words)}, which are left out")
     recipe = from_metadata(source.metadata, str(path)) or known_recipe(path, spelled)
     if is_newer(source.metadata):
         written = source.metadata[VERSION]
-        print(
-            f"note: {path} was written by fewstep {written}, newer than this one; what it adds is ignored",
-            file=sys.stderr,
-        )
+        note(f"{path} was written by fewstep {written}, newer than this one; what it adds is ignored")
     file = LoraFile(path, source, spelled, {}, recipe)
     sizes = {module: file.update(module, None).shape for module in spelled if NUMBERED.fullmatch(module)}
     return replace(file, numbered=sizes)

@@ -1,0 +1,67 @@
+"""What people call the layout of a LoRA file: by how its keys begin, and by how they end."""
+
+from collections.abc import Mapping
+
+from fewstep.lora.dialects import DOWN, prefix_of
+from fewstep.lora.dora import magnitude_of
+
+Spelled = Mapping[str, Mapping[str, str]]  # module as the file spells it -> part -> key
+
+KOHYA, PEFT, OLD, BARE = "kohya", "PEFT", "diffusers (old)", "bare"
+PROCESSORS, CLONEOFSIMO = "attention processors", "cloneofsimo"
+PREFIXES = {  # how a key begins: who spells modules so; a prefix that is not here goes by itself
+    "lora_unet_": KOHYA,
+    "lora_te_": KOHYA,
+    "lora_te1_": KOHYA,
+    "lora_te2_": KOHYA,
+    "unet.": "diffusers",
+    "text_encoder.": "diffusers",
+    "text_encoder_2.": "diffusers",
+    "base_model.model.": PEFT,
+    "diffusion_model.": "diffusion_model",
+    "model.diffusion_model.": "diffusion_model",
+    "": BARE,
+}
+SUFFIXES = {  # how a key ends: who spells parts so
+    ".lora_down.weight": KOHYA,
+    ".lora_A.weight": PEFT,
+    ".lora_A.default.weight": PEFT,
+    ".lora.down.weight": OLD,
+    ".lora_linear_layer.down.weight": OLD,
+    "_lora.down.weight": PROCESSORS,
+    ":down": CLONEOFSIMO,
+}
+USUAL = {  # what files of this beginning and this end are called
+    (KOHYA, KOHYA): KOHYA,
+    ("diffusers", PEFT): "diffusers",
+    ("diffusers", OLD): OLD,
+    (BARE, OLD): OLD,
+    (PEFT, PEFT): PEFT,
+    (BARE, PEFT): PEFT,
+    ("diffusion_model", PEFT): "diffusion_model",
+    ("diffusion_model", KOHYA): "diffusion_model",
+}
+KINDS = {"mid": "LyCORIS (LoCon)", "hada_w1_a": "LyCORIS (LoHa)", "lokr_": "LyCORIS (LoKr)"}  # how a part begins
+
+
+def layout_of(spelled: Spelled) -> str:
+    """What people call the layout of a file of these modules; of several layouts all, the most frequent first."""
+    counts: dict[str, int] = {}
+    for module, keys in spelled.items():
+        label = label_of(module, keys)
+        counts[label] = counts.get(label, 0) + 1
+    labels = sorted(counts, key=lambda label: -counts[label])
+    dora = any(magnitude_of(keys) is not None for keys in spelled.values())
+    return ", ".join(labels + ["DoRA"] * dora)
+
+
+def label_of(module: str, keys: Mapping[str, str]) -> str:
+    """What the layout of one module is called; two names when its key begins and ends as no usual layout's."""
+    kind = next((kind for sign, kind in KINDS.items() if any(part.startswith(sign) for part in keys)), None)
+    if kind is not None:
+        return kind
+    prefix, suffix = prefix_of(module), keys.get(DOWN, module).removeprefix(module)
+    beginning, ending = PREFIXES.get(prefix, prefix.rstrip("._")), SUFFIXES.get(suffix, "incomplete")
+    if ending in (PROCESSORS, CLONEOFSIMO):
+        return ending
+    return USUAL.get((beginning, ending), f"{beginning} names, {ending} factors")
