@@ -15,8 +15,11 @@ from fewstep.io import (
     append_line,
     atomic_folder,
     atomic_path,
+    brief,
     cache_dir,
     read_json,
+    read_object,
+    refuse_stand_in,
     sha256_bytes,
     sha256_file,
     write_bytes,
@@ -173,11 +176,57 @@ def test_json_round_trip(tmp_path):
     assert text.endswith("}\n")
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b""], ids=["cut", "not UTF-8", "empty"])
-def test_json_that_is_none(tmp_path, content):
-    (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(FewstepError, match=r"^the list is not readable JSON: .*x\.json \(.*\)\n\nhint: "):
-        read_json(tmp_path / "x.json", "the list")
+UNREADABLE = {
+    "cut": (b"{", r"\(Expecting property name"),
+    "not UTF-8": (b"\xff\xfe", r"\(.* can't decode"),
+    "empty": (b"", r"\(Expecting value"),
+    "nested": (b"[" * 100_000, r"\(it is nested too deeply\)\n"),
+    "digits": (b"9" * 6000, r"\(Exceeds the limit .* 6000 digits\)\n"),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_json_that_is_none(tmp_path, content, reason):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(FewstepError, match=rf"^recipe is not readable JSON: .*a\.json {reason}"):
+        read_json(tmp_path / "a.json", "recipe")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"text"', "3", "NaN"])
+def test_json_that_is_no_object(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(FewstepError, match=r"^recipe is no JSON object: .*a\.json holds ") as refusal:
+        read_object(tmp_path / "a.json", "recipe")
+    assert refusal.value.message.endswith(content)
+
+
+def test_a_long_value_is_cut():
+    assert brief(["x" * 100]) == '["' + "x" * 55 + "..."
+    assert brief({"a": None}) == '{"a": null}'
+
+
+STAND_INS = {
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer", "git lfs pull"),
+    "page": (b"\xef\xbb\xbf\n <!DOCTYPE html><html>", "web page", "/resolve/"),
+    "old page": (b"<HTML><head>", "web page", "/resolve/"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "what", "hint"), STAND_INS.values(), ids=STAND_INS)
+def test_what_stands_in_for_a_file_is_named(tmp_path, content, what, hint):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(FewstepError, match=rf"/a\.json is a {what}, not the file itself") as refusal:
+        refuse_stand_in(tmp_path / "a.json")
+    assert hint in refusal.value.hint
+    with pytest.raises(FewstepError, match=what):
+        read_json(tmp_path / "a.json", "recipe")
+
+
+def test_files_that_stand_for_themselves(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    refuse_stand_in(tmp_path / "a.safetensors")
+    refuse_stand_in(tmp_path / "absent")
+    refuse_stand_in(tmp_path)
 
 
 def test_json_that_is_missing(tmp_path):

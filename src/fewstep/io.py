@@ -116,10 +116,45 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FewstepError(f"{what} not found: {path}", "check the path") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or too many digits
+        refuse_stand_in(path)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
         raise FewstepError(
-            f"{what} is not readable JSON: {path} ({error})", "restore the file and try again"
+            f"{what} is not readable JSON: {path} ({reason})", "restore the file and try again"
         ) from error
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in `path`; any other value is refused as `read_json` refuses what is no JSON."""
+    value = read_json(path, what)
+    if not isinstance(value, dict):
+        raise FewstepError(f"{what} is no JSON object: {path} holds {brief(value)}", "restore the file and try again")
+    return value
+
+
+def brief(value: Any, length: int = 60) -> str:
+    """A JSON value as it is spelled, cut to be read in a line."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+STAND_INS = {  # what a file begins with -> what it is, and how to have what was meant
+    b"version https://git-lfs": ("a Git LFS pointer", "run `git lfs pull` in its folder, or download the file itself"),
+    b"<!doctype": ("a web page", "download the file itself: an address of the hub has /resolve/ in place of /blob/"),
+    b"<html": ("a web page", "download the file itself: an address of the hub has /resolve/ in place of /blob/"),
+}  # fmt: skip
+
+
+def refuse_stand_in(path: Path) -> None:
+    """Raise FewstepError for a Git LFS pointer or a web page that lies where a file should be."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    except OSError:
+        return  # the one who reads it says why
+    for mark, (what, hint) in STAND_INS.items():
+        if start.startswith(mark):
+            raise FewstepError(f"{path} is {what}, not the file itself", hint)
 
 
 def sha256_bytes(*parts: bytes) -> str:

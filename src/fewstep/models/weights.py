@@ -15,7 +15,7 @@ from fewstep.families import FAMILIES, Family, ModuleShape
 from fewstep.families.single_file import TEXT as LDM_TEXT
 from fewstep.families.single_file import UNET, Origin, text_origins, text_prefix, unet_origins
 from fewstep.hub import resolved
-from fewstep.io import sha256_bytes, sha256_file
+from fewstep.io import refuse_stand_in, sha256_bytes, sha256_file
 from fewstep.lora.dialects import COMPONENTS, TEXT, module_name
 from fewstep.lora.files import Base
 from fewstep.lora.recipe import Recipe
@@ -187,6 +187,7 @@ def opened(file: Path) -> Any:
     try:
         return safe_open(file, "pt")
     except (SafetensorError, OSError, ValueError) as error:
+        refuse_stand_in(file)
         raise FewstepError(
             f"{file} is not a readable safetensors file ({error})",
             "a Stable Diffusion folder or a .safetensors checkpoint is needed; if it is one, get it again",
