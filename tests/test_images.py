@@ -1,14 +1,16 @@
 """Pictures in: on white, scaled to cover, cut at the centre. Pictures out: with their recipe inside."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fewstep.errors import FewstepError
-from fewstep.images import read_image, save_png, to_image
+from fewstep.images import image_size, read_image, read_mask, save_png, to_image
 
 
 def save(path, array):
@@ -66,6 +68,79 @@ def test_other_modes_are_read(tmp_path, mode):
     assert read_image(name, 4, 4).isfinite().all()
 
 
+def exif(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_they_are_seen(tmp_path, suffix, orientation):
+    path, lossless = tmp_path / f"x.{suffix}", {"lossless": True} if suffix == "webp" else {}
+    array = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    Image.fromarray(array).save(path, exif=exif(orientation), **lossless)
+    with Image.open(path) as file:
+        seen = np.array(ImageOps.exif_transpose(file).convert("RGB"))
+    assert seen.shape[:2] == ((16, 24) if orientation < 5 else (24, 16))
+    height, width = seen.shape[:2]
+    assert image_size(path) == (width, height)
+    assert torch.equal(read_image(path, width, height), torch.tensor(seen).permute(2, 0, 1).float() / 127.5 - 1)
+    grey = torch.tensor(np.array(Image.fromarray(seen).convert("L"))).float() / 255
+    assert torch.equal(read_mask(path, width, height)[0], grey)
+
+
+@pytest.mark.parametrize("tags", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0", b"Exif\0\0junk junk junk", exif(9), exif(0)])
+def test_a_damaged_orientation_turns_nothing(tmp_path, tags):
+    Image.new("RGB", (4, 2)).save(tmp_path / "x.jpg", exif=tags)
+    assert image_size(tmp_path / "x.jpg") == (4, 2)
+
+
+SIXTEEN = np.array([[0, 257, 1000, 32768, 65535, 128 * 257, 65407, 65406]], dtype=np.uint16)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png16(path, channels):
+    """A PNG of SIXTEEN with 16 bits in each of its channels, which Pillow does not write."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", SIXTEEN.size, 1, 16, kind, 0, 0, 0)
+    values = np.repeat(SIXTEEN, channels).reshape(-1, channels).astype(">u2")
+    if channels in (2, 4):
+        values[:, -1] = 65535
+    row = zlib.compress(b"\0" + values.tobytes())
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("kind", ["I;16", "I", "I;16B", "pgm", "png1", "png2", "png3", "png4"])
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, kind):
+    path = tmp_path / ("x.pgm" if kind == "pgm" else "x.tif" if kind[0] == "I" else "x.png")
+    if kind.startswith("png"):
+        png16(path, int(kind[3]))
+    else:
+        values = SIXTEEN.astype({"I": np.int32, "I;16B": ">u2"}.get(kind, np.uint16))
+        Image.fromarray(values).save(path)
+    with Image.open(path) as file:
+        assert kind[0] != "I" or file.mode == kind
+    read = (read_image(path, SIXTEEN.size, 1)[:, 0] + 1) * 127.5
+    exact = torch.tensor(SIXTEEN[0].astype(np.float32)) / 257
+    assert torch.equal(read, read[:1].expand_as(read))  # grey
+    assert (read - exact).abs().max() < 1  # Pillow itself takes the high byte of colour
+    assert (read[0, [0, 1, 4, 5]] - torch.tensor([0, 1, 255, 128.0])).abs().max() < 1e-4
+    if kind in ("I;16", "I", "I;16B", "pgm", "png1"):
+        assert (read - exact).abs().max() <= 0.5
+        torch.testing.assert_close(read_mask(path, SIXTEEN.size, 1)[0, 0], exact.round() / 255)
+
+
+@pytest.mark.parametrize("values", [np.float32([[0, 1]]), np.int32([[0, 70_000]]), np.int32([[-1, 5]])])
+def test_values_whose_white_nobody_says_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    with pytest.raises(FewstepError, match=r"^unreadable image: .*x\.tif \(grey of 32 bits; save it with 8 or 16 bits"):
+        read_image(tmp_path / "x.tif", 2, 1)
+
+
 def test_a_missing_picture(tmp_path):
     with pytest.raises(FewstepError, match=r"^image not found: .*x\.png\n\nhint: check the path$"):
         read_image(tmp_path / "x.png", 4, 4)
@@ -83,6 +158,21 @@ def test_unreadable_pictures(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(FewstepError, match=rf"^unreadable image: .*{name} \(.*\)\n\nhint: replace the file"):
             read_image(tmp_path / name, 4, 4)
+
+
+def test_paths_that_lead_to_no_file(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("loop.png", "folder.png", "n" * 300 + ".png", "n\0l.png"):
+        with pytest.raises(FewstepError, match=r"^unreadable image: ") as caught:
+            read_image(tmp_path / name, 4, 4)
+        assert str(caught.value).count(name) == 1
+
+
+def test_a_large_picture_is_read_without_a_word(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    assert image_size(save(tmp_path / "x.png", np.zeros((8, 8, 3)))) == (8, 8)
+    assert not recwarn.list
 
 
 def test_a_bomb_is_refused(tmp_path, monkeypatch):

@@ -1,18 +1,29 @@
 """Images in and out: files to pixels in [-1, 1], pixels to PNGs that carry their recipe."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.io import atomic_path
+
+TURNS = {  # EXIF's orientation: what to do with the picture, so that its top is above and its left on the left
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: Path, width: int, height: int) -> Tensor:
@@ -30,21 +41,54 @@ def read_mask(path: Path, width: int, height: int) -> Tensor:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of the image in pixels."""
+    """Width and height in pixels of the image as it is seen, which is as `read_image` reads it."""
     return opened(path).size
 
 
 def opened(path: Path) -> Image.Image:
-    """The image with its transparency. Raises FewstepError when there is none that can be read."""
+    """The image as it is to be seen: RGBA of 8 bits, turned as its EXIF orientation says. All pictures come from here.
+
+    Raises FewstepError when there is none that can be read.
+    """
     try:
-        with Image.open(path) as file:
-            return file.convert("RGBA")
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+            file.load()
+            return upright(eight_bits(file).convert("RGBA"), orientation(file))
     except FileNotFoundError:
         raise FewstepError(f"image not found: {path}", "check the path") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        reason = getattr(error, "strerror", None) or error
         raise FewstepError(
-            f"unreadable image: {path} ({error})", "replace the file, or take it out of the folder"
+            f"unreadable image: {path} ({reason})", "replace the file, or take it out of the folder"
         ) from error
+
+
+def orientation(image: Image.Image) -> int:
+    """The image's EXIF orientation, 1...8; 1, which is upright, if it has none or its EXIF is damaged."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        value = None
+    return value if value in TURNS else 1
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The image turned or mirrored as the EXIF orientation says it is to be seen."""
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel: 16-bit grey is scaled, white to white, where Pillow's own `convert` clips.
+
+    Pillow has read 16-bit colour as 8 bits already. Raises ValueError for floats and integers of more bits: no file
+    says which of them is white.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError("grey of 32 bits; save it with 8 or 16 bits, black as 0")
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
 def covering(image: Image.Image, width: int, height: int) -> Image.Image:

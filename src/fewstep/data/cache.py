@@ -64,7 +64,7 @@ def encode(items: Sequence[Item], model: Model, size: int) -> Encoded:
     """
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     kind = "masked latents" if model.inpaints else "latents"
-    of_images, of_text = f"3 {kind} {encoder_sha256(model.vae)} {size} ", f"3 text {model.text_sha256()} "
+    of_images, of_text = f"4 {kind} {encoder_sha256(model.vae)} {size} ", f"3 text {model.text_sha256()} "
     latents = [_path(of_images, [sha256_file(item.path) for item in chunk]) for chunk in chunks]
     text = [_path(of_text, [f"{item.caption}\0" for item in chunk]) for chunk in chunks]
     done = all(path.exists() for path in (*latents, *text))
