@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, printable
 from fewstep.images import image_size, read_image, read_mask, save_png, to_image
 
 
@@ -166,7 +166,7 @@ def test_paths_that_lead_to_no_file(tmp_path):
     for name in ("loop.png", "folder.png", "n" * 300 + ".png", "n\0l.png"):
         with pytest.raises(FewstepError, match=r"^unreadable image: ") as caught:
             read_image(tmp_path / name, 4, 4)
-        assert str(caught.value).count(name) == 1
+        assert str(caught.value).count(printable(name)) == 1
 
 
 def test_a_large_picture_is_read_without_a_word(tmp_path, monkeypatch, recwarn):
