@@ -461,9 +461,9 @@ def test_a_folder_that_holds_a_run(fewstep, tiny_model_folder, tiny_data_folder,
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_checkpoint_that_is_damaged(fewstep, tiny_model_folder, tiny_data_folder, lora, tmp_path):
+def test_checkpoints_that_are_damaged(fewstep, tiny_model_folder, tiny_data_folder, lora, tmp_path):
     run = Path(shutil.copytree(lora.parent, tmp_path / "run"))
-    cut(run / "checkpoints" / "step-00000002.safetensors")
+    cut(run / "checkpoints" / "step-00000002.safetensors")  # the only one
     longer = [*TINY[:5], 3, *TINY[6:]]
     done = fewstep("distill", *longer, "--resume", model=tiny_model_folder, data=tiny_data_folder, out=run)
     assert done.code == 1

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from PIL import Image
 from fewstep import __version__
 from fewstep.cli import COMMANDS, main_of
 from fewstep.configs import DoctorConfig, SampleConfig, option_name
+from fewstep.io import atomic_path
 
 USAGE_ERROR = re.compile(r"error: [^\n]+\n\nhint: [^\n]+\n")
 
@@ -136,6 +138,20 @@ def test_ctrl_c_and_a_program_of_one_command(capsys):
 
     assert main_of(DoctorConfig, stopped, ["--json"]) == 130
     assert capsys.readouterr() == ("", "error: stopped\n\nhint: nothing half-written was left\n")
+
+
+def test_a_termination_signal_is_ctrl_c(capsys, tmp_path):
+    def asked_to_end(config):
+        with atomic_path(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert main_of(DoctorConfig, asked_to_end, []) == 130
+    assert capsys.readouterr() == ("", "error: stopped\n\nhint: nothing half-written was left\n")
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_options_arrive_in_the_config():

@@ -17,6 +17,7 @@ from fewstep.io import (
     atomic_path,
     brief,
     cache_dir,
+    clear_leftovers,
     read_json,
     read_object,
     refuse_stand_in,
@@ -49,8 +50,8 @@ def write_half_folder(path: Path, stop: BaseException) -> None:
 def test_a_path_appears_when_the_block_ends(tmp_path):
     path = tmp_path / "new" / "file.txt"
     with atomic_path(path) as temporary:
-        assert temporary.parent == path.parent
-        assert temporary.suffix == ".txt"
+        assert temporary.parent.parent == path.parent  # on the same disk
+        assert temporary.name == path.name
         temporary.write_text("all")
         assert not path.exists()
     assert path.read_text() == "all"
@@ -128,15 +129,62 @@ def test_a_folder_on_a_full_disk(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_folder_survives_leftovers_of_a_killed_run(tmp_path):
-    folder = tmp_path / "model"
-    for round_ in range(2):
-        with atomic_folder(folder) as temporary:
-            (temporary / "round").write_text(str(round_))
-        leftover = tmp_path / ".model.old"
-        leftover.mkdir(exist_ok=True)
-        (leftover / "junk").write_text("of a run killed between two renames")
-    assert (folder / "round").read_text() == "1"
+def killed(folder: Path, code: str) -> None:
+    """Run the lines in a process that kills itself in them, with `path` in `folder`."""
+    begin = "import os, sys\nfrom pathlib import Path\nfrom fewstep import io\npath = Path(sys.argv[1]) / 'model'\n"
+    command = [sys.executable, "-c", begin + code, str(folder)]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "PATH": "/usr/bin:/bin"}
+    assert subprocess.run(command, env=environment, check=False).returncode == -9
+
+
+KILL = "os.kill(os.getpid(), 9)"
+KILLED = {
+    "file": f"with io.atomic_path(path) as new:\n    new.write_text('half')\n    {KILL}",
+    "folder": f"with io.atomic_folder(path) as new:\n    (new / 'x').write_text('half')\n    {KILL}",
+    "before its lock": f"io.take = lambda path: {KILL}\nwith io.atomic_path(path): pass",
+}
+
+
+@pytest.mark.parametrize("code", KILLED.values(), ids=KILLED)
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path, code):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("old")
+    killed(tmp_path, code)
+    assert len(names(tmp_path)) == 2
+    with atomic_path(tmp_path / "another"):
+        assert len(names(tmp_path)) == 2  # its own
+    assert names(tmp_path) == ["another", "model"]
+    assert names(tmp_path / "model") == ["old"]
+
+
+def test_a_folder_that_was_moved_away_comes_back_if_the_new_one_never_took_its_place(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("old")
+    second = "whole, calls = Path.rename, []\ndef rename(a, b):\n    calls.append(a)\n"
+    second += f"    {KILL} if len(calls) == 2 else whole(a, b)\nPath.rename = rename\n"
+    killed(tmp_path, second + "with io.atomic_folder(path) as new: pass")
+    assert not (tmp_path / "model").exists()
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["old"]
+
+
+def test_what_another_process_is_writing_stays(tmp_path):
+    clear = "import sys; from pathlib import Path; from fewstep.io import clear_leftovers as c; c(Path(sys.argv[1]))"
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1] / "src"), "PATH": "/usr/bin:/bin"}
+    with atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+        subprocess.run([sys.executable, "-c", clear, str(tmp_path)], env=environment, check=True)
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_hidden_files_of_others_stay(tmp_path):
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".fewsteps").touch()
+    with atomic_folder(tmp_path / "model"):
+        pass
+    assert names(tmp_path) == [".fewsteps", ".model.old", "model"]
 
 
 def test_the_disk_really_is_full(tmp_path):

@@ -20,6 +20,7 @@ MIB = 2**20
 FLOORS = {
     "errors": 0,
     "events": 0,
+    "locks": 0,
     "io": 0,
     "configs": 0,
     "images": 0,

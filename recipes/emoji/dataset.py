@@ -26,7 +26,7 @@ from pydantic import Field
 from fewstep.cli import main_of
 from fewstep.configs import Config
 from fewstep.errors import FewstepError
-from fewstep.io import cache_dir, replace_folder, sha256_bytes, write_bytes
+from fewstep.io import atomic_folder, cache_dir, sha256_bytes, write_bytes
 
 BUILDER = 2  # raise when the drawings or the metadata change: the folder is then built anew
 PROCESSES = 2
@@ -81,7 +81,9 @@ def build(out: Path, downloads: Path, size: int = 128, styles: Iterable[str] = t
     (partial / stamp.name).write_text(json.dumps({"recipe": wanted, "skipped": skipped}, indent=1))
     contact_sheet(partial, lines).save(partial / "contact-sheet.png")
     write_tables(partial, lines)
-    replace_folder(partial, out)
+    with atomic_folder(out) as folder:
+        folder.rmdir()
+        partial.rename(folder)
     return lines
 
 

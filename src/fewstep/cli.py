@@ -2,8 +2,11 @@
 
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -132,7 +135,8 @@ def main_of(kind: type[Config], run: Run, argv: Sequence[str] | None = None) -> 
 def guarded(app: App, argv: Sequence[str]) -> int:
     """Run `app`, turning every expected error into one line and a hint on stderr, and an exit code."""
     try:
-        app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
+        with termination_as_ctrl_c():
+            app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except FewstepError as error:
         return complain(error)
@@ -145,6 +149,24 @@ def guarded(app: App, argv: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return complain(FewstepError("stopped", "nothing half-written was left"), 130)
+
+
+@contextmanager
+def termination_as_ctrl_c() -> Iterator[None]:
+    """Within the block a termination signal raises KeyboardInterrupt, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is None:
+        yield  # only the main thread may handle signals; a handler of None is not Python's
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(number: int, frame: object) -> None:
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def complain(error: FewstepError, exit_code: int | None = None) -> int:

@@ -4,7 +4,6 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import diffusers
@@ -16,7 +15,7 @@ from fewstep.configs import ExportConfig, SampleConfig, build
 from fewstep.diffusion.schedule import SCHEDULE_KEYS
 from fewstep.errors import FewstepError, UsageError
 from fewstep.events import note
-from fewstep.io import atomic_folder, read_json, write_bytes, write_json
+from fewstep.io import atomic_folder, read_json, scratch, write_bytes, write_json
 from fewstep.lora.files import hash_of
 from fewstep.lora.low_rank import combine
 from fewstep.lora.recipe import Recipe
@@ -87,9 +86,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
         note(text)
     fitted = fit([parse_reference(text) for text in loras], str(pipeline.model.path), allow_partial=False)
     recipe, base = recipe_of(pipeline, plan), parts_sha256(pipeline.model.path)
-    with atomic_folder(config.out) as folder, TemporaryDirectory(dir=config.out.parent) as beside:
+    with atomic_folder(config.out) as folder, scratch(config.out.parent) as beside:
         modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
-        source = folder_of(pipeline.model.path, Path(beside) / "model")
+        source = folder_of(pipeline.model.path, beside / "model")
         stepping, scheduler = scheduler_of(source, pipeline, plan)
         fold_on_disk(source, folder, modules)
         write_scheduler(folder, scheduler)

@@ -5,14 +5,19 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FewstepError
+from fewstep.locks import Lock, take
 
+SCRATCH = ".fewstep-"  # what the names of hidden folders begin with, in which files are written
+LOCK, OLD = "lock", "old"  # in such a folder: what tells that its process lives; what is about to be replaced
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -23,54 +28,85 @@ def cache_dir() -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed onto it when the block ends well, removed otherwise.
+    """A temporary path of the same name; renamed onto `path` when the block ends well, removed otherwise.
 
     Raises FewstepError when the disk is full or the folder cannot be written.
     """
-    with _explaining(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            temporary.chmod(0o666 & ~_umask())
-            yield temporary
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with explaining(path), scratch(path.parent) as place:
+        temporary = place / path.name
+        temporary.touch()
+        yield temporary
+        temporary.replace(path)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well, and is removed otherwise."""
-    with _explaining(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        try:
-            temporary.chmod(0o777 & ~_umask())
-            yield temporary
-            replace_folder(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    """A temporary folder that takes the place of `path` when the block ends well, and is removed otherwise."""
+    with explaining(path), scratch(path.parent) as place:
+        temporary = place / path.name
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            (place / OLD).mkdir()
+            path.rename(place / OLD / path.name)
+        temporary.rename(path)
 
 
-def replace_folder(new: Path, path: Path) -> None:
-    """Put the folder `new` where `path` is; a folder that was there is removed last."""
-    old = new.with_name(f"{new.name}.old")
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside `folder`, which is made, for what is being written; it is removed when the block ends.
+
+    The one of a process that was killed is removed by the next that writes to `folder`: it is told by its lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder.absolute())
+    place, lock = _locked_place(folder)
+    try:
+        yield place
+    finally:
+        _remove(place, lock)
+
+
+def _locked_place(folder: Path) -> tuple[Path, Lock]:
+    """A new hidden folder and its lock; another process may take it for a leftover until it is locked."""
+    while True:
+        place = Path(tempfile.mkdtemp(dir=folder, prefix=SCRATCH))
+        with suppress(FileNotFoundError):
+            if (lock := take(place / LOCK)) is not None:
+                return place, lock
+
+
+@cache
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in this folder, once in the life of a process."""
+    for place in folder.glob(f"{SCRATCH}*"):
+        with suppress(OSError):  # gone meanwhile, or another user's
+            lock = take(place / LOCK)
+            if lock is not None and lock.sure:
+                _remove(place, lock)
+            elif lock is not None:
+                lock.release()
+
+
+def _remove(place: Path, lock: Lock) -> None:
+    """Remove a hidden folder and its lock; what was moved there out of the way goes back if nothing took its place."""
+    for old in (place / OLD).glob("*"):
+        if not (place.parent / old.name).exists():
+            old.rename(place.parent / old.name)
+    shutil.rmtree(place, ignore_errors=True)
+    lock.release()
+    if sys.platform == "win32":  # which removes no open file
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to a log file."""
-    with _explaining(path), path.open("a", encoding="utf-8") as file:
+    with explaining(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
 @contextmanager
-def _explaining(path: Path) -> Iterator[None]:
+def explaining(path: Path) -> Iterator[None]:
     """Turn the system's write errors into FewstepErrors that name `path`."""
     try:
         yield
@@ -80,12 +116,6 @@ def _explaining(path: Path) -> Iterator[None]:
         if _says_full(error):
             raise _explained(OSError(errno.ENOSPC, "No space left on device"), path) from error
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _says_full(error: Exception) -> bool:

@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,18 +15,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.configs import TrainingConfig, build
+from fewstep.configs import DistillConfig, TrainingConfig, build
 from fewstep.diffusion.consistency import ConsistencyDenoiser
 from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config, skipping_grid
 from fewstep.diffusion.solvers import SOLVERS
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, UsageError
 from fewstep.training.checkpoint import Average, Trainable, average_of, newest_checkpoint
 from fewstep.training.draws import Order, SampleId, generator, normal, uniform
 from fewstep.training.loop import learning_rate, loop
 from fewstep.training.losses import lcd_loss, pseudo_huber
+from fewstep.training.progress import check_folder, only_run, write_config
 
 SCHEDULE = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
 
@@ -68,6 +70,91 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(tmp_path: Path) -> N
     assert_equal(train(tmp_path / "parts", resume=True), whole)
     lines = [json.loads(line) for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted({line["step"] for line in lines})
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("damage", [cut, lambda path: path.write_bytes(b"")], ids=["cut", "empty"])
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    whole, run = train(tmp_path / "whole"), tmp_path / "parts"
+    train(run, train_steps=7)
+    damage(run / "checkpoints" / "step-00000007.safetensors")
+    capsys.readouterr()
+    assert_equal(train(run, resume=True, checkpoint_every=6), whole)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert re.match(r"note: cannot resume from .*step-00000007.*; going on from step-00000005", notes[0])
+    lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == sorted(set(lines))
+
+
+def test_a_checkpoint_that_could_not_be_read_gives_way_to_the_next_that_is_written(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, train_steps=10)
+    cut(run / "checkpoints" / "step-00000010.safetensors")
+    train(run, train_steps=7, checkpoint_every=6, resume=True)
+    names = [path.name for path in sorted((run / "checkpoints").iterdir())]
+    assert names == ["step-00000006.safetensors", "step-00000007.safetensors"]
+
+
+def test_a_run_none_of_whose_checkpoints_can_be_read_stops(tmp_path: Path) -> None:
+    train(tmp_path, train_steps=7)
+    for path in (tmp_path / "checkpoints").iterdir():
+        cut(path)
+    with pytest.raises(FewstepError, match=r"^cannot resume from .*step-00000007.*\n\nhint: "):
+        train(tmp_path, resume=True)
+
+
+def test_what_a_killed_run_left_of_its_last_line_is_dropped(tmp_path: Path) -> None:
+    train(tmp_path, train_steps=7, log_every=1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    train(tmp_path, resume=True, log_every=1)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 13))
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
+    train(tmp_path, train_steps=5)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    config = build(TrainingConfig, out=tmp_path, batch_size=4, resume=True)
+    with only_run(config):
+        for begin in (lambda: train(tmp_path, resume=True), lambda: check_folder(config)):
+            with pytest.raises(FewstepError, match=rf"^another run writes to {tmp_path} \(process {os.getpid()} on "):
+                begin()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    check_folder(config)
+    train(tmp_path, resume=True)
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_a_folder_that_a_killed_run_held_is_free(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").write_text("process 1 on another machine")
+    check_folder(build(TrainingConfig, out=tmp_path))
+    train(tmp_path)
+
+
+def test_a_path_is_the_same_however_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("images", "others", "emoji"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    run = {"model": "emoji", "out": "run", "resume": True}
+    write_config(build(DistillConfig, **run, data="images"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"] == "emoji"  # the one that ships
+    monkeypatch.chdir(tmp_path / "others")
+    run["out"] = tmp_path / "run"
+    for data in ("../images", "../images/", tmp_path / "images", "../others/../link"):
+        check_folder(build(DistillConfig, **run, data=data))
+    with pytest.raises(UsageError, match=rf"^--data \. differs from the run in .* \({tmp_path / 'images'}\)"):
+        check_folder(build(DistillConfig, **run, data="."))
+    with pytest.raises(UsageError, match=r"^--model \.\./images differs from the run in .* \(emoji\)"):
+        check_folder(build(DistillConfig, **(run | {"model": "../images"}), data="../images"))
 
 
 def test_accumulating_parts_reproduces_the_large_batch(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ class TrainingConfig(Config):
         }
     )
 
+    places: ClassVar[frozenset[str]] = frozenset({"model", "data", "init_lora"})  # fields that may name a path
+
     out: Path
     """The run's folder: config.json, metrics.jsonl, checkpoints/, and the result at its top."""
     train_steps: Annotated[int, Field(ge=1)] = 1000

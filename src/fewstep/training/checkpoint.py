@@ -1,7 +1,7 @@
 """Training checkpoints: one safetensors file each, whole or not at all, nothing to unpickle."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,9 +82,36 @@ def load_checkpoint(path: Path, trainable: Trainable, optimizer: torch.optim.Opt
         raise FewstepError(f"cannot resume from {path}: {error}", hint) from error
 
 
+def resumed(
+    folder: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, note: Callable[[str], object]
+) -> tuple[int, dict[str, Any]] | None:
+    """What `load_checkpoint` gives of the newest checkpoint in `folder` that can be read; None where there is none.
+
+    note: told of each newer one that cannot. Raises FewstepError when none can.
+    """
+    failures: list[FewstepError] = []
+    for path in checkpoints(folder):
+        try:
+            found = load_checkpoint(path, trainable, optimizer)
+        except FewstepError as error:
+            failures.append(error)
+            continue
+        for failure in failures:
+            note(f"{failure.message}; going on from {path.name}, the one before it")
+        return found
+    if failures:
+        raise failures[0]
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, the one with the most steps first."""
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the most steps in `folder`, or None."""
-    return max(folder.glob("step-*.safetensors"), default=None, key=lambda path: path.name)
+    return next(iter(checkpoints(folder)), None)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -92,7 +119,9 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the `count` newest checkpoints of `folder`."""
-    for path in sorted(folder.glob("step-*.safetensors"))[:-count]:
-        path.unlink()
+def keep_newest(folder: Path, count: int, step: int) -> None:
+    """Remove all but the `count` newest checkpoints of up to `step` steps; later ones could not be read."""
+    path = checkpoint_path(folder, step)
+    later = [other for other in checkpoints(folder) if other.name > path.name]
+    for other in [*later, *checkpoints(folder)[len(later) + count :]]:
+        other.unlink()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,16 +14,16 @@ from torch import Tensor, nn
 
 from fewstep.configs import TrainingConfig
 from fewstep.errors import FewstepError, Interrupted, UsageError
+from fewstep.events import note
 from fewstep.training.checkpoint import (
     Trainable,
     checkpoint_path,
     keep_newest,
-    load_checkpoint,
-    newest_checkpoint,
+    resumed,
     save_checkpoint,
 )
 from fewstep.training.draws import Order, SampleId
-from fewstep.training.progress import Progress, check_folder, stop_requests, write_config
+from fewstep.training.progress import Progress, check_same_run, only_run, stop_requests, write_config
 
 Loss = Callable[[nn.Module, Any], Tensor]  # the module (wrapped for several processes), a batch -> mean loss
 
@@ -57,16 +58,21 @@ class Run:
             scaler = self.accelerator.scaler
             extra = {"scaler": scaler.state_dict() if scaler is not None else None}
             save_checkpoint(path, self.trainable, self.optimizer, self.step, extra)
-            keep_newest(self.folder, 2)
+            keep_newest(self.folder, 2, self.step)
         return path
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint, if there is one."""
-        path = newest_checkpoint(self.folder)
-        if path is not None:
-            self.step, extra = load_checkpoint(path, self.trainable, self.optimizer)
+        """Continue from the newest checkpoint that can be read, if there is one."""
+        found = resumed(self.folder, self.trainable, self.optimizer, self.note)
+        if found is not None:
+            self.step, extra = found
             if self.accelerator.scaler is not None and extra.get("scaler"):
                 self.accelerator.scaler.load_state_dict(extra["scaler"])
+
+    def note(self, text: str) -> None:
+        """Tell something on stderr, once for all processes."""
+        if self.accelerator.is_main_process:
+            note(text)
 
     def visits(self, samples: int, part: int) -> list[SampleId]:
         """This process's share of accumulation part `part` of the next step's global batch."""
@@ -95,11 +101,25 @@ def loop(
     Raises Interrupted after saving a checkpoint on Ctrl-C or a termination signal, and FewstepError when
     the loss is no longer finite: the last good state is then saved, and named.
     """
-    check_folder(config)
     accelerator = new_accelerator(config)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_config(config)
+    with only_run(config) if accelerator.is_main_process else nullcontext():
+        check_same_run(config)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_config(config)
+        run_until_the_end(trainable, loss, data, config, accelerator, on_checkpoint, one_step or train_step)
+
+
+def run_until_the_end(
+    trainable: Trainable,
+    loss: Loss,
+    data: Data,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    on_checkpoint: Callable[[int], None],
+    one_step: Step,
+) -> None:
+    """The steps of `loop`, from the newest checkpoint on with config.resume."""
     run = Run(trainable, new_optimizer(trainable, config, accelerator.device), accelerator, config)
     module, optimizer = accelerator.prepare(trainable.module, run.optimizer)
     for average in trainable.averages.values():
@@ -111,7 +131,7 @@ def loop(
             on_checkpoint(run.step)  # a run stopped between its last checkpoint and its export
     with stop_requests(accelerator) as stopped, Progress(config, run.step, accelerator) as progress:
         while run.step < config.train_steps:
-            values = (one_step or train_step)(run, module, optimizer, loss, data)
+            values = one_step(run, module, optimizer, loss, data)
             run.step += 1
             for average in trainable.averages.values():
                 average.update(trainable.parameters, run.step)

@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import os
+import platform
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,33 +18,86 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from fewstep.assets import ACCELERATION, MODEL, STYLES
 from fewstep.configs import TrainingConfig, option_name
 from fewstep.errors import FewstepError, UsageError
-from fewstep.io import append_line, read_json, write_bytes, write_json
+from fewstep.io import append_line, explaining, read_json, write_bytes, write_json
+from fewstep.locks import take
+
+LOCK = "run.lock"  # in --out while a run writes there
 
 
 def check_folder(config: TrainingConfig) -> None:
-    """Raise UsageError unless config.out is free for a new run, or holds the run that --resume goes on with."""
+    """Raise UsageError unless config.out is free for a new run, or holds the run that --resume goes on with.
+
+    Called before anything is loaded; the loop looks again when it holds the folder.
+    """
     if config.tracker and importlib.util.find_spec(config.tracker) is None:
         raise FewstepError(f"--tracker {config.tracker}: its package is not installed", f"pip install {config.tracker}")
     if config.out.exists() and not config.out.is_dir():
         raise UsageError(f"--out {config.out} is a file", "give --out a folder")
-    path, values = config.out / "config.json", json.loads(config.model_dump_json())
+    if (config.out / LOCK).exists():  # of a run in progress, or of one that was killed
+        with only_run(config):
+            pass
+    check_same_run(config)
+
+
+@contextmanager
+def only_run(config: TrainingConfig) -> Iterator[None]:
+    """Hold config.out, which is made, for this run. Raises FewstepError while another run holds it."""
+    path = config.out / LOCK
+    with explaining(path):
+        config.out.mkdir(parents=True, exist_ok=True)
+        lock = take(path)
+    if lock is None:
+        with suppress(OSError):
+            other = path.read_text(encoding="utf-8")
+        raise FewstepError(
+            f"another run writes to {config.out} ({other or 'a process on this machine'})",
+            "wait until it ends, stop it, or choose another --out",
+        )
+    try:
+        lock.write(f"process {os.getpid()} on {platform.node()}")
+        yield
+    finally:
+        lock.remove()
+
+
+def check_same_run(config: TrainingConfig) -> None:
+    """Raise UsageError unless config.out holds no run, or the one that `config` goes on with."""
+    path, values = config.out / "config.json", as_stored(config)
     if path.exists() and not config.resume:
         raise UsageError(f"{config.out} already holds a run", "add --resume to go on with it, or choose another --out")
     if path.exists():
-        before = read_json(path, "the run's config")
+        before = with_whole_paths(read_json(path, "the run's config"), config.places)
         for name in sorted(values.keys() - config.may_change):
             if name in before and before[name] != values[name]:
                 raise UsageError(
-                    f"{option_name(name)} {values[name]} differs from the run in {config.out} ({before[name]})",
+                    f"{option_name(name)} {getattr(config, name)} differs from the run in {config.out}"
+                    f" ({before[name]})",
                     "resume with the options the run began with, or choose another --out",
                 )
 
 
 def write_config(config: TrainingConfig) -> None:
     """Save the config beside the run's results."""
-    write_json(config.out / "config.json", json.loads(config.model_dump_json()))
+    write_json(config.out / "config.json", as_stored(config))
+
+
+def as_stored(config: TrainingConfig) -> dict[str, Any]:
+    """The config as config.json keeps it, in JSON's types."""
+    return with_whole_paths(json.loads(config.model_dump_json()), config.places)
+
+
+def with_whole_paths(values: dict[str, Any], places: Set[str]) -> dict[str, Any]:
+    """These values, where one of `places` names what is on this machine by its whole path, however it was typed."""
+    whole = {}
+    for name in places & values.keys():
+        value = values[name]
+        shipped = name != "data" and value in (MODEL, ACCELERATION, *STYLES)
+        if value is not None and not shipped and (path := Path(value).expanduser()).exists():
+            whole[name] = str(path.resolve())
+    return values | whole
 
 
 @contextmanager
@@ -129,6 +184,14 @@ class Progress:
 def keep_lines_until(path: Path, step: int) -> None:
     """Drop lines of metrics.jsonl that a resumed run is about to write again."""
     if path.exists():
-        lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        kept = [json.dumps(line) for line in lines if line["step"] <= step]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if 0 <= step_of(line) <= step]
         write_bytes(path, "".join(line + "\n" for line in kept).encode())
+
+
+def step_of(line: str) -> int:
+    """The step that a line of metrics.jsonl is about; -1 for what a killed run left half written."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return -1
