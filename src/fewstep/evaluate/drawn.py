@@ -1,6 +1,6 @@
 """Images of a row, drawn batch by batch into files that later runs find again, with the time each batch took.
 
-A file is named by the hash of all that decides its content and its times, versions and machine included.
+A file is named by the hash of all that decides its content and its times: see `fewstep.evaluate.key`.
 """
 
 import json
@@ -20,14 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from fewstep import __version__
 from fewstep.configs import SampleConfig
+from fewstep.evaluate.key import key_of
 from fewstep.images import to_image
-from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
+from fewstep.io import atomic_path, cache_dir
 from fewstep.pipeline import Pipeline
 from fewstep.planning import Plan
 
-FORMAT = "2"  # raise when the content of the files changes
 PARTS = ("text", "network", "decoder")
 
 
@@ -93,7 +92,8 @@ def draw(
     it was. Before the first batch that is drawn, one step of it warms the machine up.
     """
     files, facts, warm = [], [], False
-    with tqdm(total=len(wanted.prompts), desc=title, unit="image", file=sys.stderr, leave=False, disable=None) as bar:
+    total = len(wanted.prompts) * wanted.count
+    with tqdm(total=total, desc=title, unit="image", file=sys.stderr, leave=False, disable=None) as bar:
         for batch in batches_of(wanted):
             file = batch_file(pipeline, plan, batch, surroundings)
             if (known := batch_facts(file)) is None:
@@ -114,31 +114,17 @@ def time_of(pipeline: Pipeline, plan: Plan, batch: SampleConfig) -> dict[str, An
 
 
 def batches_of(wanted: SampleConfig) -> Iterator[SampleConfig]:
-    """`wanted`, a batch at a time."""
-    for first in range(0, len(wanted.prompts), wanted.batch_size):
-        prompts = wanted.prompts[first : first + wanted.batch_size]
-        yield wanted.model_copy(update={"prompts": prompts, "seed": wanted.seed + first})
+    """`wanted`, a batch at a time, each picture with its own prompt and seed."""
+    prompts = tuple(prompt for prompt in wanted.prompts for _ in range(wanted.count))
+    for first in range(0, len(prompts), wanted.batch_size):
+        part = prompts[first : first + wanted.batch_size]
+        yield wanted.model_copy(update={"prompts": part, "count": 1, "seed": wanted.seed + first})
 
 
 def batch_file(pipeline: Pipeline, plan: Plan, batch: SampleConfig, surroundings: Mapping[str, Any]) -> Path:
     """Where the images of a batch are kept."""
-    what = {
-        "format": FORMAT,
-        "fewstep": __version__,
-        "loras": [[lora["sha256"], lora["weight"], lora["blocks"]] for lora in pipeline.loras],
-        "solver": plan.solver_name,
-        "fresh_noise": [plan.eta, plan.gamma],
-        "timesteps": plan.timesteps,
-        "guidance_scale": plan.guidance_scale,
-        "prompts": batch.prompts,
-        "negative_prompt": batch.negative_prompt,
-        "seed": batch.seed,
-        "size": pipeline.model.size,
-        "dtype": batch.dtype,
-        **({"image": sha256_file(batch.image), "strength": batch.strength} if batch.image else {}),
-        **surroundings,
-    }
-    return cache_dir() / "compare" / f"{sha256_bytes(json.dumps(what, sort_keys=True).encode())}.safetensors"
+    key = key_of(pipeline, plan, batch, surroundings, Path(__file__))
+    return cache_dir() / "compare" / f"{key}.safetensors"
 
 
 def batch_facts(file: Path) -> dict[str, Any] | None:

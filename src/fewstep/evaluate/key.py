@@ -1,0 +1,99 @@
+"""The key of drawn pictures: a hash of everything that was asked, and of the source that draws.
+
+A field of the config is in the key unless it is named here, so that a new field is in it from its first day.
+"""
+
+import ast
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fewstep
+from fewstep.configs import SampleConfig
+from fewstep.hub import resolved
+from fewstep.io import sha256_bytes, sha256_file
+from fewstep.pipeline import Pipeline
+from fewstep.planning import Plan
+
+IRRELEVANT = frozenset({"out", "as_json", "batch_size", "device"})  # the machine is in the surroundings
+IN_PIPELINE = frozenset({"model", "lora"})  # the pipeline has these by content, whatever they are called
+SAFETY = ("safety_checker", "feature_extractor")  # parts of a model's folder that may blacken a picture
+ROOT = Path(fewstep.__file__).parent
+
+
+def key_of(pipeline: Pipeline, plan: Plan, config: SampleConfig, surroundings: Mapping[str, Any], *source: Path) -> str:
+    """Hash of all that decides the pictures of `config`, drawn by `plan`, and the times they take.
+
+    surroundings: the hash of the model's files, versions, the machine. source: the files whose code draws. Files that
+    the config names are hashed by content.
+    """
+    safety = pipeline.model.path if pipeline.model.safety_checker is not None else None
+    everything = {
+        "config": {
+            name: _by_content(name, getattr(config, name))
+            for name in sorted(SampleConfig.model_fields.keys() - IRRELEVANT - IN_PIPELINE)
+        },
+        "plan": {name: value for name, value in asdict(plan).items() if name != "notes"},
+        "loras": [{name: value for name, value in lora.items() if name != "file"} for lora in pipeline.loras],
+        "safety": [content_sha256(safety / part) for part in SAFETY] if safety else None,
+        "surroundings": dict(surroundings),
+        "source": source_sha256(*source),
+    }
+    return sha256_bytes(json.dumps(everything, sort_keys=True).encode())
+
+
+def _by_content(name: str, value: Any) -> Any:
+    """The value of a field as it goes into the key: files and folders by what is in them."""
+    if isinstance(value, Path):
+        return content_sha256(value)
+    return content_sha256(resolved(value)) if name == "controlnet" and value else value
+
+
+def content_sha256(path: Path) -> str:
+    """Hash of a file's content, or of the names and contents of all files in a folder."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    named = ((file.relative_to(path).as_posix(), file) for file in files)
+    return sha256_bytes(*(f"{name}:{_file_sha256(file, _state(file))}\n".encode() for name, file in named))
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """Size and time of the last change, which tell whether a large file has to be read again."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@cache
+def _file_sha256(file: Path, state: tuple[int, int]) -> str:
+    return sha256_file(file)
+
+
+# --- the source --------------------------------------------------------------------------------------------
+
+
+@cache
+def source_sha256(*files: Path) -> str:
+    """Hash of these files, of all of fewstep's files that they import, at any depth, and of the tables beside those."""
+    found, waiting = set[Path](), list(files)
+    while waiting:
+        if (file := waiting.pop()) not in found:
+            found.add(file)
+            waiting += imported(file)
+    tables = {table for file in found if file.is_relative_to(ROOT) for table in file.parent.glob("*.json")}
+    return sha256_bytes(*(sha256_file(file).encode() for file in sorted(found | tables)))
+
+
+def imported(file: Path) -> Iterator[Path]:
+    """The files of fewstep that a file imports, the packages around them too, but for fewstep's own list of names."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for parts in (name.split(".") for name in names):
+            for depth in range(2, len(parts) + 1 if parts[0] == "fewstep" else 0):
+                place = ROOT.joinpath(*parts[1:depth])
+                yield from (path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file())

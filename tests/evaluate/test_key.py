@@ -1,0 +1,164 @@
+"""The key of pictures: nothing that was asked may change without it, nor the source that draws."""
+
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fewstep.configs import SampleConfig
+from fewstep.evaluate import drawn, key
+from fewstep.evaluate.key import IRRELEVANT, content_sha256, key_of, source_sha256
+from fewstep.io import sha256_file
+from fewstep.lora.references import parse_reference
+from fewstep.pipeline import Pipeline
+from fewstep.planning import Plan
+
+SOURCE = Path(drawn.__file__)
+PLAN = Plan("ddim", (999, 499), 7.5)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> SampleConfig:
+    """A config in which everything may be changed, with files that are there."""
+    for name in ("image", "mask", "control", "lora.safetensors", "model.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "controlnet").mkdir()
+    (tmp_path / "controlnet" / "config.json").write_text("{}")
+    return SampleConfig(
+        prompts=("a red fox",),
+        model=str(tmp_path / "model.safetensors"),
+        lora=(f"{tmp_path / 'lora.safetensors'}:0.8",),
+        image=tmp_path / "image",
+        mask=tmp_path / "mask",
+        controlnet=str(tmp_path / "controlnet"),
+        control_image=tmp_path / "control",
+    )
+
+
+def key_with(config: SampleConfig, plan: Plan = PLAN) -> str:
+    """The key of a config's pictures, by a pipeline of its own."""
+    loras = [parse_reference(text) for text in config.lora]
+    said = tuple({"file": str(r.path), "weight": r.weight, "sha256": sha256_file(r.file)} for r in loras)
+    model: Any = SimpleNamespace(path=Path(config.model), safety_checker=None)
+    return key_of(Pipeline(model, said, ()), plan, config, {"model": content_sha256(model.path)}, SOURCE)
+
+
+def changed(config: SampleConfig, name: str) -> SampleConfig:
+    """The config with another value of one field."""
+    others = {
+        "prompts": ("a blue fox",),
+        "solver": "ddim",
+        "grid": "leading",
+        "outpaint": "8",
+        "dtype": "bf16",
+        "device": "cpu",
+        "negative_prompt": "grey",
+    }
+    value = getattr(config, name)
+    if name in others:
+        return config.model_copy(update={name: others[name]})
+    if name == "lora":
+        return config.model_copy(update={name: (value[0].replace("0.8", "0.7"),)})
+    if isinstance(value, bool):
+        return config.model_copy(update={name: not value})
+    if isinstance(value, int | float) or value is None:
+        return config.model_copy(update={name: (value or 0) + 1})
+    other = Path(value).with_name(f"other-{Path(value).name}")
+    if Path(value).is_dir():
+        other.mkdir()
+        (other / "config.json").write_text('{"other": 1}')
+    else:
+        other.write_text("other")
+    return config.model_copy(update={name: type(value)(other)})
+
+
+@pytest.mark.parametrize("name", SampleConfig.model_fields)
+def test_another_value_of_a_field_has_another_key_unless_it_cannot_matter(base, name):
+    other = changed(base, name)
+    assert getattr(other, name) != getattr(base, name)
+    assert (key_with(other) == key_with(base)) == (name in IRRELEVANT)
+
+
+@pytest.mark.parametrize("name", ["model", "lora", "image", "mask", "controlnet", "control_image"])
+def test_files_are_in_the_key_by_content_and_not_by_name(base, name, tmp_path):
+    before, value = key_with(base), getattr(base, name)
+    path = parse_reference(value[0]).path if name == "lora" else Path(value)
+    moved = path.rename(tmp_path / "moved")
+    if name == "lora":
+        named: Any = (f"{moved}:0.8",)
+    else:
+        named = type(value)(moved) if name in ("model", "controlnet") else moved
+    config = base.model_copy(update={name: named})
+    assert key_with(config) == before
+    ((moved / "config.json") if moved.is_dir() else moved).write_text("something else")
+    assert key_with(config) != before
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Plan) if field.name != "notes"])
+def test_another_plan_has_another_key(base, name):
+    others = {"solver_name": "heun", "timesteps": (999,), "grid": "lcm", "k": 50}
+    assert key_with(base, replace(PLAN, **{name: others.get(name, 0.5)})) != key_with(base)
+
+
+def test_a_safety_checker_is_in_the_key(tmp_path):
+    for part in key.SAFETY:
+        (tmp_path / part).mkdir()
+    config = SampleConfig(prompts=("a",))
+    keys = []
+    for checker, words in ((None, ""), ("checker", ""), ("checker", "other")):
+        (tmp_path / "safety_checker" / "config.json").write_text(words)
+        model: Any = SimpleNamespace(path=tmp_path, safety_checker=checker)
+        keys.append(key_of(Pipeline(model, (), ()), PLAN, config, {}, SOURCE))
+    assert len(set(keys)) == 3
+
+
+def test_every_picture_of_a_prompt_has_its_own_seed():
+    asked = SampleConfig(prompts=("a", "b"), count=3, batch_size=4, seed=5)
+    parts = list(drawn.batches_of(asked))
+    assert [(part.prompts, part.count, part.seed) for part in parts] == [
+        (("a", "a", "a", "b"), 1, 5),
+        (("b", "b"), 1, 9),
+    ]
+
+
+# --- the source --------------------------------------------------------------------------------------------
+
+
+def test_other_source_has_another_hash(tmp_path):
+    file = tmp_path / "a.py"
+    hashes = []
+    for code in ("x = 1\n", "x = 2\n", "x = 2\nfrom fewstep import io\n"):
+        file.write_text(code)
+        source_sha256.cache_clear()
+        hashes.append(source_sha256(file))
+    assert len(set(hashes)) == 3
+
+
+def test_the_source_that_draws_is_all_that_is_loaded_to_draw(tmp_path):
+    """In a process of its own, a picture is drawn, and every module of fewstep that it took is among the source."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(key.ROOT.parent)!r});"
+        "import fewstep.pipeline as p; from fewstep.configs import SampleConfig;"
+        "next(p.sample(SampleConfig(prompts=('cat',), steps=1, solver='lcm')));"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('fewstep.')), sep='\\n')"
+    )
+    paths = [str(key.ROOT.parent)]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}; {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, waiting = set[Path](), [SOURCE]
+    while waiting:
+        if (file := waiting.pop()) not in found:
+            found.add(file)
+            waiting += key.imported(file)
+    loaded = {Path(line) for line in done.stdout.splitlines()}
+    assert len(loaded) > 20
+    assert loaded <= found
+    assert not any(file.name in ("compare.py", "report.py", "cli.py") for file in found)
