@@ -14,7 +14,7 @@ from fewstep.families import FAMILIES
 from fewstep.hub import title_of
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import initial
-from fewstep.lora.low_rank import Adapter, LowRank
+from fewstep.lora.low_rank import Adapter, LowRank, widest
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 
@@ -22,12 +22,19 @@ EMOJI = FAMILIES["emoji"]
 LCD = Recipe(method="lcd", solver="lcm", steps=4, guidance_scale=1.0, k=20)
 
 
-def make_lora(path: Path, rank: int, seed: int, recipe: Recipe | None = None, dialect: str = "kohya") -> Adapter:
+def make_lora(
+    path: Path,
+    rank: int,
+    seed: int,
+    recipe: Recipe | None = None,
+    dialect: str = "kohya",
+    dtype: torch.dtype = torch.float32,
+) -> Adapter:
     """A random LoRA of the emoji family."""
     torch.manual_seed(seed)
     updates = initial(EMOJI.modules(), rank, seed)
     adapter = Adapter({name: LowRank(u.A, torch.randn_like(u.B) * 0.1) for name, u in updates.items()})
-    save_adapter(path, adapter, recipe or Recipe(method="denoising"), torch.float32, dialect)
+    save_adapter(path, adapter, recipe or Recipe(method="denoising"), dtype, dialect)
     return adapter
 
 
@@ -81,7 +88,8 @@ def test_resize_says_what_it_loses(fewstep, two, tmp_path):
     assert told["worst_error"] == pytest.approx(max(errors.values()), rel=1e-3)
     assert told["mean_error"] == pytest.approx(sum(errors.values()) / len(errors), rel=1e-3)
     assert 0 < told["energy"] < 1
-    lines = fewstep("resize", a, rank=1, out=tmp_path / "small.safetensors", dtype="fp32").out.splitlines()
+    done = fewstep("resize", a, "--overwrite", rank=1, out=tmp_path / "small.safetensors", dtype="fp32")
+    lines = done.out.splitlines()
     facts = {line[:12].strip(): line[14:] for line in lines}
     assert all(line[12:14] == "  " and line[14] != " " for line in lines)
     for name in ("energy", "mean_error", "worst_error"):
@@ -96,7 +104,7 @@ def test_a_rank_above_the_most_is_refused_unless_cut(fewstep, two, tmp_path):
     assert re.fullmatch(r"the exact sum has rank 5 in \S+, more than --max-rank 4", done.error)
     assert done.hint == "cut it with --rank 64 or --energy 0.99, fold it with --into MODEL, or raise --max-rank"
     for cut in ({"max_rank": 5}, {"max_rank": 4, "rank": 3}, {"max_rank": 1, "energy": 0.9}):
-        assert fewstep("merge", a, b, out=tmp_path / "x", **cut).code == 0
+        assert fewstep("merge", a, b, "--overwrite", out=tmp_path / "x", **cut).code == 0
 
 
 def relicensed(path: Path, **told: str) -> None:
@@ -318,12 +326,64 @@ def test_a_file_with_a_module_of_nowhere_is_refused_or_cut(fewstep, two, tmp_pat
 
 def test_a_whole_folder_is_never_replaced(fewstep, two, tmp_path):
     a, _, _, _ = two
-    done = fewstep("merge", a, dialect="peft", out=tmp_path)
-    assert (done.code, done.error) == (1, f"{tmp_path} is already there and no PEFT folder")
-    assert fewstep("merge", a, dialect="peft", out=tmp_path / "peft").code == 0
-    assert fewstep("merge", a, dialect="peft", out=tmp_path / "peft").code == 0  # its own is
+    done = fewstep("merge", a, "--overwrite", dialect="peft", out=tmp_path)
+    assert (done.code, done.error) == (2, f"--out {tmp_path} is already there")
     base_model(tmp_path / "base")
     shutil.copytree(tmp_path / "base", tmp_path / "other")
-    done = fewstep("merge", a, into=tmp_path / "base", out=tmp_path / "other")
-    assert done.code == 2
+    done = fewstep("merge", a, "--overwrite", into=tmp_path / "base", out=tmp_path / "other")
+    assert (done.code, done.hint) == (2, "choose another --out")
     assert (tmp_path / "other" / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("dialect", ["kohya", "peft"])
+def test_what_is_there_is_replaced_only_when_asked(fewstep, two, tmp_path, dialect):
+    a, _, b, _ = two
+    out = tmp_path / "x"
+    assert fewstep("merge", b, dialect=dialect, out=out).code == 0
+    weights = out / "adapter_model.safetensors" if dialect == "peft" else out
+    for typed in (("merge", a), ("resize", b, "--rank", 1)):
+        before = weights.read_bytes()
+        done = fewstep(*typed, dialect=dialect, out=out)
+        assert (done.code, done.error) == (2, f"--out {out} is already there")
+        assert done.hint == "choose another --out, or give --overwrite"
+        assert weights.read_bytes() == before
+        assert fewstep(*typed, "--overwrite", dialect=dialect, out=out).code == 0
+        assert weights.read_bytes() != before
+    assert fewstep("merge", out, "--overwrite", dialect=dialect, out=out).code == 0  # onto itself
+    difference = ("difference", "nowhere", "nowhere")
+    assert fewstep(*difference, dialect=dialect, out=out).error == f"--out {out} is already there"
+    assert fewstep(*difference, "--overwrite", dialect=dialect, out=out).error.startswith("model nowhere not found")
+
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "written"),
+    [
+        (["fp32"], None, "fp32"),
+        (["fp16"], None, "fp16"),
+        (["bf16"], None, "bf16"),
+        (["fp16", "fp32"], None, "fp32"),
+        (["fp16", "bf16"], None, "fp32"),  # neither holds the other
+        (["fp32"], "fp16", "fp16"),
+        (["fp16"], "auto", "fp16"),
+    ],
+)
+def test_a_sum_is_written_as_the_widest_of_its_parts(fewstep, tmp_path, stored, asked, written):
+    files = [tmp_path / f"{i}.safetensors" for i, _ in enumerate(stored)]
+    named = zip(files, stored, strict=True)
+    adapters = [make_lora(file, 2, seed, dtype=TYPES[name]) for seed, (file, name) in enumerate(named)]
+    option = {} if asked is None else {"dtype": asked}
+    told = json.loads(fewstep("merge", *files, "--json", out=tmp_path / "x", **option).out)
+    assert told["dtype"] == written
+    assert {x.dtype for x in load_file(tmp_path / "x").values()} == {TYPES[written]}
+    if stored == ["fp32"] and asked is None:
+        merged, _ = load_adapter(tmp_path / "x", EMOJI.all_modules())
+        assert all(torch.equal(u.delta(), adapters[0].modules[n].delta()) for n, u in merged.modules.items())
+
+
+def test_the_widest_type():
+    e4, f16, b16, f32, f64 = torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32, torch.float64
+    assert [widest(types) for types in ([], [e4], [e4, f16], [e4, b16])] == [f16, f16, f16, b16]
+    assert [widest(types) for types in ([f16, f32], [b16, f16], [f64], [f64, b16])] == [f32] * 4

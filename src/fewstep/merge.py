@@ -1,25 +1,28 @@
 """LoRA arithmetic from the command line: merge, resize and difference, exactly unless a rank is asked for."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, ResizeConfig
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import FewstepError, UsageError, printable
 from fewstep.events import note
 from fewstep.families import FAMILIES, ModuleShape, family_of
 from fewstep.lora.compress import Loss, compress
+from fewstep.lora.dialects import PEFT_CONFIG
 from fewstep.lora.difference import difference
 from fewstep.lora.files import Base, LoraFile, hash_of, open_lora
-from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, misfits
+from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, misfits, widest
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference, parse_reference
 from fewstep.lora.writing import save_adapter
 from fewstep.models.fold import fold_on_disk
 from fewstep.models.licences import joined, licences_named, licences_of, told_by
 from fewstep.models.load import DTYPES
-from fewstep.models.weights import base_name, model_path, weights_of
+from fewstep.models.weights import base_name, model_path, stored_types, weights_of
 
 
 class Term(NamedTuple):
@@ -45,8 +48,9 @@ class Fitted(NamedTuple):
 
 def run(config: MergeConfig) -> None:
     """Write the linear combination of the LoRAs, or a model with it folded in; what was done goes to stdout."""
-    if config.into:
-        check_into(config)
+    check_out(config, config.into is not None)
+    if config.into and (config.rank is not None or config.energy is not None):
+        raise UsageError("--rank and --energy are of LoRA files, and --into writes a model", "leave them out")
     fitted = fit([parse_reference(text) for text in config.files], config.into or config.model, config.allow_partial)
     modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
     if config.into:
@@ -58,12 +62,16 @@ def run(config: MergeConfig) -> None:
     write_sum(config, modules, fitted)
 
 
-def check_into(config: MergeConfig) -> None:
-    """Raise UsageError for options that --into does not go with, and before anything that is there is replaced."""
-    if config.rank is not None or config.energy is not None:
-        raise UsageError("--rank and --energy are of LoRA files, and --into writes a model", "leave them out")
-    if config.out.exists():
-        raise UsageError(f"--out {config.out} is already there", "choose another --out for the model")
+def check_out(config: AdapterOutput, model: bool = False) -> None:
+    """Raise UsageError where something is at --out that is not to be replaced.
+
+    A file is, and a PEFT folder by another, if --overwrite says so. model: whether a model is written.
+    """
+    folder = config.dialect == "peft" and not model
+    replaceable = (config.out / PEFT_CONFIG).is_file() if folder else config.out.is_file()
+    if config.out.exists() and not (config.overwrite and replaceable):
+        hint = f"choose another --out{', or give --overwrite' if replaceable else ''}"
+        raise UsageError(f"--out {config.out} is already there", hint)
 
 
 def check_ranks(modules: Mapping[str, LowRank], most: int) -> None:
@@ -81,12 +89,14 @@ def run_resize(config: ResizeConfig) -> None:
     """Write one LoRA again at a lower rank, and say what that loses."""
     if config.rank is None and config.energy is None:
         raise UsageError("neither --rank nor --energy was given", "say how small: --rank 8, or --energy 0.95")
+    check_out(config)
     fitted = fit([parse_reference(text) for text in config.files], config.model, config.allow_partial)
     write_sum(config, combine([(1.0, term.adapter) for term in fitted.terms]), fitted)
 
 
 def run_difference(config: DifferenceConfig) -> None:
     """Write the LoRA that turns the second model into the first."""
+    check_out(config)
     (tuned, shapes), (base, base_shapes) = map(weights_of, config.files)
     if shapes != base_shapes:
         raise FewstepError(
@@ -99,9 +109,10 @@ def run_difference(config: DifferenceConfig) -> None:
     family = family_of(shapes)
     recipe = Recipe(method="denoising", family=family, base_model=config.files[1])
     licences = joined(*map(licences_of, config.files))
-    save(config, Adapter(modules, licences), recipe)
+    dtype = dtype_of(config, set().union(*map(stored_types, config.files)))
+    save(config, Adapter(modules, licences), recipe, dtype)
     told = {"family": family, "tuned": config.files[0], "base": config.files[1], **licences}
-    tell(config, {**about(config.out, modules), **told}, loss)
+    tell(config, {**about(config.out, modules, dtype), **told}, loss)
 
 
 def fit(references: Sequence[Reference], model: str | None, allow_partial: bool) -> Fitted:
@@ -203,19 +214,28 @@ def write_sum(config: AdapterOutput, modules: Mapping[str, LowRank], fitted: Fit
     loss = None
     if config.rank is not None or config.energy is not None:
         modules, loss = compress(modules, config.rank, config.energy)
-    save(config, Adapter(modules, sources_of(fitted)), merged_recipe(fitted))
-    tell(config, {**about(config.out, modules), **told_of(fitted)}, loss)
+    dtype = dtype_of(config, [term.file.dtype for term in fitted.terms])
+    save(config, Adapter(modules, sources_of(fitted)), merged_recipe(fitted), dtype)
+    tell(config, {**about(config.out, modules, dtype), **told_of(fitted)}, loss)
 
 
-def save(config: AdapterOutput, adapter: Adapter, recipe: Recipe) -> None:
+def dtype_of(config: AdapterOutput, inputs: Iterable[torch.dtype]) -> torch.dtype:
+    """The type to write a LoRA in: the one asked for, or the widest of its inputs'."""
+    return widest(inputs) if config.dtype == "auto" else DTYPES[config.dtype]
+
+
+def save(config: AdapterOutput, adapter: Adapter, recipe: Recipe, dtype: torch.dtype) -> None:
     """Write the adapter as the config says, its metadata with it."""
-    save_adapter(config.out, adapter, recipe, DTYPES[config.dtype], config.dialect, adapter.metadata)
+    save_adapter(config.out, adapter, recipe, dtype, config.dialect, adapter.metadata)
 
 
-def about(out: Path, modules: Mapping[str, LowRank]) -> dict[str, Any]:
+def about(out: Path, modules: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, Any]:
     """What a file that was written is."""
     ranks = [update.rank for update in modules.values()]
-    return {"out": str(out), "modules": len(ranks), "rank": max(ranks, default=0), "sha256": hash_of(out)}
+    name = next(name for name, known in DTYPES.items() if known == dtype)
+    return {
+        "out": str(out), "modules": len(ranks), "rank": max(ranks, default=0), "dtype": name, "sha256": hash_of(out)
+    }  # fmt: skip
 
 
 def tell(config: AdapterOutput, facts: Mapping[str, Any], loss: Loss | None) -> None:
@@ -234,5 +254,5 @@ def tell(config: AdapterOutput, facts: Mapping[str, Any], loss: Loss | None) -> 
 def said(value: Any) -> str:
     """A fact as a person reads it."""
     if isinstance(value, dict):
-        return f"{value['weight']:g} x {value['file']}, {value['modules']} modules"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        value = f"{value['weight']:g} x {value['file']}, {value['modules']} modules"
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -21,8 +21,11 @@ class AdapterOutput(Config):
     """Or to the lowest rank that keeps this share of the squared singular values."""
     dialect: Literal["kohya", "diffusers", "peft"] = "kohya"
     """Layout: kohya is what ComfyUI, diffusers and kohya's scripts read; peft is a folder."""
-    dtype: Precision = "fp16"
-    """Precision of the file; all arithmetic is in fp32."""
+    dtype: Literal["auto"] | Precision = "auto"
+    """Precision of the file; auto: the widest that is read, so that a sum of fp32 files is fp32. All arithmetic is in
+    fp32."""
+    overwrite: bool = False
+    """Replace --out if it is there already; a model's folder never is."""
     as_json: bool = False
     """Print one JSON document about what was done."""
 

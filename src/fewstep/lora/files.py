@@ -22,7 +22,7 @@ from fewstep.lora.dora import baked, magnitude_of
 from fewstep.lora.factors import Scale, low_rank_of, shaped
 from fewstep.lora.known import known_recipe
 from fewstep.lora.layouts import layout_of
-from fewstep.lora.low_rank import Adapter, Lazy, LowRank
+from fewstep.lora.low_rank import Adapter, Lazy, LowRank, widest
 from fewstep.lora.numbered import ANY, EMBEDDING, NUMBERED, numbered_names
 from fewstep.lora.recipe import VERSION, Recipe, from_metadata, is_newer
 
@@ -70,6 +70,12 @@ class LoraFile:
         """A key that makes it a DoRA, which is an update of one model's weights alone; None for other files."""
         found = (keys[part] for keys in self.spelled.values() if (part := magnitude_of(keys)) is not None)
         return next(found, None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest type of its factors."""
+        keys = (key for parts in self.spelled.values() for part, key in parts.items() if part != "alpha")
+        return widest(self.source.read(key).dtype for key in keys)
 
     def adapter(self, shapes: Mapping[str, ModuleShape], base: Base | None = None) -> Adapter:
         """The updates of one model's modules, read one at a time, in float32.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +52,16 @@ class Lazy(Mapping[str, LowRank]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def widest(types: Iterable[torch.dtype]) -> torch.dtype:
+    """float16, bfloat16 or float32: the smallest that holds what each of these does; of no types float16.
+
+    Types of 8 bits are in both halves, float64 is rounded, and float16 beside bfloat16 takes float32.
+    """
+    halves = {dtype for dtype in types if dtype.itemsize > 1}
+    whole = reduce(torch.promote_types, halves) if halves else torch.float16
+    return whole if whole in (torch.float16, torch.bfloat16) else torch.float32
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from fewstep.errors import FewstepError
 from fewstep.families.single_file import Origin
 from fewstep.io import atomic_folder, atomic_path
 from fewstep.lora.low_rank import LowRank
-from fewstep.lora.writing import DTYPES, Entry, write_safetensors
-from fewstep.models.weights import Place, all_places, at_origin, module_places, opened
+from fewstep.lora.writing import Entry, write_safetensors
+from fewstep.models.weights import TYPES, Place, all_places, at_origin, module_places, opened
 
 Changes = dict[tuple[Path, str], list[tuple[Origin, str]]]  # tensor of a file -> what parts of it are which modules
-TORCH = {name: dtype for dtype, name in DTYPES.items()}
 WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}  # what files of weights end in
 
 
@@ -67,7 +66,7 @@ def rewrite(
     entries = []
     for key in file.keys():  # noqa: SIM118
         part = file.get_slice(key)
-        dtype, shape = TORCH[part.get_dtype()], tuple(part.get_shape())
+        dtype, shape = TYPES[part.get_dtype()], tuple(part.get_shape())
         entries.append(Entry(key, shape, dtype, maker(file, key, changes.get((source, key), ()), modules)))
     write_safetensors(target, entries, {**(file.metadata() or {}), **notes})
 

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -19,7 +20,9 @@ from fewstep.io import refuse_stand_in, sha256_bytes, sha256_file
 from fewstep.lora.dialects import COMPONENTS, TEXT, module_name
 from fewstep.lora.files import Base
 from fewstep.lora.recipe import Recipe
+from fewstep.lora.writing import DTYPES
 
+TYPES = {name: dtype for dtype, name in DTYPES.items()}  # as safetensors names them
 TABLES = ("token_embedding", "position_embedding")  # 2-D weights of no Linear
 WEIGHT = ".weight"
 
@@ -121,6 +124,13 @@ def weights_of(model: str) -> tuple[Base, dict[str, ModuleShape]]:
     """What reads the weights of a model's modules, one at a time, in float32, and their shapes."""
     places = module_places(model_path(model))
     return (lambda name: read(places[name]).float()), shapes_of(places)
+
+
+def stored_types(model: str) -> set[torch.dtype]:
+    """The types that the weights of a model's modules are stored in."""
+    places = module_places(model_path(model)).values()
+    files = {file: opened(file) for file in {place.file for place in places}}
+    return {TYPES[files[file].get_slice(origin.key).get_dtype()] for file, origin in places}
 
 
 def shapes_of(places: Mapping[str, Place]) -> dict[str, ModuleShape]:
