@@ -362,12 +362,9 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     ("stored", "asked", "written"),
     [
         (["fp32"], None, "fp32"),
-        (["fp16"], None, "fp16"),
         (["bf16"], None, "bf16"),
-        (["fp16", "fp32"], None, "fp32"),
         (["fp16", "bf16"], None, "fp32"),  # neither holds the other
         (["fp32"], "fp16", "fp16"),
-        (["fp16"], "auto", "fp16"),
     ],
 )
 def test_a_sum_is_written_as_the_widest_of_its_parts(fewstep, tmp_path, stored, asked, written):
