@@ -506,7 +506,7 @@ def test_a_full_disk_in_encoding(fewstep, monkeypatch, tiny_model_folder, tiny_d
 
 
 def test_a_full_disk_in_sampling(fewstep, monkeypatch, tiny_model_folder, out):
-    monkeypatch.setattr("PIL.Image.Image.save", full)
+    monkeypatch.setattr("fewstep.io.Path.write_bytes", full)
     done = fewstep("sample", "a cat", model=tiny_model_folder, steps=1, out=out)
     assert (done.code, done.out) == (1, "")
     assert done.error == f"no space left to write {out / 'a-cat-0.png'}"

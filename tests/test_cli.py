@@ -18,6 +18,7 @@ from fewstep.cli import COMMANDS, main_of
 from fewstep.configs import DoctorConfig, SampleConfig, option_name
 from fewstep.io import atomic_path
 
+ROOT = Path(__file__).parents[1]
 USAGE_ERROR = re.compile(r"error: [^\n]+\n\nhint: [^\n]+\n")
 
 
@@ -74,6 +75,8 @@ def test_help_of_the_program_names_every_command(fewstep):
         ("distill --data d --out o", r"--model is required"),
         ("distill --model m --data d", r"--out is required"),
         ("distill --model m --data d --out o stray", r"unused Tokens: \['stray'\]"),
+        ("sample x\udcff --model m", r"the prompt x\\udcff is not UTF-8 text"),  # how Python hands on the byte FF
+        ("sample x --negative-prompt \udcff", r"the prompt \\udcff is not UTF-8 text"),
         ("sample x --model", r"--model (requires an argument|is required)"),
         ("sample x --model m --steps two", r"--steps two: input should be a valid integer"),
         ("sample x --model m --steps 2.5", r"--steps 2\.5: input should be a valid integer"),
@@ -189,6 +192,23 @@ def test_file_names_go_to_stdout_one_a_line(fewstep, drawing, tmp_path):
     names = ["a-cat-3.png", "a-cat-4.png", "a-dog-5.png", "a-dog-6.png"]
     assert done.out.splitlines() == [str(tmp_path / name) for name in names]
     assert [recipe(path)["seed"] for path in done.out.splitlines()] == [3, 4, 5, 6]
+
+
+def test_a_picture_is_never_written_over_another(fewstep, drawing, tmp_path):
+    typed = ["sample", "ein großes 狐", *drawing, "--out", tmp_path]
+    first, other, again = (fewstep(*typed, "--guidance-scale", scale).out.strip() for scale in (1, 3, 3))
+    assert (first, other) == (str(tmp_path / "ein-großes-狐-0.png"), str(tmp_path / "ein-großes-狐-0-2.png"))
+    assert again == other  # to the bit, so that one file is enough
+    assert [recipe(path)["guidance_scale"] for path in (first, other)] == [1, 3]
+    assert sorted(map(str, tmp_path.iterdir())) == [other, first]
+
+
+def test_files_are_named_in_letters_that_the_terminal_lacks(drawing, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "ascii"}
+    typed = ["sample", "狐", *map(str, drawing), "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "fewstep", *typed], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{tmp_path}/\\u72d0-0.png\n"
 
 
 def test_the_same_seed_gives_the_same_bytes(fewstep, drawing, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import unicodedata
 import zlib
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fewstep.errors import FewstepError, printable
-from fewstep.images import image_size, read_image, read_mask, save_png, to_image
+from fewstep.images import image_size, read_image, read_mask, save_png, to_image, words_of
 
 
 def save(path, array):
@@ -200,3 +201,38 @@ def test_saving_and_reading_agree_within_rounding(tmp_path):
 def test_values_outside_are_clamped():
     image = to_image(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).expand(3, 1, 5))
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("A red fox, in the snow!", "a-red-fox-in-the-snow"),
+        ("../../x.png\0\n", "x-png"),
+        ("_a__b_", "a-b"),
+        ("ein großer Fuchs", "ein-großer-fuchs"),
+        ("cafe\u0301 crème", "café-crème"),
+        ("狐は赤い。雪", "狐は赤い-雪"),
+        ("लाल लोमड़ी", "लाल-लोमड़ी"),
+        ("สุนัขจิ้งจอก สีแดง", "สุนัขจิ้งจอก-สีแดง"),
+        ("ثعلب أحمر، في الثلج", "ثعلب-أحمر-في-الثلج"),
+        ("می\u200cخواهم", "میخواهم"),
+        ("красная лиса 7", "красная-лиса-7"),
+        ("여우 한 마리", "여우-한-마리"),
+        ("🦊 ...", "image"),
+        ("", "image"),
+        ("x" * 60, "x" * 48),
+        ("x" * 47 + " y", "x" * 47),
+    ],
+)
+def test_files_are_named_for_the_words_of_any_script(prompt, words):
+    assert words_of(prompt) == unicodedata.normalize("NFC", words)
+
+
+def test_names_are_short_enough_for_file_systems():
+    assert len(words_of("𠀀" * 100).encode()) + len("-9223372036854775807-10000.png") + len("..12345678.png") < 255
+
+
+def test_letters_that_the_file_system_lacks_are_left_out(monkeypatch):
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "latin-1")
+    assert words_of("größer 狐 fox") == "größer-fox"
+    assert words_of("狐") == "image"

@@ -25,6 +25,7 @@ from fewstep.io import (
     sha256_file,
     write_bytes,
     write_json,
+    write_new,
 )
 
 
@@ -308,3 +309,15 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 def test_errors_are_a_line_and_a_hint():
     assert str(FewstepError("it broke", "mend it")) == "it broke\n\nhint: mend it"
     assert json.dumps(FewstepError("it broke", "mend it").args) == '["it broke"]'
+
+
+def test_what_is_there_is_never_written_over(tmp_path):
+    path = tmp_path / "new" / "a.b.png"
+    assert write_new(path, b"one") == path
+    assert write_new(path, b"two") == path.with_name("a.b-2.png")
+    path.with_name("a.b-3.png").mkdir()
+    path.with_name("a.b-4.png").symlink_to("nowhere")
+    assert write_new(path, b"six") == path.with_name("a.b-5.png")
+    assert write_new(path, b"two") == path.with_name("a.b-2.png")  # is there already
+    assert [path.with_name(f"a.b{n}.png").read_bytes() for n in ("", "-2", "-5")] == [b"one", b"two", b"six"]
+    assert names(path.parent) == ["a.b-2.png", "a.b-3.png", "a.b-4.png", "a.b-5.png", "a.b.png"]

@@ -1,5 +1,6 @@
 """The command line: a thin skin that turns options into configs, and errors into one line and a hint."""
 
+import io
 import os
 import re
 import signal
@@ -188,4 +189,6 @@ def entry() -> None:
     """The console command."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported, which nothing did yet
+    if isinstance(sys.stdout, io.TextIOWrapper):  # where files are named in letters that the terminal does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

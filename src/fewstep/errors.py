@@ -18,6 +18,13 @@ def printable(text: str, most: int = LONGEST) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
+def is_text(text: str) -> bool:
+    """Whether every character is one: bytes that are no UTF-8, and half a character in JSON, make strings that no
+    file and no tokenizer takes.
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 class FewstepError(Exception):
     """A problem stated in one line, with the value as typed, and the fix.
 

@@ -1,6 +1,9 @@
 """Images in and out: files to pixels in [-1, 1], pixels to PNGs that carry their recipe."""
 
+import io
 import json
+import sys
+import unicodedata
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.io import atomic_path
+from fewstep.io import write_new
 
 TURNS = {  # EXIF's orientation: what to do with the picture, so that its top is above and its left on the left
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -112,9 +115,29 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values.numpy()))
 
 
-def save_png(path: Path, pixels: Tensor, recipe: Mapping[str, Any]) -> None:
-    """Write pixels (3, H, W) in [-1, 1] as a PNG with the recipe, as JSON, in its text chunk `fewstep`."""
-    info = PngInfo()
+def save_png(path: Path, pixels: Tensor, recipe: Mapping[str, Any]) -> Path:
+    """Where pixels (3, H, W) in [-1, 1] were saved, as a PNG with the recipe, as JSON, in its text chunk `fewstep`.
+
+    It is `path`, or a name beside it if another picture has that one.
+    """
+    info, data = PngInfo(), io.BytesIO()
     info.add_itxt("fewstep", json.dumps(recipe, ensure_ascii=False))
-    with atomic_path(path) as temporary:
-        to_image(pixels).save(temporary, "PNG", pnginfo=info)
+    to_image(pixels).save(data, "PNG", pnginfo=info)
+    return write_new(path, data.getvalue())
+
+
+def words_of(prompt: str) -> str:
+    """The prompt's words, of any script, joined by hyphens: what a file is named for. "image" if there are none.
+
+    At most 48 characters, so that names stay below the 255 bytes that file systems take.
+    """
+    encoding = sys.getfilesystemencoding()
+    kept = "".join(_in_name(character) for character in unicodedata.normalize("NFC", prompt.lower()))
+    known = kept.encode(encoding, "ignore").decode(encoding)
+    return "-".join(known.split())[:48].strip("-") or "image"
+
+
+def _in_name(character: str) -> str:
+    """A letter, mark or digit as it is; nothing for a joiner, which is within a word; else the space between words."""
+    category = unicodedata.category(character)
+    return character if category[0] in "LMN" else "" if category == "Cf" else " "

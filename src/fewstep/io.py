@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -133,6 +134,21 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_new(path: Path, data: bytes) -> Path:
+    """Where `data` is, whole: in `path`, or if that holds anything else, in the first free one of name-2, name-3, ...
+
+    A file that holds the same bytes already is left as it is.
+    """
+    for number in itertools.count(1):
+        free = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if not os.path.lexists(free):
+            write_bytes(free, data)
+            break
+        if free.is_file() and free.stat().st_size == len(data) and free.read_bytes() == data:
+            break
+    return free
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,6 @@
 """Prompts to images: load, plan, draw, decode, save."""
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from fewstep.diffusion.sampler import sample as sample_latents
 from fewstep.diffusion.solvers.base import Noise
 from fewstep.errors import FewstepError, UsageError
 from fewstep.events import note
-from fewstep.images import save_png, to_image
+from fewstep.images import save_png, to_image, words_of
 from fewstep.lora.files import hash_of, load_adapter
 from fewstep.lora.layers import fold, shape_of
 from fewstep.lora.low_rank import check_fits
@@ -257,8 +256,6 @@ def run(config: SampleConfig) -> None:
 
 
 def save_picture(picture: Picture, folder: Path) -> Path:
-    """Where the picture was saved: a PNG named for its prompt and seed, with its recipe inside."""
-    words = re.sub(r"[^a-z0-9]+", "-", picture.recipe["prompt"].lower()).strip("-")[:48] or "image"
-    path = folder / f"{words}-{picture.recipe['seed']}.png"
-    save_png(path, picture.pixels, picture.recipe)
-    return path
+    """Where the picture was saved: a PNG named for its prompt and seed, with its recipe inside; never over another."""
+    path = folder / f"{words_of(picture.recipe['prompt'])}-{picture.recipe['seed']}.png"
+    return save_png(path, picture.pixels, picture.recipe)

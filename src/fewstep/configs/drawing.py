@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.configs.base import Config, Device, Grid, ModelName, Precision, Solver
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, is_text
 
 
 class SampleConfig(Config):
@@ -72,7 +72,8 @@ class SampleConfig(Config):
     device: Device = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     out: Path = Path("images")
-    """The folder for the PNGs; each carries its full recipe in its metadata."""
+    """The folder for the PNGs, named for prompt and seed; each carries its full recipe. None is written over another:
+    a name that is taken is numbered."""
     as_json: bool = False
     """Print one JSON document about what was drawn instead of file names."""
 
@@ -82,6 +83,16 @@ class SampleConfig(Config):
         if not prompts:
             raise UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox"')
         return prompts
+
+    @field_validator("prompts", "negative_prompt")
+    @classmethod
+    def _text(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        for prompt in (value,) if isinstance(value, str) else value:
+            if not is_text(prompt):
+                raise UsageError(
+                    f"the prompt {prompt} is not UTF-8 text", "type it in a terminal whose locale is UTF-8"
+                )
+        return value
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
