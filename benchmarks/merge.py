@@ -30,7 +30,7 @@ from fewstep.lora.compress import compress
 from fewstep.lora.files import load_adapter
 from fewstep.lora.low_rank import Adapter, LowRank, combine
 from fewstep.lora.recipe import Recipe
-from fewstep.lora.writing import kohya_key, save_adapter
+from fewstep.lora.writing import kohya_names, save_adapter
 
 WEIGHTS = (1.0, 0.8)
 RECIPE = Recipe(method="denoising")
@@ -115,9 +115,9 @@ def peft_merge(job: Job, combination_type: str) -> None:
     """Files to adapters, add_weighted_adapter, and the new adapter to a file."""
     from peft import LoraConfig, get_peft_model
 
-    names = [str(i) for i in range(len(WEIGHTS))]
-    config = LoraConfig(r=job.rank, lora_alpha=job.rank, target_modules=[kohya_key(n, False) for n in job.shapes])
-    network = nn.ModuleDict({kohya_key(name, False): weightless(shape) for name, shape in job.shapes.items()})
+    names, keys = [str(i) for i in range(len(WEIGHTS))], kohya_names(job.shapes, RECIPE.family)
+    config = LoraConfig(r=job.rank, lora_alpha=job.rank, target_modules=list(keys.values()))
+    network = nn.ModuleDict({keys[name]: weightless(shape) for name, shape in job.shapes.items()})
     model = get_peft_model(network, config, names[0], low_cpu_mem_usage=True)
     for name in names[1:]:
         model.add_adapter(name, config, low_cpu_mem_usage=True)

@@ -95,6 +95,20 @@ class TextEncoder(NamedTuple):
         return names | ({"text_projection": square} if self.projection else {})
 
 
+class Naming(NamedTuple):
+    """What the metadata and the keys of LoRA files call a family, as kohya's sd-scripts began it.
+
+    Source: github.com/kohya-ss/sd-scripts (library/model_util.py, sdxl_model_util.py, sai_model_spec.py). It has no
+    SSD-1B; `segmind-stable-diffusion-1b` is SwarmUI's name, and AUTOMATIC1111 takes what begins with `sdxl_` for SDXL.
+    """
+
+    version: str  # ss_base_model_version, by prediction type where there are several
+    architecture: str  # modelspec.architecture, likewise
+    v_version: str = ""  # of v-prediction; "" = the same
+    v_architecture: str = ""
+    original: bool = False  # whether its UNet's modules go by the names of the original code (fewstep.families.ldm)
+
+
 @dataclass(frozen=True)
 class Family:
     """One family of models: its name and what shapes its networks."""
@@ -104,6 +118,7 @@ class Family:
     text_encoders: tuple[TextEncoder, ...]
     vae: Mapping[str, Any]  # diffusers AutoencoderKL arguments
     prediction_type: str = "epsilon"
+    naming: Naming | None = None  # None = no other tool knows it
 
     def modules(self) -> dict[str, ModuleShape]:
         """The UNet's modules that LCM-LoRA adapts: name -> shape, in the UNet's order."""
@@ -196,13 +211,18 @@ SCHEDULER = {  # Stable Diffusion's, of all families
     "steps_offset": 1,
 }
 
+_SD1_NAMES = Naming("sd_v1", "stable-diffusion-v1", v_version="sd_v1_v")
+_SD2_NAMES = Naming("sd_v2", "stable-diffusion-v2-512", "sd_v2_v", "stable-diffusion-v2-768-v")
+_SDXL_NAMES = Naming("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", original=True)
+_SSD_1B_NAMES = Naming("sdxl_ssd-1b", "segmind-stable-diffusion-1b", original=True)
+
 FAMILIES = {
     family.name: family
     for family in (
-        Family("sd15", _SD15, (_CLIP_L,), _SD_VAE),
-        Family("sd21", _SD21, (_OPENCLIP_H,), _SD_VAE, "v_prediction"),  # 2.1 at 768 pixels
-        Family("ssd-1b", _SSD_1B, (_CLIP_L, _OPENCLIP_BIG_G), _SDXL_VAE),
-        Family("sdxl", _SDXL, (_CLIP_L, _OPENCLIP_BIG_G), _SDXL_VAE),
+        Family("sd15", _SD15, (_CLIP_L,), _SD_VAE, naming=_SD1_NAMES),
+        Family("sd21", _SD21, (_OPENCLIP_H,), _SD_VAE, "v_prediction", _SD2_NAMES),  # 2.1 at 768 pixels
+        Family("ssd-1b", _SSD_1B, (_CLIP_L, _OPENCLIP_BIG_G), _SDXL_VAE, naming=_SSD_1B_NAMES),
+        Family("sdxl", _SDXL, (_CLIP_L, _OPENCLIP_BIG_G), _SDXL_VAE, naming=_SDXL_NAMES),
         Family("emoji", _EMOJI, (_EMOJI_TEXT,), _EMOJI_VAE, "v_prediction"),
     )
 }

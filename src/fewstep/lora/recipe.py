@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep import __version__
 from fewstep.errors import FewstepError
+from fewstep.families import FAMILIES
 
 KEY = "fewstep.recipe"
 ACCELERATIONS = ("lcd", "lcf", "tcd", "pcm", "hyper-sd", "lightning")
@@ -50,8 +51,25 @@ def to_metadata(recipe: Recipe, rank: int | None = None) -> dict[str, str]:
     if recipe.licence:
         metadata["license"] = recipe.licence
     if rank is not None:
-        metadata |= {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))}
+        metadata |= {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank))} | naming_of(recipe)
     return metadata
+
+
+def naming_of(recipe: Recipe) -> dict[str, str]:
+    """The metadata by which other tools tell a LoRA's family; nothing for a family that none of them knows.
+
+    AUTOMATIC1111 hides LoRAs of another family than the checkpoint's, and takes those without these for SD 1.
+    """
+    family = FAMILIES.get(recipe.family)
+    if family is None or family.naming is None:
+        return {}
+    naming, v = family.naming, recipe.prediction_type == "v_prediction"
+    architecture = (v and naming.v_architecture) or naming.architecture
+    return {
+        "ss_base_model_version": (v and naming.v_version) or naming.version,
+        "ss_v2": str(naming.version.startswith("sd_v2")),
+        "modelspec.architecture": f"{architecture}/lora",
+    }
 
 
 def from_metadata(metadata: Mapping[str, str], path: str) -> Recipe | None:

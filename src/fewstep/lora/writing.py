@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.families import FAMILIES, Family
+from fewstep.families.ldm import ldm_names
 from fewstep.io import atomic_folder, atomic_path, write_json
 from fewstep.lora.dialects import PEFT_CONFIG, PEFT_WEIGHTS, TEXT, flat
 from fewstep.lora.low_rank import Adapter
@@ -40,8 +42,8 @@ def save_adapter(
 ) -> None:
     """Write the adapter whole or not at all, in a dialect; alpha is the rank, its scale is inside B.
 
-    kohya is the layout of the original LCM-LoRA files, with kohya's names for text encoders: what ComfyUI, kohya's own
-    scripts and diffusers read. diffusers is PEFT's spelling in one file; peft is a folder as PEFT saves it.
+    kohya is what sd-scripts itself writes for the recipe's family: what ComfyUI, AUTOMATIC1111, InvokeAI and diffusers
+    read. diffusers is PEFT's spelling in one file; peft is a folder as PEFT saves it.
     notes: more metadata.
     """
     plan = Planned(adapter, dtype)
@@ -49,9 +51,9 @@ def save_adapter(
     if dialect == "peft":
         save_peft(path, plan, metadata)
         return
-    spell = kohya_entries if dialect == "kohya" else diffusers_entries
+    entries = kohya_entries(plan, recipe.family) if dialect == "kohya" else diffusers_entries(plan)
     with atomic_path(path) as temporary:
-        write_safetensors(temporary, spell(plan), metadata)
+        write_safetensors(temporary, entries, metadata)
 
 
 class Planned:
@@ -75,24 +77,38 @@ class Planned:
         return Entry(key, (), self.dtype, lambda: torch.tensor(float(self.ranks[name])))
 
 
-def kohya_entries(plan: Planned) -> list[Entry]:
-    """lora_unet_..., and lora_te_... or, when there are two text encoders, lora_te1_... and lora_te2_..."""
-    two = any(name.startswith(TEXT[1]) for name in plan.shapes)
+def kohya_entries(plan: Planned, family: str) -> list[Entry]:
+    """Every module's lora_down, lora_up and alpha, under its kohya name."""
     entries = []
-    for name in plan.shapes:
-        key = kohya_key(name, two)
+    for name, key in kohya_names(plan.shapes, family).items():
         entries += plan.factors(name, f"{key}.lora_down.weight", f"{key}.lora_up.weight")
         entries.append(plan.alpha(name, f"{key}.alpha"))
     return entries
 
 
-def kohya_key(name: str, two_text_encoders: bool) -> str:
-    """A module as kohya spells it."""
-    if not name.startswith(TEXT):
-        return f"lora_unet_{flat(name)}"
-    part, _, rest = name.partition(".")
-    number = ("2" if part == "text_encoder_2" else "1") if two_text_encoders else ""
-    return f"lora_te{number}_{flat(rest)}"
+def kohya_names(names: Iterable[str], family: str = "custom") -> dict[str, str]:
+    """Module -> its name in sd-scripts, which the family decides.
+
+    SDXL and SSD-1B have lora_te1_ and lora_te2_, and the original code's names in the UNet; the others lora_te_ and
+    diffusers' names, as the original LCM-LoRA files. Of an unknown family it counts whether there is a second encoder.
+    """
+    names, known = tuple(names), FAMILIES.get(family)
+    two = len(known.text_encoders) > 1 if known else any(name.startswith(TEXT[1]) for name in names)
+    original = ldm_names(unet_of(known)) if known and known.naming and known.naming.original else {}
+    first = "lora_te1_" if two else "lora_te_"
+
+    def spelled(name: str) -> str:
+        for text, prefix in zip(TEXT, (first, "lora_te2_"), strict=True):
+            if name.startswith(text):
+                return prefix + flat(name.removeprefix(text))
+        return f"lora_unet_{flat(original.get(name, name))}"
+
+    return {name: spelled(name) for name in names}
+
+
+def unet_of(family: Family) -> list[str]:
+    """The UNet's modules that LoRAs may adapt."""
+    return [name for name in family.all_modules() if not name.startswith(TEXT)]
 
 
 def diffusers_entries(plan: Planned) -> list[Entry]:
