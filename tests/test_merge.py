@@ -384,3 +384,15 @@ def test_the_widest_type():
     e4, f16, b16, f32, f64 = torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32, torch.float64
     assert [widest(types) for types in ([], [e4], [e4, f16], [e4, b16])] == [f16, f16, f16, b16]
     assert [widest(types) for types in ([f16, f32], [b16, f16], [f64], [f64, b16])] == [f32] * 4
+
+
+def test_a_file_converted_to_another_dialect_says_what_it_said(fewstep, tmp_path):
+    said = {"modelspec.trigger_phrase": "sks dog", "ss_tag_frequency": "{}", "license": "CC-BY-4.0"}
+    make_lora(tmp_path / "a.safetensors", 2, 0)
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", said | {"ss_network_dim": "9"})
+    for dialect in ("kohya", "diffusers"):
+        done = fewstep("merge", tmp_path / "b.safetensors", out=tmp_path / dialect, dialect=dialect)
+        assert done.code == 0, done.err
+        with safe_open(tmp_path / dialect, "pt") as file:
+            metadata = file.metadata()
+        assert metadata.items() >= (said | {"ss_network_dim": "2"}).items()

@@ -11,6 +11,7 @@ from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, Resize
 from fewstep.errors import FewstepError, UsageError, printable
 from fewstep.events import note
 from fewstep.families import FAMILIES, ModuleShape, family_of
+from fewstep.lora.carried import carried
 from fewstep.lora.compress import Loss, compress
 from fewstep.lora.dialects import PEFT_CONFIG
 from fewstep.lora.difference import difference
@@ -215,7 +216,9 @@ def write_sum(config: AdapterOutput, modules: Mapping[str, LowRank], fitted: Fit
     if config.rank is not None or config.energy is not None:
         modules, loss = compress(modules, config.rank, config.energy)
     dtype = dtype_of(config, [term.file.dtype for term in fitted.terms])
-    save(config, Adapter(modules, sources_of(fitted)), merged_recipe(fitted), dtype)
+    recipe = merged_recipe(fitted)
+    kept = carried([term.adapter.metadata for term in fitted.terms], recipe)
+    save(config, Adapter(modules, kept | sources_of(fitted)), recipe, dtype)
     tell(config, {**about(config.out, modules, dtype), **told_of(fitted)}, loss)
 
 
