@@ -256,7 +256,7 @@ def drawings() -> Path:
     table, whole = folder / "ablations.jsonl", folder / "base.jsonl"
     if not table.is_file():
         if not whole.is_file():
-            raise FewstepError(f"there is no {whole}", "run python recipes/emoji/dataset.py, or give --data")
+            raise FewstepError(f"there is no {whole}", "run python -m recipes.emoji.dataset, or give --data")
         rows = [json.loads(line) for line in whole.read_text(encoding="utf-8").splitlines()[::3]]
         for row in rows[::STYLELESS]:
             row["text"] = row["text"].partition(OF)[2]

@@ -131,7 +131,7 @@ def drawings(style: str, prior: float) -> Path:
     """A table of the style's drawings in the emoji recipe's data set, and of others for each of them."""
     folder = cache_dir() / "emoji" / "images"
     if not (folder / "base.jsonl").is_file():
-        raise FewstepError(f"there is no {folder / 'base.jsonl'}", "run python recipes/emoji/dataset.py")
+        raise FewstepError(f"there is no {folder / 'base.jsonl'}", "run python -m recipes.emoji.dataset")
     base = lines_of(folder / "base.jsonl")
     own = lines_of(folder / f"{style}.jsonl") if style in STYLES else [line for line in base if style_of(line) == style]
     others = [line for line in base if style_of(line) != style]

@@ -1,7 +1,6 @@
 """What docs/limits.py measures: the figures and pictures of each of the six limits."""
 
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,11 +11,6 @@ from limits_pictures import steps_plot
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "emoji"))  # the styles' words, and a person's prompts
-
-from captions import main_caption
-from sheet import OWN_WORDS
 
 from fewstep import __version__
 from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_kit, shipped_lora, shipped_model
@@ -40,6 +34,8 @@ from fewstep.metrics.frechet import Statistics
 from fewstep.metrics.reference import agreement_with
 from fewstep.models.model import Model, parts_sha256
 from fewstep.models.weights import weights_of
+from recipes.emoji.captions import main_caption
+from recipes.emoji.sheet import OWN_WORDS
 
 NOISY = (0.05, 0.1, 0.2)  # section 1: shares of the teacher's weights that are noise
 POINTS = 16  # section 2: of a path

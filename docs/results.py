@@ -145,12 +145,12 @@ def check_inputs(names: Sequence[str]) -> None:
     for table in (drawings(name) for piece in names for name in wanted.get(piece, ("base",))):
         if not table.is_file():
             raise FewstepError(
-                f"the real drawings are not there: {table}", "make them: python recipes/emoji/dataset.py"
+                f"the real drawings are not there: {table}", "make them: python -m recipes.emoji.dataset"
             )
     if "finetuned" in names and not (finetuned_model() / "unet").is_dir():
         raise FewstepError(
             f"the fine-tuned model is not there: {finetuned_model()}",
-            "make it: python recipes/emoji/build.py --until fxemoji; or leave it out of --pieces",
+            "make it: python -m recipes.emoji.build --until fxemoji; or leave it out of --pieces",
         )
 
 

@@ -1,6 +1,6 @@
 """Write the families' module tables, src/fewstep/families/*.json, from their UNet configs (on the meta device).
 
-python recipes/families.py
+python -m recipes.families
 """
 
 import json

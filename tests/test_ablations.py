@@ -165,7 +165,7 @@ def test_what_stops_the_command_stops_its_runs(tmp_path, monkeypatch) -> None:
 
 def test_every_third_drawing_is_taken_and_a_third_of_these_name_no_style(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
-    with pytest.raises(FewstepError, match=re.escape("base.jsonl\n\nhint: run python recipes/emoji/dataset.py")):
+    with pytest.raises(FewstepError, match=re.escape("base.jsonl\n\nhint: run python -m recipes.emoji.dataset")):
         GENERATOR["drawings"]()
     folder = tmp_path / "emoji" / "images"
     folder.mkdir(parents=True)

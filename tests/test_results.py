@@ -241,8 +241,8 @@ def test_what_was_measured_of_other_files_is_measured_again(calls, tmp_path, cha
 @pytest.mark.parametrize(
     ("gone", "message", "hint"),
     [
-        ("images/base.jsonl", "the real drawings are not there", "recipes/emoji/dataset.py"),
-        ("fxemoji/model/unet/config.json", "the fine-tuned model is not there", "recipes/emoji/build.py"),
+        ("images/base.jsonl", "the real drawings are not there", "python -m recipes.emoji.dataset"),
+        ("fxemoji/model/unet/config.json", "the fine-tuned model is not there", "python -m recipes.emoji.build"),
     ],
 )
 def test_inputs_that_are_missing_are_told_first(calls, tmp_path, gone, message, hint) -> None:

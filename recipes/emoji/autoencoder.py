@@ -1,6 +1,6 @@
 """Train the embedded model's autoencoder (AutoencoderKL, 128 px -> 4x16x16) on the base drawings.
 
-    python recipes/emoji/autoencoder.py --out ~/.cache/fewstep/emoji/autoencoder [--resume]
+    python -m recipes.emoji.autoencoder --out ~/.cache/fewstep/emoji/autoencoder [--resume]
 
 Loss: mean absolute error + LPIPS (AlexNet) + a little KL, on random crops; the export carries the
 scaling factor measured on the drawings' latents. Same loop, checkpoints and resume as everything else.
@@ -14,7 +14,6 @@ from typing import Annotated, NamedTuple
 
 import torch
 from accelerate import PartialState
-from built import read_metadata, read_pixels, to_signed
 from diffusers import AutoencoderKL
 from pydantic import Field
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from fewstep.models.load import pick_device
 from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import SampleId, generator, integers, normal
 from fewstep.training.loop import loop
+from recipes.emoji.built import read_metadata, read_pixels, to_signed
 
 
 class AutoencoderConfig(TrainingConfig):

@@ -1,6 +1,6 @@
 """Everything the embedded default is made of, in one command that can be stopped and run again.
 
-    python recipes/emoji/build.py [--until STAGE] [--only STAGE] [--teacher-steps N]
+    python -m recipes.emoji.build [--until STAGE] [--only STAGE] [--teacher-steps N]
 
 Each stage is a command that stands by itself and is printed before it runs; finished ones are left as they are.
 """
@@ -17,8 +17,8 @@ from fewstep.configs import Config, Device, Precision
 from fewstep.errors import FewstepError, UsageError
 from fewstep.io import cache_dir
 
-HERE = Path(__file__).parent
-SRC = HERE.parents[1] / "src"
+ROOT = Path(__file__).parents[2]
+PATHS = os.pathsep.join((str(ROOT), str(ROOT / "src")))  # of the processes that are started
 
 
 class BuildConfig(Config):
@@ -49,7 +49,7 @@ def stages(config: BuildConfig) -> Mapping[str, Sequence[Sequence[str]]]:
         return ["-m", "fewstep", "finetune", *places, *training, *options]
 
     def recipe(name: str, *options: str) -> list[str]:
-        return [str(HERE / f"{name}.py"), *options]
+        return ["-m", f"{__package__}.{name}", *options]
 
     def measured(split: str, *options: str) -> list[str]:
         return recipe("measure", "--model", model, "--split", split, "--images", str(config.images), *options)
@@ -108,7 +108,7 @@ def run(config: BuildConfig) -> None:
     for name in wanted:
         for command in plan[name]:
             print(f"\n== {name}: python {shlex.join(command)}", file=sys.stderr, flush=True)
-            done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": str(SRC)}, check=False)
+            done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": PATHS}, check=False)
             if done.returncode:
                 raise FewstepError(f"stage {name} ended with exit code {done.returncode}", "see what it said above")
 

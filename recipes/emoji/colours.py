@@ -8,8 +8,9 @@ import random
 from typing import Any, NamedTuple
 
 import numpy as np
-from captions import says_colour
 from numpy.typing import NDArray
+
+from recipes.emoji.captions import says_colour
 
 Array = NDArray[np.floating[Any]]
 

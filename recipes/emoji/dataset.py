@@ -1,6 +1,6 @@
 """Builds the emoji image folder: one list of concepts drawn in twelve styles, with captions.
 
-    python recipes/emoji/dataset.py [--out DIR] [--downloads DIR] [--size 128] [--sheet FILE.png]
+    python -m recipes.emoji.dataset [--out DIR] [--downloads DIR] [--size 128] [--sheet FILE.png]
 
 OUT/<style>/<code-points>.png (RGB on white), OUT/metadata.jsonl (one line an image), OUT/dataset.json (what
 it is made from), OUT/contact-sheet.png; OUT/base.jsonl, OUT/high-contrast.jsonl and so on are tables of one split
@@ -15,11 +15,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from built import read_metadata
-from captions import STYLES, main_caption
-from drawing import CONCEPTS_PACKAGE, Job, make, read_drawings
-from names import is_held_out, read_concepts
-from packages import PACKAGES, fetch, report
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
@@ -27,6 +22,11 @@ from fewstep.cli import main_of
 from fewstep.configs import Config
 from fewstep.errors import FewstepError
 from fewstep.io import atomic_folder, cache_dir, sha256_bytes, write_bytes
+from recipes.emoji.built import read_metadata
+from recipes.emoji.captions import STYLES, main_caption
+from recipes.emoji.drawing import CONCEPTS_PACKAGE, Job, make, read_drawings
+from recipes.emoji.names import is_held_out, read_concepts
+from recipes.emoji.packages import PACKAGES, fetch, report
 
 BUILDER = 2  # raise when the drawings or the metadata change: the folder is then built anew
 PROCESSES = 2

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import resvg_py
-from captions import STYLES
-from names import Concept, match_files, match_icons, old_names, read_names
-from packages import fetch, members, read_json
 from PIL import Image, ImageDraw, ImageFont
+
+from recipes.emoji.captions import STYLES
+from recipes.emoji.names import Concept, match_files, match_icons, old_names, read_names
+from recipes.emoji.packages import fetch, members, read_json
 
 SUPERSAMPLE = 2
 FILL_AT_LEAST, FILL_TO = 0.8, 0.9  # longer side of the drawing over that of the canvas

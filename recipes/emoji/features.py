@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from built import read_metadata, read_pixels, to_signed
-from latents import images_sha256
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +16,8 @@ from fewstep.io import atomic_path, sha256_bytes
 from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.networks import EfficientNet, load_efficientnet
 from fewstep.models.load import pick_device
+from recipes.emoji.built import read_metadata, read_pixels, to_signed
+from recipes.emoji.latents import images_sha256
 
 FORMAT = "1"  # raise when the content of a file of features changes
 BATCH = 32

@@ -1,6 +1,6 @@
 """The reference kit: what metrics and the demo need of the drawings, in 5.5 MB, with its error against all of them.
 
-    python recipes/emoji/kit.py [--out FILE]
+    python -m recipes.emoji.kit [--out FILE]
 
 OUT is the reference that `fewstep.metrics.reference` reads. Beside it lie drawings/, a few hundred real ones as
 captioned training data, and kit.json: sizes, and what metrics lose by the kit.
@@ -14,10 +14,6 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from built import read_metadata
-from captions import STYLES, main_caption
-from features import drawing_features
-from names import COMMON
 from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
@@ -30,6 +26,10 @@ from fewstep.metrics.agreement import Pictures, ceiling
 from fewstep.metrics.frechet import Statistics, frechet_distance, statistics
 from fewstep.metrics.networks import EfficientNet
 from fewstep.metrics.reference import Reference, ceiling_with, compress, load_reference, of_style, save_reference
+from recipes.emoji.built import read_metadata
+from recipes.emoji.captions import STYLES, main_caption
+from recipes.emoji.features import drawing_features
+from recipes.emoji.names import COMMON
 
 PAIRS = 1000  # on which the agreement is compared
 QUALITY = 90  # of WebP: 2.2 kB a drawing; a PNG of 256 colours has 4.6

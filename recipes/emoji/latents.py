@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from built import read_metadata, read_pixels, to_signed
-from colours import main_colour, may_change, name_of, other_colours, recoloured
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,6 +17,8 @@ from tqdm import tqdm
 from fewstep.errors import FewstepError
 from fewstep.io import atomic_path, sha256_bytes, sha256_file
 from fewstep.models.model import encoder_sha256
+from recipes.emoji.built import read_metadata, read_pixels, to_signed
+from recipes.emoji.colours import main_colour, may_change, name_of, other_colours, recoloured
 
 FORMAT = "2"  # raise when the content of a packed file changes
 BATCH = 32
@@ -54,7 +54,7 @@ def load_autoencoder(folder: Path) -> AutoencoderKL:
     """The autoencoder in a folder."""
     if not (folder / "config.json").exists():
         raise FewstepError(
-            f"no autoencoder in {folder}", "run recipes/emoji/autoencoder.py first, or name it with --vae"
+            f"no autoencoder in {folder}", "run python -m recipes.emoji.autoencoder first, or name it with --vae"
         )
     return AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
 
@@ -64,7 +64,7 @@ def images_sha256(folder: Path) -> str:
     files = [folder / "dataset.json", folder / "metadata.jsonl"]
     if not all(file.exists() for file in files):
         raise FewstepError(
-            f"no emoji images in {folder}", "run recipes/emoji/dataset.py first, or name it with --images"
+            f"no emoji images in {folder}", "run python -m recipes.emoji.dataset first, or name it with --images"
         )
     return sha256_bytes(*(sha256_file(file).encode() for file in files))
 

@@ -1,6 +1,6 @@
 """Distil `lcm` on what the teacher learnt from: the drawings, also in other colours, as packed latents.
 
-    python recipes/emoji/lcm.py --model MODEL --data DATA --out DIR [--steps 2000 ...]
+    python -m recipes.emoji.lcm --model MODEL --data DATA --out DIR [--steps 2000 ...]
 
 Takes the options of `fewstep distill`, and does the same. DATA: the image folder, or the packed file (latents.py) on a
 machine that holds nothing else. Captions are the main ones, with the colour where it is not the drawing's own, or the
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from captions import main_caption, spoken
-from latents import packed_latents
 from torch import Tensor
 
 from fewstep.cli import main_of
@@ -27,6 +25,8 @@ from fewstep.training.adapt import Batch, LatentData
 from fewstep.training.distill import check_method, distil
 from fewstep.training.draws import SampleId
 from fewstep.training.progress import check_folder
+from recipes.emoji.captions import main_caption, spoken
+from recipes.emoji.latents import packed_latents
 
 AT_ONCE = 256  # captions
 STYLELESS = 3  # one caption in so many names no style: such prompts have most to decide

@@ -1,6 +1,6 @@
 """Agreement of pictures with their prompts: which share shows what was asked, judged by drawings in other styles.
 
-    python recipes/emoji/measure.py --split base --images 1000 --solver ddim --steps 50 [--lora lcm]
+    python -m recipes.emoji.measure --split base --images 1000 --solver ddim --steps 50 [--lora lcm]
 
 Prints one JSON document and adds it as a line to OUT. The ceiling is the real drawings of the same pairs, scored the
 same way in the same run. Interrupted, it starts over: give --images for a quicker, rougher answer.
@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from built import read_metadata
-from captions import main_caption
-from features import drawing_features
 from pydantic import Field
 from tqdm import tqdm
 
@@ -29,6 +26,9 @@ from fewstep.metrics.agreement import Agreement, Pictures, agreement, ceiling, w
 from fewstep.metrics.networks import load_efficientnet
 from fewstep.models.load import pick_device
 from fewstep.pipeline import load_pipeline
+from recipes.emoji.built import read_metadata
+from recipes.emoji.captions import main_caption
+from recipes.emoji.features import drawing_features
 
 FAMILIES = {"fluent-3d": "fluent", "fluent-color": "fluent", "fluent-flat": "fluent"}  # share drawings
 

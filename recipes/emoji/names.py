@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packages import members, read_json
+from recipes.emoji.packages import members, read_json
 
 HELD_OUT_SHARE = 0.05
 GROUPS_LEFT_OUT = ("component", "flags")

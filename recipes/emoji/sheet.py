@@ -1,6 +1,6 @@
 """Sixty-four prompts on one sheet: what a person looks at while the model learns, and to judge it.
 
-    python recipes/emoji/sheet.py [--model emoji] [--lora lcm] [--solver lcm --steps 4] --out sheet.png
+    python -m recipes.emoji.sheet [--model emoji] [--lora lcm] [--solver lcm --steps 4] --out sheet.png
 
 A star marks pairs of style and concept that were kept from training. With --style all prompts are in that style.
 """
@@ -9,15 +9,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from captions import main_caption
-from names import COMMON, is_held_out
-
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Precision, SampleConfig, Solver, build
 from fewstep.evaluate.sheets import captioned
 from fewstep.io import atomic_path
 from fewstep.models.model import Model
 from fewstep.pipeline import Pipeline, load_pipeline
+from recipes.emoji.captions import main_caption
+from recipes.emoji.names import COMMON, is_held_out
 
 SHEET_STYLES = ("fluent-3d", "noto", "twemoji", "emojione-bw")
 SHEET_CONCEPTS = {  # each is held out in one of the four styles

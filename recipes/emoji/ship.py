@@ -1,6 +1,6 @@
 """Put the trained model, its LoRAs and the kit where fewstep ships them, with cards, a notice and checksums.
 
-    python recipes/emoji/ship.py
+    python -m recipes.emoji.ship
 
 Takes what the other recipes left under ~/.cache/fewstep/emoji; the figures on the cards are read from their files.
 """
@@ -12,9 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from captions import STYLES, main_caption
-from latents import load_autoencoder
-from packages import PACKAGES
 from safetensors import safe_open
 
 from fewstep.assets import ACCELERATION, CHECKSUMS, FOLDER, KIT, LICENCE, MODEL, checksums
@@ -28,6 +25,9 @@ from fewstep.lora.files import load_adapter
 from fewstep.lora.recipe import from_metadata, to_metadata
 from fewstep.lora.writing import Entry, write_safetensors
 from fewstep.planning import lay_timesteps
+from recipes.emoji.captions import STYLES, main_caption
+from recipes.emoji.latents import load_autoencoder
+from recipes.emoji.packages import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {
@@ -61,7 +61,7 @@ def run(config: ShipConfig) -> None:
     ]
     missing = [path for path in wanted if not path.exists()]
     if missing:
-        raise FewstepError(f"{missing[0]} is not there", "run recipes/emoji/build.py first")
+        raise FewstepError(f"{missing[0]} is not there", "run python -m recipes.emoji.build first")
     measurements = read_lines(source / "measurements.jsonl")
     copy_folder(source / "teacher" / "model", out / MODEL)
     load_autoencoder(source / "decoder" / "vae").half().save_pretrained(out / MODEL / "vae")

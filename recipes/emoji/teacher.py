@@ -1,6 +1,6 @@
 """Train the embedded model itself: a UNet and a text encoder, together and from scratch, on the base drawings.
 
-    python recipes/emoji/teacher.py [--out ~/.cache/fewstep/emoji/teacher] [--resume]
+    python -m recipes.emoji.teacher [--out ~/.cache/fewstep/emoji/teacher] [--resume]
 
 Needs the image folder (dataset.py) and the autoencoder (autoencoder.py); makes the tokenizer when there is none.
 At every checkpoint OUT/model is a complete Stable Diffusion folder and OUT/samples-STEP.png shows what it draws.
@@ -18,13 +18,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from accelerate import PartialState
-from captions import caption_of
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from graphed import GraphedStep, check_graph
-from latents import Packed, packed_latents
 from pydantic import Field
-from sheet import save_samples
-from tokenizer import LENGTH, make_tokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -44,6 +39,11 @@ from fewstep.training.draws import Order, SampleId, generator, integers, normal,
 from fewstep.training.loop import loop
 from fewstep.training.losses import denoising_loss
 from fewstep.training.progress import check_folder
+from recipes.emoji.captions import caption_of
+from recipes.emoji.graphed import GraphedStep, check_graph
+from recipes.emoji.latents import Packed, packed_latents
+from recipes.emoji.sheet import save_samples
+from recipes.emoji.tokenizer import LENGTH, make_tokenizer
 
 RECOLOURED_SHARE = 0.4  # of visits to a drawing that there is in other colours
 NAMED_SHARE = 0.15  # of captions of a drawing in its own colour that say it

@@ -1,6 +1,6 @@
 """Teach the text encoder what the drawings look like, before the UNet exists: captions to what is seen of a drawing.
 
-    python recipes/emoji/text.py [--out ~/.cache/fewstep/emoji/text] [--resume]
+    python -m recipes.emoji.text [--out ~/.cache/fewstep/emoji/text] [--resume]
 
 Each of 1,644 things is drawn nine times only, so that a text encoder trained by the diffusion loss alone must learn
 every name by itself. This one learns first to predict, from a caption, the drawing's EfficientNet features and its
@@ -17,11 +17,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from captions import caption
-from features import drawing_features
-from latents import packed_latents
 from pydantic import Field
-from teacher import load_text_encoder, load_tokenizer, new_text_encoder, tokens_of
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -34,6 +30,10 @@ from fewstep.models.load import pick_device
 from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import SampleId, generator, integers
 from fewstep.training.loop import loop
+from recipes.emoji.captions import caption
+from recipes.emoji.features import drawing_features
+from recipes.emoji.latents import packed_latents
+from recipes.emoji.teacher import load_text_encoder, load_tokenizer, new_text_encoder, tokens_of
 
 GRID = 4  # latents are pooled to this size
 

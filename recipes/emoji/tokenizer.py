@@ -1,6 +1,6 @@
 """Makes the embedded model's tokenizer: CLIP's byte-level BPE with about 2,000 entries, learnt on the captions.
 
-    python recipes/emoji/tokenizer.py [--out ~/.cache/fewstep/emoji/tokenizer]
+    python -m recipes.emoji.tokenizer [--out ~/.cache/fewstep/emoji/tokenizer]
 
 Every byte is an entry, so every text has ids. teacher.py makes it by itself when it is not there.
 """
@@ -14,14 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from built import read_metadata
-from captions import STYLES, caption, spoken
 from pydantic import Field
 from transformers import CLIPTokenizer
 
 from fewstep.cli import main_of
 from fewstep.configs import Config
 from fewstep.io import atomic_folder, cache_dir
+from recipes.emoji.built import read_metadata
+from recipes.emoji.captions import STYLES, caption, spoken
 
 START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 LENGTH = 32  # tokens of a caption, start and end included

@@ -1,14 +1,10 @@
 """Captions of the emoji recipe: the same seed gives the same words, and the words name the drawing."""
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "emoji"))
-
-from captions import STYLES, article, caption, main_caption, new_tags, spoken, with_article
+from recipes.emoji.captions import STYLES, article, caption, main_caption, new_tags, spoken, with_article
 
 FISH = ("tropical fish", ["animal", "fish", "fishes", "tropical"])
 

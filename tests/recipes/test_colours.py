@@ -1,16 +1,22 @@
 """Drawings in other colours: only the main colour changes, it has the right name, and captions say it."""
 
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "emoji"))
-
-from captions import CHARMS, caption_of
-from colours import COLOURS, PALETTE, main_colour, may_change, name_of, oklab, other_colours, recoloured, srgb
+from recipes.emoji.captions import CHARMS, caption_of
+from recipes.emoji.colours import (
+    COLOURS,
+    PALETTE,
+    main_colour,
+    may_change,
+    name_of,
+    oklab,
+    other_colours,
+    recoloured,
+    srgb,
+)
 
 ROBOT = {"style": "noto", "label": "robot", "tags": ["face", "red alert"], "group": "objects"}
 

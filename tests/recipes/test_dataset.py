@@ -3,9 +3,7 @@
 import hashlib
 import io
 import json
-import sys
 import tarfile
-from pathlib import Path
 
 import pytest
 
@@ -13,13 +11,9 @@ from fewstep.errors import FewstepError
 
 pytest.importorskip("resvg_py")
 Image = pytest.importorskip("PIL.Image")
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "emoji"))
-
-import dataset  # noqa: E402
-import drawing  # noqa: E402
-import packages  # noqa: E402
-from drawing import Drawing  # noqa: E402
-from names import (  # noqa: E402
+from recipes.emoji import dataset, drawing, packages  # noqa: E402
+from recipes.emoji.drawing import Drawing  # noqa: E402
+from recipes.emoji.names import (  # noqa: E402
     code_points,
     is_held_out,
     match_files,

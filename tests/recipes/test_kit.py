@@ -1,9 +1,7 @@
 """The kit's recipe at a tiny size: features taken once, a reference with its errors, drawings as training data."""
 
 import json
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +9,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "emoji"))
-
-import kit
-from captions import STYLES, main_caption
-from features import drawing_features
-from kit import KitConfig, well_known
-
 from fewstep.data.folder import read_items
 from fewstep.errors import FewstepError, UsageError
 from fewstep.images import read_image
 from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.reference import agreement_with, load_reference
+from recipes.emoji import kit
+from recipes.emoji.captions import STYLES, main_caption
+from recipes.emoji.features import drawing_features
+from recipes.emoji.kit import KitConfig, well_known
 
 THINGS = ("red apple", "cat face", "rocket", "something nobody knows", "castle", "dog face", "pizza", "umbrella")
 DIM = 12  # features of the stand-in: 2 x 2 means of each colour
@@ -60,7 +55,8 @@ def images(tmp_path_factory):
 def stand_in(monkeypatch):
     """The network's place, so that no package is needed."""
     monkeypatch.setattr(
-        "features.load_efficientnet", lambda device: lambda pixels: F.adaptive_avg_pool2d(pixels, 2).flatten(1)
+        "recipes.emoji.features.load_efficientnet",
+        lambda device: lambda pixels: F.adaptive_avg_pool2d(pixels, 2).flatten(1),
     )
 
 
@@ -86,7 +82,7 @@ def test_features_are_in_the_metadatas_order_and_taken_once(images, tmp_path, mo
     with Image.open(images / ROWS[37]["file_name"]) as image:
         first = np.array(image)[0, 0] / 127.5 - 1
     np.testing.assert_allclose(drawings.features[37].view(3, 2, 2)[:, 0, 0], first, atol=1e-3)
-    monkeypatch.setattr("features.load_efficientnet", None)
+    monkeypatch.setattr("recipes.emoji.features.load_efficientnet", None)
     assert torch.equal(drawing_features(images, tmp_path).features, drawings.features)
     (file,) = tmp_path.iterdir()
     file.write_bytes(b"damaged")
@@ -95,7 +91,7 @@ def test_features_are_in_the_metadatas_order_and_taken_once(images, tmp_path, mo
 
 
 def test_missing_images_are_named(tmp_path):
-    with pytest.raises(FewstepError, match=r"no emoji images in .*\n\nhint: run recipes/emoji/dataset.py first"):
+    with pytest.raises(FewstepError, match=r"no emoji images in .*\n\nhint: run python -m recipes.emoji.dataset first"):
         drawing_features(tmp_path / "none", tmp_path)
 
 

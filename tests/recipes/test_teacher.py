@@ -1,23 +1,12 @@
 """The teacher's recipe at a tiny size: images to latents, loss, export, resume from an export."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "emoji"))
-
-import lcm
-import teacher
-from captions import STYLES
-from latents import packed_latents, read_packed
-from sheet import SHEET_CONCEPTS, sheet_prompts
-from teacher import SCHEDULER, Ahead, Captioned, TeacherConfig, min_snr_weight, new_unet
 
 from fewstep.configs import DistillConfig
 from fewstep.diffusion.guidance import Conditioning
@@ -28,6 +17,11 @@ from fewstep.families import family_of
 from fewstep.lora.layers import module_shapes
 from fewstep.training.distill import guidance_scales
 from fewstep.training.draws import Order, SampleId
+from recipes.emoji import lcm, teacher
+from recipes.emoji.captions import STYLES
+from recipes.emoji.latents import packed_latents, read_packed
+from recipes.emoji.sheet import SHEET_CONCEPTS, save_samples, sheet_prompts
+from recipes.emoji.teacher import SCHEDULER, Ahead, Captioned, TeacherConfig, min_snr_weight, new_unet
 
 CPU = torch.device("cpu")
 TARGETS = """to_q to_k to_v to_out.0 proj_in proj_out ff.net.0.proj ff.net.2 conv1 conv2 conv_shortcut
@@ -101,8 +95,7 @@ def config(images, tmp_path_factory):
 def trained(config, tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
-    patch.setattr(teacher, "save_samples", lambda model, path: teacher_sheet(model, path, steps=2))
-    teacher_sheet = sys.modules["sheet"].save_samples
+    patch.setattr(teacher, "save_samples", lambda model, path: save_samples(model, path, steps=2))
     teacher.run(config)
     yield config.out
     patch.undo()
@@ -153,14 +146,14 @@ def test_latents_of_another_autoencoder_are_refused(images, config, tmp_path):
 
 def test_latents_are_encoded_once(images, config, tmp_path, monkeypatch):
     packed_latents(images, config.vae, None, tmp_path, CPU)
-    monkeypatch.setattr("latents.pack", None)
+    monkeypatch.setattr("recipes.emoji.latents.pack", None)
     assert len(packed_latents(images, config.vae, None, tmp_path, CPU).rows) == 15
 
 
 def test_missing_autoencoder_and_images_are_named(images, config, tmp_path):
-    with pytest.raises(FewstepError, match=r"no autoencoder in .*\n\nhint: run recipes/emoji/autoencoder.py first"):
+    with pytest.raises(FewstepError, match=r"no autoencoder in .*\n\nhint: run python -m recipes.emoji.autoenc"):
         packed_latents(images, tmp_path / "none", None, tmp_path, CPU)
-    with pytest.raises(FewstepError, match=r"no emoji images in .*\n\nhint: run recipes/emoji/dataset.py first"):
+    with pytest.raises(FewstepError, match=r"no emoji images in .*\n\nhint: run python -m recipes.emoji.dataset first"):
         packed_latents(tmp_path / "none", config.vae, None, tmp_path, CPU)
 
 

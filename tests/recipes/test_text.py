@@ -1,21 +1,16 @@
 """The text encoder's first lessons at a tiny size: it learns to foresee drawings, and the teacher starts from it."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes" / "emoji"))
-
-import text
-from latents import Packed
-from teacher import TeacherConfig, load_tokenizer, new_teacher
 from transformers import CLIPTextModel
 
 from fewstep.errors import FewstepError
 from fewstep.metrics.agreement import Pictures
+from recipes.emoji import text
+from recipes.emoji.latents import Packed
+from recipes.emoji.teacher import TeacherConfig, load_tokenizer, new_teacher
 
 
 def run_text(folder, **changes):

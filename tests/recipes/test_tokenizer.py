@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "emoji"
-sys.path.insert(0, str(RECIPE))
+from recipes.emoji.tokenizer import LENGTH, byte_alphabet, learn_merges, make_tokenizer, merged
 
-from tokenizer import LENGTH, byte_alphabet, learn_merges, make_tokenizer, merged  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 ROWS = [
     {"style": "noto", "label": "tropical fish", "tags": ["animal", "fish", "tropical"]},
     {"style": "twemoji", "label": "cat face", "tags": ["animal", "cat", "pet"]},
@@ -67,15 +65,14 @@ def test_long_text_is_cut(tokenizer):
 
 def test_another_process_makes_the_same_files_and_ids(folder, tokenizer, tmp_path):
     program = f"""
-import json, sys
-sys.path.insert(0, {str(RECIPE)!r})
+import json
 from pathlib import Path
-from tokenizer import CLIPTokenizer, make_tokenizer
+from recipes.emoji.tokenizer import CLIPTokenizer, make_tokenizer
 make_tokenizer({ROWS!r}[::-1], Path({str(tmp_path / "again")!r}), {ENTRIES})
 read = CLIPTokenizer.from_pretrained({str(folder)!r}, local_files_only=True)
 print(json.dumps(read(["a shiny castle 🐠", ""]).input_ids))
 """
-    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(RECIPE.parents[1] / "src")}
+    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == tokenizer(["a shiny castle 🐠", ""]).input_ids
     for file in sorted(folder.iterdir()):

@@ -17,6 +17,7 @@ from fewstep.metrics.frechet import Statistics, statistics
 from fewstep.metrics.networks import EfficientNet
 
 FORMAT = "fewstep-reference-1"
+REMAKE = "make it again with python -m recipes.emoji.kit"
 CODES = 127  # the largest int8 code, of either sign
 
 
@@ -174,7 +175,9 @@ def load_reference(path: Path, features: str = EfficientNet.label) -> Reference:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise FewstepError(f"not a reference of drawings: {path}", "make it again with recipes/emoji/kit.py")
+                raise FewstepError(
+                    f"not a reference of drawings: {path}", "make it again with python -m recipes.emoji.kit"
+                )
             if metadata["features"] != features:
                 raise FewstepError(
                     f"the reference {path} has features of {metadata['features']!r}, not of {features!r}",
@@ -186,7 +189,7 @@ def load_reference(path: Path, features: str = EfficientNet.label) -> Reference:
     except (OSError, SafetensorError, LookupError, ValueError, TypeError) as error:
         raise FewstepError(
             f"unreadable reference of drawings: {path} ({error})",
-            "the file is damaged: copy it again, or make it again with recipes/emoji/kit.py",
+            f"the file is damaged: copy it again, or {REMAKE}",
         ) from error
 
 

@@ -1,0 +1,1 @@
+"""How what ships with fewstep was made; run from the folder of the repository."""
