@@ -1,7 +1,7 @@
 # Two commands on a fresh clone: `make test` and `make demo`. Each installs what it needs into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := src recipes tests docs benchmarks
+SOURCES := src studies recipes tests benchmarks
 
 .PHONY: test test-all demo format clean
 

@@ -32,10 +32,11 @@ def readme_commands() -> list[list[str]]:
 
 
 def test_the_command_reference_is_current(tmp_path: Path) -> None:
-    build, environment = ROOT / "docs" / "build.py", os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    subprocess.run([sys.executable, str(build), str(tmp_path / "commands.md")], env=environment, check=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
+    command = [sys.executable, "-m", "studies.commands", str(tmp_path / "commands.md")]
+    subprocess.run(command, env=environment, check=True)
     current, written = (folder / "commands.md" for folder in (tmp_path, ROOT / "docs"))
-    assert written.read_text(encoding="utf-8") == current.read_text(encoding="utf-8"), "run python docs/build.py"
+    assert written.read_text(encoding="utf-8") == current.read_text(encoding="utf-8"), "run python -m studies.commands"
 
 
 def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

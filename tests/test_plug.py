@@ -3,7 +3,6 @@
 import inspect
 import json
 import os
-import runpy
 import subprocess
 import sys
 from functools import partial
@@ -33,11 +32,11 @@ from fewstep.configs import SampleConfig, build
 from fewstep.errors import FewstepError
 from fewstep.lora.recipe import Recipe
 from fewstep.scheduler import FewstepScheduler
+from studies.pipelines import NONE, WORKS, cell
 from tests import pipes
 from tests.pipes import draw, random_lora, row_named
 
 DOCS = Path(__file__).parents[1] / "docs"
-GENERATOR = runpy.run_path(str(DOCS / "pipelines.py"))
 STYLE = Recipe(method="denoising")
 TEXT, IMAGE = row_named("text-to-image"), row_named("image-to-image")
 REPRESENTATIVE = [
@@ -85,8 +84,7 @@ def written_table() -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize(("title", "family"), REPRESENTATIVE)
 def test_pipelines_are_accelerated_live_and_folded(title, family):
-    cell = GENERATOR["cell"](row_named(title), family)
-    assert written_table()[title][family] == cell == GENERATOR["WORKS"]
+    assert written_table()[title][family] == cell(row_named(title), family) == WORKS
 
 
 def test_the_table_has_every_pipeline_and_nothing_fails():
@@ -96,14 +94,17 @@ def test_the_table_has_every_pipeline_and_nothing_fails():
         for family, kind in pipes.FAMILIES.items():
             there = row.two if kind.encoders == 2 else row.one
             if family not in row.fails:
-                assert table[row.title][family] == GENERATOR["WORKS" if there else "NONE"]
+                assert table[row.title][family] == (WORKS if there else NONE)
 
 
 @pytest.mark.long
 def test_the_whole_page_is_current(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(DOCS.parent / "src")}
-    subprocess.run([sys.executable, str(DOCS / "pipelines.py"), str(tmp_path / "page.md")], env=environment, check=True)
-    assert (tmp_path / "page.md").read_bytes() == (DOCS / "pipelines.md").read_bytes(), "run python docs/pipelines.py"
+    command = [sys.executable, "-m", "studies.pipelines", str(tmp_path / "page.md")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(DOCS.parent), str(DOCS.parent / "src")))}
+    subprocess.run(command, env=environment, check=True)
+    assert (tmp_path / "page.md").read_bytes() == (DOCS / "pipelines.md").read_bytes(), (
+        "run python -m studies.pipelines"
+    )
 
 
 # --- the pictures are fewstep's -----------------------------------------------------------------------------

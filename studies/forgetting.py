@@ -1,4 +1,4 @@
-"""Write docs/forgetting.md, what subtracting a style LoRA does to the embedded model: `python docs/forgetting.py`.
+"""Write docs/forgetting.md, what subtracting a style LoRA does to the embedded model: `python -m studies.forgetting`.
 
 One style a run; those of earlier runs stay on the page. A style that the model knows has no LoRA that ships: one is
 trained. It and the pictures are kept under $FEWSTEP_CACHE, so an interrupted run goes on where it was.
@@ -19,7 +19,6 @@ from fewstep.cli import main_of
 from fewstep.configs import Config, Device, FinetuneConfig, Modules, Precision, SampleConfig, Solver, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import Weight
-from fewstep.evaluate.lab import Lab, base_styles, drawings_of, take
 from fewstep.evaluate.prompts import OF, Prompt, shipped_prompts, styled_prompts
 from fewstep.evaluate.report import text_table
 from fewstep.io import cache_dir, read_json, sha256_bytes, write_bytes, write_json
@@ -28,6 +27,8 @@ from fewstep.metrics.frechet import Statistics
 from fewstep.metrics.reference import Reference
 from fewstep.models.model import parts_sha256
 from fewstep.training import finetune
+from studies.lab import Lab, base_styles, drawings_of, take
+from studies.pages import DOCS, template
 
 ALLOWED = 0.05  # the others may change by this share
 CERTAIN = 2  # standard errors
@@ -91,7 +92,7 @@ class ForgettingConfig(Config):
     """Precision of the networks that draw."""
     device: Device = "auto"
     """Where to compute."""
-    out: Path = Path(__file__).with_name("forgetting.md")
+    out: Path = DOCS / "forgetting.md"
     """The page; the figures stand beside it as .json."""
 
 
@@ -331,7 +332,7 @@ def section(style: dict[str, Any]) -> str:
 
 def page(document: dict[str, Any]) -> str:
     """docs/forgetting.md."""
-    text = Path(__file__).with_name("forgetting.txt").read_text(encoding="utf-8")
+    text = template("forgetting")
     return text.format(sections="\n\n".join(map(section, document.values())), certain=CERTAIN)
 
 

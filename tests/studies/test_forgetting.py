@@ -1,7 +1,6 @@
 """docs/forgetting.md: what it says follows from its figures."""
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,10 @@ from fewstep.configs import build
 from fewstep.errors import UsageError
 from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.reference import load_reference
+from studies import forgetting
 
-DOCS = Path(__file__).parents[1] / "docs"
-GENERATOR = runpy.run_path(str(DOCS / "forgetting.py"))
-Measured = GENERATOR["Measured"]
+DOCS = Path(__file__).parents[2] / "docs"
+Measured = forgetting.Measured
 
 
 def estimated(value: float, error: float) -> Estimate:
@@ -28,12 +27,12 @@ def rows(own: tuple[float, float], others: tuple[float, float]) -> list[dict]:
     after = [Measured(kind, 1.0, estimated(a, 0.002), estimated(d, 1.1))
              for kind, (a, d) in (("own", own), ("others", others))]  # fmt: skip
     results = [base[0], after[0], base[1], after[1]]
-    return [GENERATOR["figures"](one, results) for one in results]
+    return [forgetting.figures(one, results) for one in results]
 
 
 def test_the_page_is_what_its_figures_make() -> None:
     document = json.loads((DOCS / "forgetting.json").read_text(encoding="utf-8"))
-    assert GENERATOR["page"](document) == (DOCS / "forgetting.md").read_text(encoding="utf-8")
+    assert forgetting.page(document) == (DOCS / "forgetting.md").read_text(encoding="utf-8")
 
 
 def test_errors_of_changes_are_paired() -> None:
@@ -55,24 +54,24 @@ def test_errors_of_changes_are_paired() -> None:
     ],
 )
 def test_verdicts(own, others, words) -> None:
-    (line,) = GENERATOR["verdicts"](rows(own, others))
+    (line,) = forgetting.verdicts(rows(own, others))
     for part in words:
         assert part in line
 
 
 def test_what_the_figures_do_not_decide_is_said() -> None:
-    assert GENERATOR["within"]("agreement", 0.02, 0.05).endswith("whether within 5 % is not decided")
+    assert forgetting.within("agreement", 0.02, 0.05).endswith("whether within 5 % is not decided")
 
 
 def test_words_of_a_style_are_those_of_its_captions() -> None:
-    assert [GENERATOR["words_of"](style) for style in ("noto-mono", "fluent-3d")] == ["", "3d glossy"]
+    assert [forgetting.words_of(style) for style in ("noto-mono", "fluent-3d")] == ["", "3d glossy"]
     with pytest.raises(UsageError, match="there is no style cubism"):
-        GENERATOR["words_of"]("cubism")
+        forgetting.words_of("cubism")
 
 
 def test_others_are_without_the_style_itself() -> None:
-    config = build(GENERATOR["ForgettingConfig"], style="twemoji", images=400)
-    own, others = GENERATOR["kinds"](config, load_reference(shipped_kit() / "reference.safetensors"))
+    config = build(forgetting.ForgettingConfig, style="twemoji", images=400)
+    own, others = forgetting.kinds(config, load_reference(shipped_kit() / "reference.safetensors"))
     assert {prompt.style for prompt in own.prompts} == {"twemoji"}
     assert own.prompts[0].text.startswith("twemoji emoji of ")
     assert "twemoji" not in {prompt.style for prompt in others.prompts}
@@ -90,7 +89,7 @@ def test_a_prior_adds_other_styles_drawings_of_the_base(tmp_path, monkeypatch) -
         ("twemoji", 0.5, ["twemoji"] * 4 + ["noto"] * 2),
         ("twemoji", 9.0, ["twemoji"] * 4 + ["noto"] * 3),
     ]:
-        lines = GENERATOR["drawings"](style, prior).read_text(encoding="utf-8").splitlines()
+        lines = forgetting.drawings(style, prior).read_text(encoding="utf-8").splitlines()
         found = [json.loads(line)["style"] for line in lines]
         assert len(set(lines)) == len(lines)
         assert [name if name in expected else "base" for name in found] == expected
@@ -114,6 +113,6 @@ def test_the_page_says_where_the_lora_comes_from() -> None:
     ]:
         told = {"style": style, "prior": prior, "words": "", "images": 8, "how": "lcm", "known": style == "twemoji",
                 "modules": modules}  # fmt: skip
-        part = " ".join(GENERATOR["section"](told | {"rows": []}).split())
+        part = " ".join(forgetting.section(told | {"rows": []}).split())
         assert all(word in part for word in words)
         assert ("prior preservation" in part) == bool(prior)

@@ -1,16 +1,17 @@
 """docs/merging.md: its table is what its generator computes."""
 
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
-GENERATOR = runpy.run_path(str(DOCS / "merging.py"))
-OWN = [name for name in GENERATOR["COLUMNS"] if not name.startswith("PEFT")]  # quick, without PEFT
+from studies import merging
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+OWN = [name for name in merging.COLUMNS if not name.startswith("PEFT")]  # quick, without PEFT
 
 
 def written_rows() -> dict[str, dict[str, str]]:
@@ -21,15 +22,15 @@ def written_rows() -> dict[str, dict[str, str]]:
 
 
 def test_ours_is_the_exact_sum() -> None:
-    assert max(GENERATOR["error"](GENERATOR["ours"], terms) for _, terms in GENERATOR["cases"]()) < 1e-6
+    assert max(merging.error(merging.ours, terms) for _, terms in merging.cases()) < 1e-6
 
 
 def test_the_table_is_current() -> None:
     rows = written_rows()
-    assert list(rows) == [row for row, _ in GENERATOR["cases"]()]
-    for row, terms in GENERATOR["cases"]():
-        computed = {name: GENERATOR["cell"](GENERATOR["COLUMNS"][name], terms) for name in OWN}
-        assert {name: rows[row][name] for name in OWN} == computed, "run python docs/merging.py"
+    assert list(rows) == [row for row, _ in merging.cases()]
+    for row, terms in merging.cases():
+        computed = {name: merging.cell(merging.COLUMNS[name], terms) for name in OWN}
+        assert {name: rows[row][name] for name in OWN} == computed, "run python -m studies.merging"
         assert rows[row]["fewstep"] == rows[row]["PEFT `cat`"] == "0"
 
 
@@ -41,8 +42,7 @@ def test_compressing_is_as_good_as_pefts_svd() -> None:
 
 @pytest.mark.long
 def test_the_whole_page_is_current(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(DOCS.parent / "src")}
-    subprocess.run(
-        [sys.executable, str(DOCS / "merging.py"), str(tmp_path / "merging.md")], env=environment, check=True
-    )
-    assert (tmp_path / "merging.md").read_bytes() == (DOCS / "merging.md").read_bytes(), "run python docs/merging.py"
+    command = [sys.executable, "-m", "studies.merging", str(tmp_path / "merging.md")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
+    subprocess.run(command, env=environment, check=True)
+    assert (tmp_path / "merging.md").read_bytes() == (DOCS / "merging.md").read_bytes(), "run python -m studies.merging"

@@ -1,4 +1,7 @@
-"""Write docs/negative-prompts.md, what a negative prompt does in four steps: `python docs/negative.py [FILE]`."""
+"""Write docs/negative-prompts.md, what a negative prompt does in four steps.
+
+`python -m studies.negative_prompts [FILE]`.
+"""
 
 import time
 from collections.abc import Sequence
@@ -8,6 +11,7 @@ import torch
 
 from fewstep.configs import SampleConfig, build
 from fewstep.pipeline import Picture, load_pipeline, loras_of
+from studies.pages import write_page
 
 PROMPTS = ("heart", "red apple", "strawberry", "rose", "tomato", "fire engine", "cherries", "red balloon")
 NEGATIVE = "red"
@@ -65,7 +69,7 @@ def page() -> str:
         f" {r.time_s / base.time_s:.2f} |"
         for name, r in results.items()
     ]
-    return f"""<!-- written by docs/negative.py -->
+    return f"""<!-- written by python -m studies.negative_prompts -->
 
 # Negative prompts in few steps
 
@@ -86,6 +90,4 @@ row's, one run on one machine.
 
 
 if __name__ == "__main__":
-    from writing import write_page
-
     write_page(__doc__, "negative-prompts.md", page)

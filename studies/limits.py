@@ -1,8 +1,7 @@
-"""Write docs/limits.md, six limits of LCM-LoRA measured on the embedded model: `python docs/limits.py`.
+"""Write docs/limits.md, six limits of LCM-LoRA measured on the embedded model: `python -m studies.limits`.
 
 A run of some sections leaves the others as they are. Pictures are kept under $FEWSTEP_CACHE as compare keeps its own,
-so an interrupted run goes on where it was. What is measured is in limits_measured.py, what is said of it in
-limits_told.py.
+so an interrupted run goes on where it was.
 """
 
 import sys
@@ -11,19 +10,17 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from limits_measured import SECTIONS, Bench, facts
-from limits_told import page
-
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Precision
 from fewstep.errors import UsageError
-from fewstep.evaluate.lab import Lab
 from fewstep.evaluate.sheets import small_jpeg
 from fewstep.io import read_json, write_bytes, write_json
+from studies.lab import Lab
+from studies.limits_measured import SECTIONS, Bench, facts
+from studies.limits_told import page
+from studies.pages import DOCS
 
-OUT = Path(__file__).with_name("limits.md")
+OUT = DOCS / "limits.md"
 LARGEST = 75_000  # bytes of a picture
 
 

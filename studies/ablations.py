@@ -1,4 +1,4 @@
-"""Write docs/ablations.md, what each choice in a distillation is worth on a small model: `python docs/ablations.py`.
+"""Write docs/ablations.md, what each choice in a distillation is worth on a small model: `python -m studies.ablations`.
 
 Runs are kept under $FEWSTEP_CACHE/ablations and pictures as compare keeps its own: an interrupted command goes on.
 """
@@ -30,7 +30,6 @@ from fewstep.data.folder import read_items
 from fewstep.diffusion.schedule import skipping_grid
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.lab import Lab, base_styles, drawings_of, take
 from fewstep.evaluate.prompts import OF, Prompt, bare_prompts
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, grid, small_jpeg
@@ -39,8 +38,10 @@ from fewstep.metrics.estimate import Estimate, estimate
 from fewstep.metrics.frechet import Statistics
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import parts_sha256
+from studies.lab import Lab, base_styles, drawings_of, take
+from studies.pages import DOCS, template
 
-SRC = Path(__file__).parents[1] / "src"
+SRC = DOCS.parent / "src"
 CERTAIN = 2  # standard errors
 CHANCE = 0.0455  # of a difference of nothing to be larger than that
 STYLELESS = 3  # one caption in so many names no style, as all prompts do that runs are judged by
@@ -91,7 +92,7 @@ class AblationsConfig(Config):
     """Of the networks' arithmetic in training; pictures are drawn in fp32."""
     device: Device = "cpu"
     """Where to compute."""
-    out: Path = Path(__file__).with_name("ablations.md")
+    out: Path = DOCS / "ablations.md"
     """The page; the figures stand beside it as .json, the sheets in pictures/."""
 
 
@@ -661,7 +662,7 @@ def by_seed(document: dict[str, Any]) -> str:
 def page(document: dict[str, Any]) -> str:
     """docs/ablations.md."""
     groups = all_groups(document["train_steps"], long=True)
-    text = Path(__file__).with_name("ablations.txt").read_text(encoding="utf-8")
+    text = template("ablations")
     styleless = document["styleless"]
     base = {name: BASE[name] for name in ("rank", "guidance_scale", "psi", "k", "target_decay", "huber_c")}
     said = {

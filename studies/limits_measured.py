@@ -1,4 +1,4 @@
-"""What docs/limits.py measures: the figures and pictures of each of the six limits."""
+"""What docs/limits.md shows: the figures and pictures of each of the six limits."""
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from limits_pictures import steps_plot
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,7 +16,6 @@ from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_kit, shipped_lor
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.lab import Given, Lab, base_styles, drawings_of, take
 from fewstep.evaluate.measure import labelled_pictures
 from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts, things
 from fewstep.evaluate.sheets import Row, grid, wrapped
@@ -36,6 +34,8 @@ from fewstep.models.model import Model, parts_sha256
 from fewstep.models.weights import weights_of
 from recipes.emoji.captions import main_caption
 from recipes.emoji.sheet import OWN_WORDS
+from studies.lab import Given, Lab, base_styles, drawings_of, take
+from studies.limits_pictures import steps_plot
 
 NOISY = (0.05, 0.1, 0.2)  # section 1: shares of the teacher's weights that are noise
 POINTS = 16  # section 2: of a path

@@ -3,7 +3,6 @@
 import io
 import json
 import pickle
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -16,15 +15,11 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import grid_of
 from fewstep.evaluate.prompts import read_prompts
 from fewstep.evaluate.rows import parse_row
+from studies import results, results_page
+from studies.results_page import FAILED, MET, OPEN, Figure
 from tests.tiny import tiny_images, tiny_model
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
-
-import results
-import results_page
-from results_page import FAILED, MET, OPEN, Figure
-
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 SHEET = Image.new("RGB", (300, 200), "white")
 PIECES = tuple(results_page.PIECES)
 
@@ -171,7 +166,9 @@ def test_its_pictures_are_there_and_small() -> None:
 
 def test_a_page_without_figures_says_what_is_missing() -> None:
     page = results_page.page({})
-    assert [page.count(f"Not measured yet: `python docs/results.py --pieces {piece}`") for piece in PIECES] == [1] * 6
+    assert [page.count(f"Not measured yet: `python -m studies.results --pieces {piece}`") for piece in PIECES] == [
+        1
+    ] * 6
     assert "The table is not measured yet." in page
 
 

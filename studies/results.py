@@ -1,4 +1,4 @@
-"""Write docs/results.md, LCM-LoRA beside the solvers it replaces, measured: `python docs/results.py`.
+"""Write docs/results.md, LCM-LoRA beside the solvers it replaces, measured: `python -m studies.results`.
 
 Everything goes through `compare` and `tune`. Pictures, and what is measured of them, are kept under $FEWSTEP_CACHE, so
 an interrupted run goes on where it was. What a run leaves out (--pieces) stays on the page as it was measured before.
@@ -18,7 +18,6 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from PIL import Image
 from pydantic import Field
-from results_page import BARE, FINETUNED, LCM_STEPS, PIECES, STYLE_STEPS, STYLE_WEIGHT, WEIGHTS, page
 
 from fewstep import __version__
 from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_model
@@ -33,6 +32,8 @@ from fewstep.evaluate.tune import tune
 from fewstep.io import cache_dir, read_json, sha256_bytes, sha256_file, write_bytes, write_json
 from fewstep.lora.references import parse_reference
 from fewstep.models.model import parts_sha256
+from studies.pages import DOCS
+from studies.results_page import BARE, FINETUNED, LCM_STEPS, PIECES, STYLE_STEPS, STYLE_WEIGHT, WEIGHTS, page
 
 FORMAT = "3"  # raise when a finished measurement no longer holds
 FAST = f"lcm:{{steps}}@1+{ACCELERATION}:1"
@@ -85,7 +86,7 @@ class ResultsConfig(Config):
     """Precision of the networks that draw."""
     device: Device = "auto"
     """Where to compute."""
-    out: Path = Path(__file__).with_name("results.md")
+    out: Path = DOCS / "results.md"
     """The page; the figures stand beside it as .json, the pictures in the folder pictures."""
 
 

@@ -1,7 +1,6 @@
-"""Write docs/merging.md, what merging tools compute beside the exact sum: `python docs/merging.py [FILE]`."""
+"""Write docs/merging.md, what merging tools compute beside the exact sum: `python -m studies.merging [FILE]`."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from fewstep.families import ModuleShape
 from fewstep.lora.compress import compressed
 from fewstep.lora.low_rank import LowRank, linear_combination
+from studies.pages import template, write_page
 
 Terms = Sequence[tuple[float, LowRank]]  # weight, update; alpha = rank, so that nothing else scales
 
@@ -157,11 +157,9 @@ def page() -> str:
     """docs/merging.md."""
     import peft as library
 
-    text = Path(__file__).with_name("merging.txt").read_text(encoding="utf-8")
+    text = template("merging")
     return text.format(table=table(), refusals=refusals(), version=library.__version__)
 
 
 if __name__ == "__main__":
-    from writing import write_page
-
     write_page(__doc__, "merging.md", page)

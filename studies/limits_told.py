@@ -1,14 +1,13 @@
 """What docs/limits.md says of the figures of limits.json: tables, and sentences that follow from them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from fewstep.evaluate.report import text_table
+from studies.pages import template
 
 CERTAIN = 2  # standard errors
 ENOUGH = 0.9  # of a difference's energy
-HERE = Path(__file__).parent
 
 Row = Mapping[str, Any]
 
@@ -410,7 +409,7 @@ TOLD: dict[str, Callable[[Row], str]] = {
 def told(number: str, section: Row | None) -> str:
     """A section's figures in words, or that there are none."""
     if section is None:
-        return f"Not measured yet: `python docs/limits.py --sections {number}` does."
+        return f"Not measured yet: `python -m studies.limits --sections {number}` does."
     return f"{how(section)}\n\n{TOLD[number](section)}"
 
 
@@ -426,7 +425,7 @@ def how(section: Row) -> str:
 
 def page(document: Row) -> str:
     """docs/limits.md."""
-    text = (HERE / "limits.txt").read_text(encoding="utf-8")
+    text = template("limits")
     sections = {f"section_{number}": told(number, document["sections"].get(number)) for number in TOLD}
     return text.format(certain=CERTAIN, missing=of_missing(document["sections"]), **sections)
 

@@ -6,6 +6,7 @@ Pictures and features are kept as compare keeps its own, so that an interrupted 
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from fewstep.configs import Device, Precision, SampleConfig, build
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.evaluate.drawn import Drawn, batch_facts, batch_file, draw, keep, time_of
+from fewstep.evaluate.key import source_sha256
 from fewstep.evaluate.measure import labelled_pictures
 from fewstep.evaluate.prompts import Prompt, shipped_prompts
 from fewstep.evaluate.protocol import surroundings
@@ -84,7 +86,9 @@ class Lab:
         wish = self.wish(("",), model, lora, **options)
         plan, files, facts = pipeline.plan(wish), [], []
         for batch in batches:
-            file = batch_file(pipeline, plan, wish, {**around, "given": batch.sha256})
+            file = batch_file(
+                pipeline, plan, wish, {**around, "given": batch.sha256, "lab": source_sha256(Path(__file__))}
+            )
             if (known := batch_facts(file)) is None:
                 pixels = pipeline.paint(plan, batch.told, GivenNoise(batch, pipeline.model.device))
                 known = {"images": len(pixels), "nfe": plan.nfe}

@@ -1,4 +1,4 @@
-"""Write docs/pipelines.md, which pipelines accelerate is run with: `python docs/pipelines.py [FILE]`."""
+"""Write docs/pipelines.md, which pipelines accelerate is run with: `python -m studies.pipelines [FILE]`."""
 
 import sys
 from pathlib import Path
@@ -6,9 +6,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the tiny pipelines are those of the tests
-
 from fewstep.plug import accelerate
+from studies.pages import template, write_page
 from tests.pipes import FAMILIES, LCM, ROWS, Row, build, draw, random_lora
 
 SAME = 1e-4  # a sum beside the layers and one inside the weights are rounded differently
@@ -73,11 +72,9 @@ def page() -> str:
     """docs/pipelines.md."""
     import diffusers
 
-    text = Path(__file__).with_name("pipelines.txt").read_text(encoding="utf-8")
+    text = template("pipelines")
     return text.format(table=table(), version=diffusers.__version__, none=NONE, faulty=FAULTY)
 
 
 if __name__ == "__main__":
-    from writing import write_page
-
     write_page(__doc__, "pipelines.md", page)

@@ -1,9 +1,8 @@
 """The words of docs/results.md: tables, and verdicts that follow from the figures in results.json.
 
-`python docs/results_page.py` writes the page anew from the figures that are there.
+`python -m studies.results_page` writes the page anew from the figures that are there.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any, NamedTuple
 from fewstep.evaluate import compare, tune
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.table import fid
+from fewstep.io import read_json, write_bytes
+from studies.pages import DOCS, template
 
 PIECES = {
     "table": "LCM-LoRA beside DDIM, DPM-Solver and DPM-Solver++",
@@ -215,11 +216,11 @@ def of_grid(style: str, tuning: Mapping[str, Any]) -> str:
 
 def page(document: Mapping[str, Any]) -> str:
     """docs/results.md of the pieces in the document; the others are said to be missing."""
-    head, *rest = re.split(r"^=== (\w+)\n", Path(__file__).with_name("results.txt").read_text("utf-8"), flags=re.M)
+    head, *rest = re.split(r"^=== (\w+)\n", template("results"), flags=re.M)
     texts = dict(zip(rest[::2], rest[1::2], strict=True))
     parts = []
     for piece, title in PIECES.items():
-        missing = f"Not measured yet: `python docs/results.py --pieces {piece}`."
+        missing = f"Not measured yet: `python -m studies.results --pieces {piece}`."
         body = texts[piece].format(**SAID[piece](document[piece])).strip() if piece in document else missing
         parts.append(f"## {title}\n\n{body}")
     known = known_table(document["table"]["comparison"]) if "table" in document else "The table is not measured yet."
@@ -308,6 +309,4 @@ def image(picture: str) -> str:
 
 
 if __name__ == "__main__":
-    HERE = Path(__file__).parent
-    DOCUMENT = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
-    (HERE / "results.md").write_text(page(DOCUMENT), encoding="utf-8")
+    write_bytes(DOCS / "results.md", page(read_json(DOCS / "results.json", "figures")).encode())

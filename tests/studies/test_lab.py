@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from fewstep.diffusion.sampler import ImageNoise
-from fewstep.evaluate.lab import Given, Lab
+from studies.lab import Given, Lab
 
 PROMPTS = ("a red apple", "cat")
 
