@@ -1,12 +1,18 @@
 """Write docs/commands.md from the command line itself: `python -m studies.commands [FILE]`."""
 
+import sys
+
 from fewstep.cli import new_app
 from studies.pages import write_page
 
 
 def commands() -> str:
     """The reference of every command and option, in Markdown."""
-    reference = new_app().generate_docs(output_format="markdown").rstrip()
+    started, sys.argv = sys.argv, ["fewstep"]  # usage lines call the program what it was started as
+    try:
+        reference = new_app().generate_docs(output_format="markdown").rstrip()
+    finally:
+        sys.argv = started
     return f"<!-- written by python -m studies.commands -->\n\n{reference}\n"
 
 

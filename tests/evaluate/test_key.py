@@ -58,6 +58,7 @@ def changed(config: SampleConfig, name: str) -> SampleConfig:
         "dtype": "bf16",
         "device": "cpu",
         "negative_prompt": "grey",
+        "out": Path("others"),
     }
     value = getattr(config, name)
     if name in others:
