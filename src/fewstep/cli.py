@@ -34,6 +34,7 @@ from fewstep.configs import (
     usage_error,
 )
 from fewstep.errors import FewstepError, UsageError
+from fewstep.events import doing
 
 OPTIONS = Parameter(negative=())  # no --no-json, no --empty-lora
 SPINS = (
@@ -79,7 +80,9 @@ def runner(module: str) -> Run:
     name, _, function = module.partition(":")
 
     def run(config: Config) -> None:
-        getattr(import_module(name), function or "run")(config)
+        with doing("loading PyTorch and diffusers"):
+            command = getattr(import_module(name), function or "run")
+        command(config)
 
     return run
 

@@ -15,7 +15,7 @@ from fewstep.configs import DemoConfig, DistillConfig, Grid, SampleConfig, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.report import figure, heading, page, paragraph, preformatted, table, text_table
 from fewstep.evaluate.sheets import Row, grid
-from fewstep.events import note
+from fewstep.events import note, program
 from fewstep.io import atomic_folder
 from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.networks import load_efficientnet
@@ -115,12 +115,6 @@ def next_commands(config: DemoConfig) -> list[str]:
         f'  {fewstep} sample "emoji of castle" --lora noto-mono:0.8 --lora lcm',
         f"  {fewstep} distill --model {MODEL} --data {drawings} --steps 1000 --out {config.out / 'longer'}",
     ]
-
-
-def program() -> str:
-    """How the program is called here: by its name if the shell finds it, else by its path."""
-    path = Path(sys.argv[0])
-    return "fewstep" if shutil.which("fewstep") or path.stem != "fewstep" else str(path)
 
 
 def draw(pipeline: Pipeline, prompts: Sequence[str], config: DemoConfig, **options: object) -> Drawn:

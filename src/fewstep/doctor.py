@@ -12,7 +12,7 @@ from typing import NamedTuple
 from fewstep import __version__
 from fewstep.configs import DoctorConfig
 from fewstep.errors import FewstepError
-from fewstep.events import note
+from fewstep.events import doing, note
 from fewstep.io import cache_dir, write_bytes
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "peft")
@@ -64,6 +64,7 @@ def _package(name: str) -> Finding:
         return Finding(name, "not installed" + (" (not needed)" if optional else ""), optional, f"pip install {name}")
 
 
+@doing("loading PyTorch")
 def _devices() -> list[Finding]:
     import torch
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from fewstep.assets import MODEL
 from fewstep.configs import InspectConfig
 from fewstep.errors import printable
+from fewstep.events import doing
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.lora.compress import squared_norm
 from fewstep.lora.files import Base, hash_of, open_lora
@@ -54,6 +55,7 @@ def candidates(model: str | None) -> tuple[Models, Base | None]:
     return {name: family.all_modules() for name, family in FAMILIES.items()}, None
 
 
+@doing("measuring the LoRA")
 def report(text: str, models: Models, base: Base | None) -> dict[str, Any]:
     """All facts about one file, as JSON has them."""
     path = parse_reference(text).file

@@ -9,7 +9,7 @@ import torch
 
 from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, ResizeConfig
 from fewstep.errors import FewstepError, UsageError, printable
-from fewstep.events import note
+from fewstep.events import doing, note
 from fewstep.families import FAMILIES, ModuleShape, family_of
 from fewstep.lora.carried import carried
 from fewstep.lora.compress import Loss, compress
@@ -116,6 +116,7 @@ def run_difference(config: DifferenceConfig) -> None:
     tell(config, {**about(config.out, modules, dtype), **told}, loss)
 
 
+@doing("reading the LoRAs")
 def fit(references: Sequence[Reference], model: str | None, allow_partial: bool) -> Fitted:
     """The LoRAs, with the names their modules have in `model`, or in the one family that has all of them.
 
@@ -227,6 +228,7 @@ def dtype_of(config: AdapterOutput, inputs: Iterable[torch.dtype]) -> torch.dtyp
     return widest(inputs) if config.dtype == "auto" else DTYPES[config.dtype]
 
 
+@doing("writing the LoRA")
 def save(config: AdapterOutput, adapter: Adapter, recipe: Recipe, dtype: torch.dtype) -> None:
     """Write the adapter as the config says, its metadata with it."""
     save_adapter(config.out, adapter, recipe, dtype, config.dialect, adapter.metadata)

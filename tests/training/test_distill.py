@@ -1,15 +1,19 @@
 """Which timesteps a distillation trains on, and latent consistency fine-tuning from the command line."""
 
 import json
+import re
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from fewstep.configs import DistillConfig
+from fewstep.configs import DistillConfig, FinetuneConfig
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config
 from fewstep.lora.recipe import from_metadata
-from fewstep.training.adapt import after
+from fewstep.training.adapt import after, say_result
 from fewstep.training.distill import CLEAN, few_step_timesteps, level_at, timesteps, weights
 
 SCHEDULE = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
@@ -149,3 +153,32 @@ def test_a_stopped_run_says_how_far_it_came(lcm):
     recipe = recipe_in(lcm)
     assert after(recipe, 2) == recipe
     assert after(recipe, 1).training == recipe.training | {"steps": 1, "planned_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "result"),
+    [("distill", [], "lora.safetensors"), ("finetune", [], "lora.safetensors"), ("finetune", ["--full"], "model")],
+)
+def test_a_run_ends_by_saying_where_its_result_is_and_how_to_draw_with_it(
+    fewstep, tiny_model_folder, tiny_data_folder, tmp_path, command, options, result
+):
+    data, out = tmp_path / "my images", tmp_path / "my run"
+    shutil.copytree(tiny_data_folder, data)
+    (data / "00.txt").write_text('a "round" thing, for $5 (and more), ' + "long " * 40)
+    done = fewstep(command, *TINY, *options, model=tiny_model_folder, data=data, out=out)
+    assert (done.code, done.out) == (0, f"{out / result}\n")
+    found = re.search(r"^note: draw with it: fewstep (sample .*)$", done.err, re.MULTILINE)
+    assert found, done.err
+    words = shlex.split(found[1])
+    assert words[1].startswith("a round thing, for 5 (and more), long")
+    assert len(words[1]) <= 60
+    drawn = fewstep(*words, "--device", "cpu", steps=1, out=tmp_path / "images")
+    assert drawn.code == 0, drawn.err
+
+
+def test_after_the_embedded_model_the_command_is_short(capsys, tmp_path):
+    say_result(FinetuneConfig(model="emoji", data=tmp_path, out="run"), "")
+    assert capsys.readouterr() == (
+        f"{Path('run') / 'lora.safetensors'}\n",
+        'note: draw with it: fewstep sample "a photo" --lora run\n',
+    )

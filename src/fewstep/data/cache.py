@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fewstep.data.folder import Item
 from fewstep.diffusion.guidance import Conditioning
+from fewstep.events import doing
 from fewstep.images import image_size, placed, read_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
 from fewstep.models.inpainting import beside, training_mask
@@ -65,7 +66,8 @@ def encode(items: Sequence[Item], model: Model, size: int) -> Encoded:
     chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
     kind = "masked latents" if model.inpaints else "latents"
     of_images, of_text = f"4 {kind} {encoder_sha256(model.vae)} {size} ", f"3 text {model.text_sha256()} "
-    latents = [_path(of_images, [sha256_file(item.path) for item in chunk]) for chunk in chunks]
+    with doing("hashing the images"):
+        latents = [_path(of_images, [sha256_file(item.path) for item in chunk]) for chunk in chunks]
     text = [_path(of_text, [f"{item.caption}\0" for item in chunk]) for chunk in chunks]
     done = all(path.exists() for path in (*latents, *text))
     with tqdm(total=len(items), unit="image", desc="encoding", file=sys.stderr, disable=done) as bar:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.errors import FewstepError
+from fewstep.events import doing
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 CAPTION_KEYS = ("text", "caption", "prompt")
@@ -21,6 +22,7 @@ class Item(NamedTuple):
     caption: str
 
 
+@doing("listing the images")
 def read_items(source: Path) -> list[Item]:
     """The captioned images of a folder or table, sorted by path. Raises FewstepError naming what is missing.
 

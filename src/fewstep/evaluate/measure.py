@@ -11,6 +11,7 @@ from fewstep.assets import shipped_kit
 from fewstep.errors import FewstepError
 from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.prompts import Prompt, reference_files
+from fewstep.events import doing
 from fewstep.hub import title_of
 from fewstep.io import sha256_bytes, sha256_file
 from fewstep.metrics.agreement import Agreement, Pictures
@@ -59,6 +60,7 @@ class Measures(NamedTuple):
     clip_score: float | None = None
 
 
+@doing("loading what measures")
 def load_tools(
     reference: Path | None,
     prompts: Sequence[Prompt],

@@ -12,6 +12,7 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
 from fewstep import __version__
 from fewstep.errors import FewstepError, Interrupted
+from fewstep.events import doing
 from fewstep.hub.names import HubName
 from fewstep.hub.refusals import broken_off, damaged, full
 from fewstep.io import sha256_file
@@ -29,6 +30,7 @@ class Listed(NamedTuple):
     sha256: str  # of a large (LFS) file; "" for the small ones, which git keeps
 
 
+@doing("asking the hub")
 def listing(wanted: HubName, endpoint: str) -> tuple[str, Mapping[str, Listed]]:
     """The commit a revision is, and its files. Raises what huggingface_hub raises, and ValueError for odd answers."""
     info = HfApi(endpoint=endpoint, library_name=US, library_version=__version__).model_info(

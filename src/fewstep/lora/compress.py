@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.linalg import qr, svd
 
 from fewstep.errors import UsageError
+from fewstep.events import doing
 from fewstep.families import ModuleShape
 from fewstep.lora.low_rank import LowRank, linear_combination
 
@@ -39,6 +40,7 @@ def _relative(squared_norm: float, squared_error: float) -> float:
     return float("inf") if squared_norm == 0 else (squared_error / squared_norm) ** 0.5
 
 
+@doing("cutting the ranks by SVD")
 def compress(
     modules: Mapping[str, LowRank], rank: int | None = None, energy: float | None = None
 ) -> tuple[dict[str, LowRank], Loss]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.linalg import qr, svd
 
 from fewstep.errors import FewstepError
+from fewstep.events import doing
 from fewstep.families import ModuleShape
 from fewstep.lora.compress import Loss, balanced, check_wanted, kept_rank
 from fewstep.lora.low_rank import LowRank
@@ -18,6 +19,7 @@ ITERATIONS = 4  # power iterations of the sketch
 SMALL = 4  # a sketch is drawn only when the matrix's smaller side is so many times the sketch's
 
 
+@doing("taking the difference of the models")
 def difference(
     tuned: Read, base: Read, shapes: Mapping[str, ModuleShape], rank: int | None = None, energy: float | None = None
 ) -> tuple[dict[str, LowRank], Loss]:

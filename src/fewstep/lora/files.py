@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.events import note
+from fewstep.events import doing, note
 from fewstep.families import ModuleShape
 from fewstep.io import read_json, sha256_file
 from fewstep.lora.dialects import PEFT_CONFIG, PEFT_WEIGHTS, Spellings, prefix_of, taken_apart
@@ -42,6 +42,7 @@ class Source(NamedTuple):
     peft: Mapping[str, Any] | None  # PEFT's config, if the file comes with one
 
 
+@doing("reading the LoRA")
 def load_adapter(
     path: Path, shapes: Mapping[str, ModuleShape], base: Base | None = None
 ) -> tuple[Adapter, Recipe | None]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.configs import Modules
+from fewstep.events import doing
 from fewstep.families import ModuleShape, is_target
 from fewstep.lora.low_rank import LowRank, Weight, weight_of
 
@@ -139,6 +140,7 @@ def update_output(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@doing("folding the LoRAs in")
 def fold(layers: Mapping[str, nn.Module], terms: Sequence[tuple[Weight, Mapping[str, LowRank]]]) -> None:
     """W0 <- W0 + sum_i weight_i B_i A_i, in place, computed in float32 and rounded once to the weights' type."""
     for name in dict.fromkeys(name for _, updates in terms for name in updates):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
+from fewstep.events import doing
 from fewstep.families.single_file import Origin
 from fewstep.io import atomic_folder, atomic_path
 from fewstep.lora.low_rank import LowRank
@@ -19,6 +20,7 @@ Changes = dict[tuple[Path, str], list[tuple[Origin, str]]]  # tensor of a file -
 WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}  # what files of weights end in
 
 
+@doing("writing the model")
 def fold_on_disk(
     model: Path, out: Path, modules: Mapping[str, LowRank], notes: Mapping[str, str] | None = None
 ) -> None:

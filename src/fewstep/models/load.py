@@ -16,6 +16,7 @@ from fewstep.assets import shipped_model
 from fewstep.diffusion.prediction import prediction_named, refuse_blind
 from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError
+from fewstep.events import doing
 from fewstep.hub import resolved
 from fewstep.io import read_json
 from fewstep.lora.recipe import Recipe
@@ -43,6 +44,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@doing("loading the model")
 def load_model(
     name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", safety: bool = True
 ) -> Model:

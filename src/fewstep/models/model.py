@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.prediction import Prediction, prediction_named
 from fewstep.diffusion.schedule import NoiseSchedule
+from fewstep.events import doing
 from fewstep.families import family_of
 from fewstep.io import sha256_bytes, sha256_file
 from fewstep.lora.dialects import COMPONENTS, module_name
@@ -133,6 +134,7 @@ def ordered(values: Tensor) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last) if values.device.type == "cpu" else values
 
 
+@doing("hashing the model's files")
 def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:
     """Hash of all files of these parts of a model folder, or of a single file."""
     if path.is_file():
@@ -141,6 +143,7 @@ def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:
     return sha256_bytes(*(f"{f.relative_to(path).as_posix()}:{sha256_file(f)}\n".encode() for f in files))
 
 
+@doing("hashing the autoencoder")
 def encoder_sha256(vae: Any) -> str:
     """Hash of what turns images into latents: an AutoencoderKL's scaling and encoder, rounded to half precision.
 

@@ -15,6 +15,7 @@ from fewstep.assets import MODEL, shipped_vocabulary, verified
 from fewstep.diffusion.prediction import refuse_blind
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.errors import FewstepError
+from fewstep.events import doing
 from fewstep.families import SCHEDULER, Family, TextEncoder
 from fewstep.families.single_file import (
     TEXT,
@@ -172,6 +173,7 @@ def byte_letters() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
+@doing("writing the model")
 def save_folder(model: Model, folder: Path) -> None:
     """Write a model of a single file as a folder in diffusers' layout, whole or not at all, in its present types."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # slow, and few come here

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewstep.assets import MODEL, shipped_model
 from fewstep.errors import FewstepError
+from fewstep.events import doing
 from fewstep.families import FAMILIES, Family, ModuleShape
 from fewstep.families.single_file import TEXT as LDM_TEXT
 from fewstep.families.single_file import UNET, Origin, text_origins, text_prefix, unet_origins
@@ -172,6 +173,7 @@ def module_of(key: str) -> str | None:
     return None if name == key or re.search(rf"(^|\.)({'|'.join(TABLES)})$", name) else name
 
 
+@doing("hashing the model's network")
 def unet_sha256(path: Path) -> str:
     """Hash of a model's network: of its weight files; of a single file, of all of it."""
     if path.is_file():

@@ -1,20 +1,26 @@
 """What distilling and fine-tuning share: the encoded data, the networks of a run, and its result's files."""
 
 import copy
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
+from fewstep.assets import MODEL
 from fewstep.configs import AdapterConfig
 from fewstep.data.cache import Encoded, encode
 from fewstep.data.folder import Item
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.errors import UsageError
+from fewstep.events import doing, note, program
 from fewstep.hub import title_of
 from fewstep.io import atomic_folder, write_json
 from fewstep.lora.files import load_adapter, open_lora
@@ -116,6 +122,7 @@ class Roles:
     export: Callable[[Recipe], None]  # write the averaged result under --out
 
 
+@doing("preparing the networks")
 def new_roles(model: Model, config: AdapterConfig, target_decay: float | None, with_teacher: bool = True) -> Roles:
     """The student, teacher and target of a run on `model`, as a LoRA or, with config.full, whole.
 
@@ -190,6 +197,7 @@ def _full_roles(model: Model, config: AdapterConfig, target_decay: float | None,
     return Roles(Trainable(student, parameters, averages), UNetNetwork(model.unet), target, export)
 
 
+@doing("writing the model")
 def save_model(folder: Path, model: Model, unet: dict[str, Tensor], recipe: Recipe) -> None:
     """Write the model's folder anew with these UNet weights and this recipe, whole or not at all."""
     changed = copy.deepcopy(model.unet).float()
@@ -240,6 +248,24 @@ def after(recipe: Recipe, step: int) -> Recipe:
     if step != planned:
         training["planned_steps"] = planned
     return recipe.model_copy(update={"training": training})
+
+
+def say_result(config: AdapterConfig, caption: str) -> None:
+    """Print where the result of a run that ended lies, and on stderr a command that draws with it.
+
+    caption: of one of the images it was trained on.
+    """
+    if not PartialState().is_main_process:
+        return
+    if config.full:
+        result = config.out / "model"
+        words = ["--model", str(result)]
+    else:
+        result = config.out / "lora.safetensors"
+        words = [*([] if config.model == MODEL else ["--model", config.model]), "--lora", str(config.out)]
+    print(result)
+    prompt = shorten(re.sub(r'["$`\\!%]', "", caption), 60, placeholder="") or "a photo"
+    note(f'draw with it: {program()} sample "{prompt}" {" ".join(map(quote, words))}')
 
 
 def beginning(lora: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.errors import FewstepError
+from fewstep.events import doing
 from fewstep.io import atomic_path
 
 
@@ -42,6 +43,7 @@ def average_of(parameters: Mapping[str, Tensor], decay: float, warm_up: bool = T
     return Average(decay, {name: p.detach().clone() for name, p in parameters.items()}, warm_up)
 
 
+@doing("writing a checkpoint")
 def save_checkpoint(
     path: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, step: int, extra: Mapping[str, Any]
 ) -> None:
@@ -59,6 +61,7 @@ def save_checkpoint(
         save_file(tensors, temporary, {"step": str(step), "extra": json.dumps(dict(extra))})
 
 
+@doing("reading the checkpoint")
 def load_checkpoint(path: Path, trainable: Trainable, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
     """The finished steps and `extra` of the checkpoint in `path`, its tensors copied into place."""
     hint = "it belongs to another run or was damaged: train into a new --out folder"

@@ -19,7 +19,7 @@ from fewstep.lora.references import Reference
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
 from fewstep.planning import lay_timesteps, psi_named, refuse_zero_snr
-from fewstep.training.adapt import Batch, LatentData, Roles, after, describe, latent_data, new_roles
+from fewstep.training.adapt import Batch, LatentData, Roles, after, describe, latent_data, new_roles, say_result
 from fewstep.training.loop import loop
 from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared
 from fewstep.training.progress import check_folder
@@ -29,13 +29,17 @@ CLEAN = -1  # the timestep, so to say, of the clean level: one before the first
 
 
 def run(config: DistillConfig) -> None:
-    """Distil config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out."""
+    """Distil config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out.
+
+    Its path goes to stdout.
+    """
     check_method(config)
     check_folder(config)
     items = read_items(config.data)
     model = load_model(config.model, device=pick_device(config.device))
     refuse_zero_snr(config.psi, model.schedule)
     distil(config, model, latent_data(items, model, config))
+    say_result(config, items[0].caption)
 
 
 def distil(config: DistillConfig, model: Model, data: LatentData) -> None:

@@ -6,14 +6,17 @@ from fewstep.configs import FinetuneConfig
 from fewstep.data.folder import read_items
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
-from fewstep.training.adapt import Batch, after, describe, latent_data, new_roles
+from fewstep.training.adapt import Batch, after, describe, latent_data, new_roles, say_result
 from fewstep.training.loop import loop
 from fewstep.training.losses import denoising_loss
 from fewstep.training.progress import check_folder
 
 
 def run(config: FinetuneConfig) -> None:
-    """Fine-tune config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out."""
+    """Fine-tune config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out.
+
+    Its path goes to stdout.
+    """
     check_folder(config)
     items = read_items(config.data)
     model = load_model(config.model, device=pick_device(config.device))
@@ -27,6 +30,7 @@ def run(config: FinetuneConfig) -> None:
         config,
         lambda step: roles.export(after(recipe, step)),
     )
+    say_result(config, items[0].caption)
 
 
 def batch_loss(module: nn.Module, batch: Batch, model: Model) -> Tensor:
