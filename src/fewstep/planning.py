@@ -80,7 +80,7 @@ def plan_sampling(
         recommended = (recipe.guidance_scale for recipe in ([fast] if fast else recipes))
         guidance_scale = next((scale for scale in recommended if scale is not None), DEFAULT_GUIDANCE_SCALE)
     refuse_zero_snr(name, schedule)
-    if grid == "auto" and fast is not None and fast.k is not None:
+    if grid == "auto" and fast is not None and (fast.grid or fast.k is not None):
         grid = fast.grid or "lcm"
     grid, k = grid_named(grid, name), (fast and fast.k) or DEFAULT_K
     timesteps = lay_timesteps(name, steps, grid, k, len(schedule), strength)
@@ -151,9 +151,11 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
     if fast and fast.recognised_by:
         notes.append(
             f"a LoRA carries no recipe; by '{fast.recognised_by}' in its name it is made for {fast.solver},"
-            f" {fast.steps} steps, guidance {fast.guidance_scale:g}"
+            f" {fast.steps} steps, guidance {fast.guidance_scale:g}: --solver, --steps and --guidance-scale overrule it"
         )
-    if fast and guidance_scale > max(2, fast.guidance_scale or 1):
+    if fast and fast.caveat:
+        notes.append(f"pictures will differ from its makers': {fast.caveat}")
+    if fast and (fast.guidance_scale or 1) <= 2 < guidance_scale:
         notes.append(
             f"guidance {guidance_scale:g} burns with an acceleration LoRA, which has guidance in it: use 1 to 2"
         )

@@ -12,7 +12,7 @@ from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES
 
 KEY = "fewstep.recipe"
-ACCELERATIONS = ("lcd", "lcf", "tcd", "pcm", "hyper-sd", "lightning")
+ACCELERATIONS = ("lcd", "lcf", "tcd", "pcm", "hyper-sd", "lightning", "dmd2", "tdm", "swd", "nitro", "turbo", "flash")
 VERSION = "fewstep.version"  # of the program that wrote the file
 
 
@@ -28,7 +28,9 @@ class Recipe(BaseModel):
     steps: int | None = None  # it was made for; None = as without this file
     guidance_scale: float | None = None  # to sample with, 1 = off; None = as without this file
     k: int | None = None  # skipping step of the training grid
-    grid: str | None = None  # which of its timesteps to sample at: lcm or quadratic; None = lcm, if there is a k
+    grid: str | None = (
+        None  # timesteps to sample at: lcm or quadratic with a k, or trailing; None = lcm, if there is a k
+    )
     eta: Annotated[float, Field(ge=0, le=1)] | None = None  # of ddim; None = the solver's own
     gamma: Annotated[float, Field(ge=0, le=1)] | None = None  # of tcd, likewise
     teacher_guidance_scale: tuple[float, float] | None = None  # distilled into it, lowest and highest; = 1 + w
@@ -37,6 +39,7 @@ class Recipe(BaseModel):
     base_sha256: str = ""
     licence: str = ""  # of the model it was made from, which holds for it too; "" = not known
     training: Mapping[str, Any] = {}
+    caveat: str = ""  # what its makers do to sample with it and fewstep does not
     recognised_by: str = ""  # the words in its name that told all this, of a file of others that carries no recipe
 
     @property
