@@ -20,7 +20,7 @@ from fewstep.lora.files import hash_of
 from fewstep.lora.low_rank import combine
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import parse_reference
-from fewstep.merge import Fitted, Term, fit, licences_of_term
+from fewstep.merge import Fitted, Term, fit, licences_of_term, tell_loss
 from fewstep.models.fold import fold_on_disk
 from fewstep.models.load import RECIPE_FILE, load_model
 from fewstep.models.model import parts_sha256
@@ -90,7 +90,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
         source = folder_of(pipeline.model.path, beside / "model")
         stepping, scheduler = scheduler_of(source, pipeline, plan)
-        fold_on_disk(source, folder, modules)
+        tell_loss(fold_on_disk(source, folder, modules))
         write_scheduler(folder, scheduler)
         write_json(folder / RECIPE_FILE, recipe.model_dump(mode="json"))
         if (folder / CARD).is_file():

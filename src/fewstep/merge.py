@@ -19,6 +19,7 @@ from fewstep.lora.files import Base, LoraFile, hash_of, open_lora
 from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, misfits, widest
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference, parse_reference
+from fewstep.lora.rounding import loss_note
 from fewstep.lora.writing import save_adapter
 from fewstep.models.fold import fold_on_disk
 from fewstep.models.licences import joined, licences_named, licences_of, told_by
@@ -55,12 +56,21 @@ def run(config: MergeConfig) -> None:
     fitted = fit([parse_reference(text) for text in config.files], config.into or config.model, config.allow_partial)
     modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
     if config.into:
-        fold_on_disk(model_path(config.into), config.out, modules, sources_of(fitted, licences_of(config.into)))
-        tell(config, {"out": str(config.out), "into": config.into, **told_of(fitted)}, None)
+        notes = sources_of(fitted, licences_of(config.into))
+        lost = fold_on_disk(model_path(config.into), config.out, modules, notes)
+        tell_loss(lost)
+        about = {"out": str(config.out), "into": config.into, "lost_in_rounding": max(lost.values(), default=0.0)}
+        tell(config, {**about, **told_of(fitted)}, None)
         return
     if config.rank is None and config.energy is None:
         check_ranks(modules, config.max_rank)
     write_sum(config, modules, fitted)
+
+
+def tell_loss(lost: Mapping[torch.dtype, float]) -> None:
+    """Say it when the model's type loses much of the LoRAs."""
+    if text := loss_note(lost, "fold them into a float32 copy of the model, or plug them in by sample --live-lora"):
+        note(text)
 
 
 def check_out(config: AdapterOutput, model: bool = False) -> None:

@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fewstep import __version__
@@ -25,10 +25,11 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.events import note
 from fewstep.images import save_png, to_image, words_of
 from fewstep.lora.files import hash_of, load_adapter
-from fewstep.lora.layers import fold, shape_of
-from fewstep.lora.low_rank import check_fits
+from fewstep.lora.layers import add_beside, fold, shape_of
+from fewstep.lora.low_rank import Adapter, Weight, check_fits, combine
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import parse_reference
+from fewstep.lora.rounding import loss_note, lost_share
 from fewstep.models.load import DTYPES, load_controlnet, load_model, pick_device
 from fewstep.models.model import Model
 from fewstep.models.nag import use_guided_attention
@@ -57,16 +58,17 @@ def untimed(part: str) -> None:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A model with LoRAs folded in, and what their files said."""
+    """A model with its LoRAs, folded in or beside its layers, and what their files said."""
 
     model: Model
     loras: tuple[dict[str, Any], ...]  # file, weight and sha256 of each
     recipes: tuple[Recipe, ...]
     controlnet: Any = None  # ControlNetModel
+    notes: tuple[str, ...] = ()  # for the person who draws
 
     def plan(self, config: SampleConfig) -> Plan:
         """How `config` will be drawn."""
-        return plan_sampling(
+        plan = plan_sampling(
             self.model.schedule,
             self.recipes,
             config.solver,
@@ -78,6 +80,7 @@ class Pipeline:
             config.eta,
             config.gamma,
         )
+        return replace(plan, notes=plan.notes + self.notes)
 
     def pictures(self, config: SampleConfig, plan: Plan, lap: Lap = untimed) -> Iterator[Picture]:
         """The images of `config`, batch by batch; image number i has seed config.seed + i.
@@ -168,6 +171,7 @@ class Pipeline:
             "seed": seed,
             "model": config.model,
             "lora": list(self.loras),
+            "live_lora": config.live_lora,
             "solver": plan.solver_name,
             "eta": plan.eta,
             "gamma": plan.gamma,
@@ -203,11 +207,13 @@ def load_pipeline(
     device: str = "auto",
     controlnet: str | None = None,
     safety: bool = True,
+    live: bool = False,
 ) -> Pipeline:
     """The model with its LoRAs folded in, exactly summed in float32 and rounded once.
 
     loras: FILE or FILE:WEIGHT each. controlnet: a folder. safety: whether a safety checker that the model brings is
-    used. Raises FewstepError when a file is missing or does not fit.
+    used. live: the LoRAs are added beside the layers instead, so that the weights' type rounds nothing of them away.
+    Raises FewstepError when a file is missing or does not fit.
     """
     references = [parse_reference(text) for text in loras]
     paths = [reference.file for reference in references]
@@ -218,22 +224,38 @@ def load_pipeline(
     for path, reference in zip(paths, references, strict=True):
         adapter, recipe = load_adapter(path, shapes, lambda name: layers[name].weight)
         check_fits(adapter, shapes, str(reference.path), name)
-        terms.append((reference.weight_of, adapter.modules))
+        terms.append((reference.weight_of, adapter))
         if recipe is not None and reference.weight > 0:
             recipes.append(recipe)
-    fold(layers, terms)
+    notes = plugged(layers, terms, live)
     files = tuple(
         {"file": str(r.path), "weight": r.weight, "blocks": dict(r.blocks), "sha256": hash_of(r.file)}
         for r in references
     )
     control = None if controlnet is None else load_controlnet(controlnet, model)
-    return Pipeline(model, files, tuple(recipes), control)
+    return Pipeline(model, files, tuple(recipes), control, notes)
+
+
+def plugged(layers: Mapping[str, nn.Module], terms: Sequence[tuple[Weight, Adapter]], live: bool) -> tuple[str, ...]:
+    """Put the LoRAs into the layers, or beside them; what to tell the person about it."""
+    if live:
+        add_beside(layers, combine(terms))
+        return ()
+    lost = lost_share(fold(layers, [(weight, adapter.modules) for weight, adapter in terms]))
+    text = loss_note(lost, "sample --live-lora keeps it, and so does --dtype fp32")
+    return (text,) if text else ()
 
 
 def sample(config: SampleConfig) -> Iterator[Picture]:
     """The pictures of `config`, one by one as they are drawn; advice about the plan goes to stderr."""
     pipeline = load_pipeline(
-        config.model, loras_of(config), config.dtype, config.device, config.controlnet, not config.no_safety_checker
+        config.model,
+        loras_of(config),
+        config.dtype,
+        config.device,
+        config.controlnet,
+        not config.no_safety_checker,
+        config.live_lora,
     )
     plan = pipeline.plan(config)
     for text in plan.notes:

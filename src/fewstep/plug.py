@@ -19,15 +19,15 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.events import note
 from fewstep.lora.dialects import COMPONENTS, module_name
 from fewstep.lora.files import load_adapter
-from fewstep.lora.layers import LoraLayers, fold, layers_of, shape_of
-from fewstep.lora.low_rank import Adapter, LowRank, Weight, check_fits, combine
+from fewstep.lora.layers import add_beside, fold, layers_of, shape_of
+from fewstep.lora.low_rank import Adapter, Weight, check_fits, combine, widest
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference, parse_reference
+from fewstep.lora.rounding import loss_note, lost_share
 from fewstep.models.load import model_recipe
 from fewstep.planning import Plan, plan_sampling
 from fewstep.scheduler import FewstepScheduler
 
-ADAPTER = "fewstep"
 MARK = "_fewstep"  # on a UNet that carries LoRAs of ours, and on the class of a pipeline that is accelerated
 OF_THE_MODEL = (*SCHEDULE_KEYS, "prediction_type")
 WHICH = "accelerate is for pipelines around a Stable Diffusion UNet: SD 1.x, SD 2.x, SSD-1B, SDXL"
@@ -97,7 +97,7 @@ def accelerate(
         note(text)
     with ExitStack() as stack:
         if terms:
-            (put_in if folded else put_beside)(layers, terms, stack)
+            (put_in if folded else put_beside)(pipe, layers, terms, stack)
             setattr(pipe.unet, MARK, True)
             stack.callback(delattr, pipe.unet, MARK)
         dress(pipe, plan, stack)
@@ -194,23 +194,20 @@ def read_loras(
     return terms, recipes
 
 
-def put_beside(layers: Mapping[str, nn.Module], terms: Sequence[Term], stack: ExitStack) -> None:
-    """Add the sum of the LoRAs to the layers' outputs, until the stack is closed."""
-    live = LoraLayers(layers)
-    stack.callback(live.remove)
-    total = combine(terms)
-    live.add(ADAPTER, {name: in_type_of(layers[name], update) for name, update in total.items()})
-    live.switch = ((ADAPTER, 1.0),)
+def put_beside(pipe: Any, layers: Mapping[str, nn.Module], terms: Sequence[Term], stack: ExitStack) -> None:
+    """Add the sum of the LoRAs to the layers' outputs, until the stack is closed.
+
+    Where weights are stored in 8 bits, the LoRAs are kept in the type of what is not, such as norms.
+    """
+    computing = widest(parameter.dtype for parameter in pipe.unet.parameters())
+    stack.callback(add_beside(layers, combine(terms), computing).remove)
 
 
-def in_type_of(layer: nn.Module, update: LowRank) -> LowRank:
-    """The update in the type of the layer's weight; of a quantised one, as it is."""
-    dtype = layer.weight.dtype if isinstance(layer.weight, Tensor) else torch.float32
-    return LowRank(*(x.to(dtype) for x in update)) if dtype.is_floating_point else update
+def put_in(pipe: Any, layers: Mapping[str, nn.Module], terms: Sequence[Term], stack: ExitStack) -> None:
+    """Fold the sum of the LoRAs into the weights; the weights of before come back when the stack is closed.
 
-
-def put_in(layers: Mapping[str, nn.Module], terms: Sequence[Term], stack: ExitStack) -> None:
-    """Fold the sum of the LoRAs into the weights; the weights of before come back when the stack is closed."""
+    A person is told when the weights' type loses much of it.
+    """
     before: dict[str, Tensor] = {}
     for name in dict.fromkeys(name for _, adapter in terms for name in adapter.modules):
         weight = layers[name].weight
@@ -218,7 +215,9 @@ def put_in(layers: Mapping[str, nn.Module], terms: Sequence[Term], stack: ExitSt
             raise FewstepError(f"the weight of {name} is quantised or offloaded", "use folded=False")
         before[name] = weight.detach().to("cpu", copy=True)
     stack.callback(restore, layers, before)
-    fold(layers, [(weight_of, adapter.modules) for weight_of, adapter in terms])
+    lost = lost_share(fold(layers, [(weight_of, adapter.modules) for weight_of, adapter in terms]))
+    if text := loss_note(lost, "folded=False keeps it"):
+        note(text)
 
 
 @torch.no_grad()

@@ -21,6 +21,9 @@ class SampleConfig(Config):
     lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """FILE or FILE:WEIGHT, several times to add several LoRAs; lcm (the default for emoji), high-contrast and
     noto-mono ship; FILE may be the folder with it, or of the hub, as owner/name or lcm-lora-sdv1-5."""
+    live_lora: bool = False
+    """Add the LoRAs beside the layers at every call instead of into the weights: slower, but nothing of a weak LoRA is
+    rounded away in bf16 or fp16."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Network calls of one branch; by default what the LoRA was trained for, else 20."""
     solver: Solver = "auto"

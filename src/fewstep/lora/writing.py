@@ -19,6 +19,7 @@ from fewstep.lora.recipe import Recipe, to_metadata
 DTYPES = {
     torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL",
     torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 ALIGNMENT = 8  # of the data, in bytes: safetensors pads its header to it
 
@@ -163,10 +164,18 @@ def write_safetensors(path: Path, entries: Iterable[Entry], metadata: Mapping[st
 
 def bytes_of(entry: Entry) -> bytes:
     """The tensor's bytes in its type. Raises FewstepError when a value does not survive it."""
-    tensor = entry.make().detach().to("cpu", entry.dtype)
+    made = entry.make().detach().cpu()
+    tensor = made.to(entry.dtype)
     assert tensor.shape == torch.Size(entry.shape), entry.key
-    if entry.dtype.is_floating_point and not tensor.isfinite().all():
+    if entry.dtype.is_floating_point and not survives(made, tensor):
         raise FewstepError(
             f"{entry.key} holds values too large for {DTYPES[entry.dtype]}", "write it with --dtype fp32"
         )
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def survives(made: Tensor, tensor: Tensor) -> bool:
+    """Whether all values are finite in their type; types of 8 bits do not say so, and are asked for their range."""
+    if tensor.dtype.itemsize > 1:
+        return bool(tensor.isfinite().all())
+    return made.dtype == tensor.dtype or bool((made.abs() <= torch.finfo(tensor.dtype).max).all())
