@@ -128,7 +128,9 @@ def remove_index(model):
 
 def two_encoders(model):
     path = model / "model_index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"text_encoder_2": ["transformers", "X"]}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]})
+    )
 
 
 def remove_vocabulary(model):
@@ -156,27 +158,33 @@ def other_width(model):
         (shutil.rmtree, r"model .*/model not found"),
         (remove_index, r".*/model is not a Stable Diffusion model folder: it has no model_index\.json"),
         (remove_vae, r"model folder .*/model has no vae folder"),
-        (cut_weights, r"cannot load .*/unet \("),
-        (cut_header, r"cannot load .*/unet \("),
+        (cut_weights, r".*/unet/diffusion_pytorch_model\.safetensors is not a readable safetensors file \("),
+        (cut_header, r".*/unet/diffusion_pytorch_model\.safetensors is not a readable safetensors file \("),
         (pickle_weights, r"cannot load .*/unet \("),
-        (other_width, r"cannot load .*/unet \("),
-        (cut_text_encoder, r"cannot load .*/text_encoder \("),
-        (break_config, r"cannot load .*/unet \("),
+        (
+            other_width,
+            r".*/unet/config\.json does not fit the weights beside it: .*attn2.*\.weight is 16 x 16 and not 16 x 24",
+        ),
+        (cut_text_encoder, r".*/text_encoder/model\.safetensors is not a readable safetensors file \("),
+        (break_config, r"config is not readable JSON: .*/unet/config\.json \("),
         (break_scheduler, r"scheduler config is not readable JSON: .*scheduler_config\.json"),
-        (list_scheduler, r".*/scheduler_config\.json is no scheduler config \("),
-        (worded_scheduler, r".*/scheduler_config\.json is no scheduler config \(.*'small'\)"),
-        (lose_weight("unet"), r"cannot load .*/unet \(its weights lack conv_norm_out\.weight\)"),
-        (lose_weight("vae"), r"cannot load .*/vae \(its weights lack decoder\.conv_norm_out\.weight\)"),
+        (list_scheduler, r"scheduler config is no JSON object: .*/scheduler_config\.json holds \[\]"),
+        (worded_scheduler, r".*/scheduler_config\.json: beta_start is \"small\" and not a number from 0 to 1$"),
+        (lose_weight("unet"), r".*/unet/config\.json asks for conv_norm_out\.weight, which the weights beside it lack"),
+        (
+            lose_weight("vae"),
+            r".*/vae/config\.json asks for decoder\.conv_norm_out\.weight, which the weights beside it lack",
+        ),
         (
             lose_weight("text_encoder", "model.safetensors"),
-            r"cannot load .*/text_encoder \(its weights lack .*layer_norm1",
+            r".*/text_encoder/config\.json asks for .*layer_norm1.*, which the weights beside it lack",
         ),
-        (unknown_schedule, r"unknown beta_schedule 'sinus'"),
-        (unknown_prediction, r"unknown prediction.* 'flow'"),
+        (unknown_schedule, r".*/scheduler_config\.json: unknown beta_schedule 'sinus'"),
+        (unknown_prediction, r".*/scheduler_config\.json: unknown prediction.* 'flow'"),
         (two_encoders, r"model folder .*/model has no text_encoder_2 folder"),
         (remove_vocabulary, r"cannot load .*/tokenizer \("),
-        (cut_vocabulary, r"cannot load .*/tokenizer \("),
-        (break_recipe, r"the sampling recipe .*/fewstep\.json is damaged"),
+        (cut_vocabulary, r"tokenizer file is not readable JSON: .*/tokenizer/tokenizer\.json \("),
+        (break_recipe, r"the sampling recipe .*/fewstep\.json is damaged: method is missing \("),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -227,6 +227,10 @@ def test_noise_prediction_at_zero_terminal_snr_is_refused(tmp_path):
         ),
         (lambda t: t.update(stray=ONE), "has 1 tensors that have no place in the model, such as stray"),
         (lambda t: t.update({f"{VAE}decoder.conv_in.bias": ONE}), f"{VAE}decoder.conv_in.bias is 1 and not 128"),
+        (
+            lambda t: t[f"{VAE}decoder.conv_in.bias"].fill_(torch.nan),
+            "holds values that are not finite: 128 of 128 in decoder.conv_in.bias",
+        ),
         (lambda t: t.clear(), "is no Stable Diffusion checkpoint in the original layout"),
     ],
 )
@@ -238,6 +242,11 @@ def test_a_checkpoint_of_another_kind_is_refused(fewstep, tmp_path, change: Any,
     done = fewstep("sample", "a cat", model=file, out=tmp_path / "out")
     assert done.code == 1
     assert error in done.error
+
+
+def test_every_family_says_how_large_its_pictures_are():
+    sides = {name: family.unet["sample_size"] * 8 for name, family in FAMILIES.items() if name != MODEL}
+    assert sides == {"sd15": 512, "sd21": 768, "ssd-1b": 1024, "sdxl": 1024}
 
 
 def test_what_belongs_to_training_is_passed_over(tmp_path):

@@ -82,7 +82,8 @@ def _size(config: SampleConfig, model: Model) -> tuple[int, int]:
         if value is not None and value % model.factor:
             fitting = max(round(value / model.factor), 1) * model.factor
             raise UsageError(f"{option} {value} is not a multiple of {model.factor}", f"use {fitting}")
-    return config.height or model.size, config.width or model.size
+    height, width = model.height_and_width
+    return config.height or height, config.width or width
 
 
 def _extended(config: SampleConfig, model: Model) -> tuple[int, int, Tensor, Tensor]:

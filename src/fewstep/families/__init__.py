@@ -141,7 +141,12 @@ def _table(name: str) -> dict[str, ModuleShape]:
     return {module: ModuleShape(*shape) for module, shape in rows.items()}
 
 
-_SD15 = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8}
+_SD15 = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
 _SD21 = {
     "sample_size": 96,
     "block_out_channels": (320, 640, 1280, 1280),

@@ -1,8 +1,12 @@
 """What the hub's models and LoRAs are called: aliases with their pinned revisions and licences, and hub ids."""
 
 import re
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import NamedTuple
+
+from fewstep.assets import MODEL
+from fewstep.errors import FewstepError
 
 
 class Licence(NamedTuple):
@@ -85,3 +89,19 @@ def hub_name(name: str) -> HubName | None:
     if found is None or ".." in name or found["repository"].endswith(_WEIGHTS) or Path(name.partition("/")[0]).is_dir():
         return None
     return HubName(found["repository"], found["revision"] or "main", found["file"] or "")
+
+
+def not_found(name: str) -> FewstepError:
+    """The refusal of a model's name that is neither a path here, an alias nor a hub id, with the closest alias."""
+    known = (MODEL, *MODELS)
+
+    def likeness(alias: str) -> tuple[float, bool]:
+        return SequenceMatcher(None, name.lower(), alias).ratio(), alias.startswith(name[:3].lower())
+
+    close = max(known, key=likeness)
+    return FewstepError(
+        f"model {name} not found",
+        (f"did you mean {close}? " if likeness(close)[0] > 0.5 else "")
+        + f"short names are {', '.join(known)}; else give a Stable Diffusion folder, a .safetensors file or a hub id"
+        " owner/name",
+    )

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fewstep.configs import Solver
 from fewstep.families import FAMILIES, TARGET_SUFFIXES, is_target
 from fewstep.lora.dialects import PEFT_WEIGHTS, Spellings, is_text
 from fewstep.lora.recipe import Recipe
@@ -31,7 +32,7 @@ class Known(NamedTuple):
     needed: int = 1  # 2 for words that people use of other things
 
 
-def made(method: str, solver: str, steps: int = 4, guidance_scale: float = 1.0, **more: Any) -> Recipe:
+def made(method: str, solver: Solver, steps: int = 4, guidance_scale: float = 1.0, **more: Any) -> Recipe:
     """The recipe of somebody else's LoRA."""
     return Recipe(method=method, solver=solver, steps=steps, guidance_scale=guidance_scale, **more)
 

@@ -5,11 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from fewstep import __version__
+from fewstep.configs import Grid, Solver
 from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES
+from fewstep.io import brief
 
 KEY = "fewstep.recipe"
 ACCELERATIONS = ("lcd", "lcf", "tcd", "pcm", "hyper-sd", "lightning", "dmd2", "tdm", "swd", "nitro", "turbo", "flash")
@@ -24,16 +26,14 @@ class Recipe(BaseModel):
     method: str  # of ACCELERATIONS, or "denoising": a style, a subject, a fine-tuned model
     family: str = "custom"
     prediction_type: str = "epsilon"
-    solver: str = "auto"  # the sampler's; auto = as without this file
-    steps: int | None = None  # it was made for; None = as without this file
-    guidance_scale: float | None = None  # to sample with, 1 = off; None = as without this file
-    k: int | None = None  # skipping step of the training grid
-    grid: str | None = (
-        None  # timesteps to sample at: lcm or quadratic with a k, or trailing; None = lcm, if there is a k
-    )
+    solver: Solver = "auto"  # the sampler's; auto = as without this file
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None  # it was made for; None = as without this file
+    guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None  # to sample with, 1 = off; None likewise
+    k: Annotated[int, Field(ge=1, le=1000)] | None = None  # skipping step of the training grid
+    grid: Grid | None = None  # of timesteps to sample at: lcm or quadratic with a k, or trailing; None = lcm with a k
     eta: Annotated[float, Field(ge=0, le=1)] | None = None  # of ddim; None = the solver's own
     gamma: Annotated[float, Field(ge=0, le=1)] | None = None  # of tcd, likewise
-    teacher_guidance_scale: tuple[float, float] | None = None  # distilled into it, lowest and highest; = 1 + w
+    teacher_guidance_scale: tuple[FiniteFloat, FiniteFloat] | None = None  # distilled in, lowest and highest; = 1 + w
     guidance_convention: str = "guidance_scale = 1 + w"
     base_model: str = ""
     base_sha256: str = ""
@@ -79,13 +79,26 @@ def from_metadata(metadata: Mapping[str, str], path: str) -> Recipe | None:
     """The recipe in a file's metadata, or None for files of other tools. What newer versions add is ignored."""
     if KEY not in metadata:
         return None
+    where = f"the sampling recipe inside {path}"
+    hint = "get a newer fewstep" if is_newer(metadata) else "get the file again from its source"
     try:
-        return Recipe(**json.loads(metadata[KEY]))
-    except (ValidationError, ValueError, TypeError) as error:
-        raise FewstepError(
-            f"the sampling recipe inside {path} is damaged ({type(error).__name__})",
-            "get a newer fewstep" if is_newer(metadata) else "get the file again from its source",
-        ) from error
+        values = json.loads(metadata[KEY])
+    except (ValueError, RecursionError) as error:
+        raise FewstepError(f"{where} is damaged ({type(error).__name__})", hint) from error
+    return checked_recipe(values, where, hint)
+
+
+def checked_recipe(values: Any, where: str, hint: str) -> Recipe:
+    """The recipe of a JSON value; FewstepError naming `where` it stands and what of it cannot be."""
+    if not isinstance(values, dict):
+        raise FewstepError(f"{where} is damaged: it is {brief(values)} and no JSON object", hint)
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, said = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
+        value = "missing" if first["type"] == "missing" else brief(first["input"])
+        raise FewstepError(f"{where} is damaged: {key} is {value} ({said})", hint) from error
 
 
 def is_newer(metadata: Mapping[str, str]) -> bool:

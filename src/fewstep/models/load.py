@@ -1,15 +1,12 @@
 """A Stable Diffusion model on disk as parts ready to use. No code from its files runs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from fewstep.assets import shipped_model
@@ -17,10 +14,13 @@ from fewstep.diffusion.prediction import prediction_named, refuse_blind
 from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
 from fewstep.errors import FewstepError
 from fewstep.events import doing
-from fewstep.hub import resolved
-from fewstep.io import read_json
-from fewstep.lora.recipe import Recipe
-from fewstep.models.model import Model
+from fewstep.hub import not_found, resolved
+from fewstep.io import brief, read_json
+from fewstep.lora.recipe import Recipe, checked_recipe
+from fewstep.models.fitting import check_parts
+from fewstep.models.model import PARTS, Model
+from fewstep.models.part_configs import checked_config
+from fewstep.models.parts import COPY, checked_part, load_part, load_tokenizer, loaded_part, part_config
 from fewstep.models.safety import SafetyChecker
 from fewstep.models.single_file import load_single_file
 
@@ -29,6 +29,12 @@ for _logging in (diffusers_logging, transformers_logging):
     _logging.disable_progress_bar()
 
 RECIPE_FILE = "fewstep.json"  # beside model_index.json, in models that fewstep distilled whole
+NETWORKS: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,  # of SDXL
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -57,21 +63,24 @@ def load_model(
     if path.is_file():
         return load_single_file(path, dtype, device)
     index = _index(path, name)
-    parts: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    if "text_encoder_2" in index:
-        parts["text_encoder_2"] = CLIPTextModelWithProjection
+    parts = {part: kind for part, kind in NETWORKS.items() if part != "text_encoder_2" or index.get(part, [None])[0]}
     tokenizers = [part.replace("text_encoder", "tokenizer") for part in parts if part.startswith("text_encoder")]
     for part in (*parts, *tokenizers, "scheduler"):
         if not (path / part).is_dir():
-            raise FewstepError(f"model folder {path} has no {part} folder", "copy the whole model folder again")
+            raise FewstepError(f"model folder {path} has no {part} folder", COPY)
     schedule, prediction_type = _schedule(path / "scheduler" / "scheduler_config.json")
+    recipe = model_recipe(path)
+    for part, kind in parts.items():
+        part_config(kind, path / part)  # of all, before any is built
+    read = {part: load_tokenizer(path / part) for part in tokenizers}
+    check_parts(path, read | {part: checked_part(kind, path / part) for part, kind in parts.items()})
+    read |= {part: loaded_part(kind, path / part, dtype, device) for part, kind in parts.items()}
     return Model(
         path=path,
-        **{part: _part(kind, path / part, dtype, device) for part, kind in parts.items()},
-        **{part: _tokenizer(path / part) for part in tokenizers},
+        **read,
         schedule=schedule,
         prediction_type=prediction_type,
-        recipe=model_recipe(path),
+        recipe=recipe,
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in parts)),
         safety_checker=_safety_checker(path, device) if safety and (path / "safety_checker").is_dir() else None,
     )
@@ -84,7 +93,7 @@ def load_controlnet(name: str, model: Model) -> Any:
         raise FewstepError(
             f"controlnet {name} not found", "give the folder with its config.json and weights, or a hub id owner/name"
         )
-    network = _part(ControlNetModel, folder, model.unet.dtype, model.device)
+    network = load_part(ControlNetModel, folder, model.unet.dtype, model.device)
     for part in ("cross_attention_dim", "block_out_channels", "addition_embed_type"):
         if network.config[part] != model.unet.config[part]:
             raise FewstepError(
@@ -105,39 +114,45 @@ def load_clip(name: str, device: torch.device | str) -> tuple[Path, Any, Any, An
             f"CLIP model {name} not found",
             "give --clip-model the folder with CLIP's configs, vocabulary and .safetensors weights, or a hub id",
         )
-    network = _part(CLIPModel, folder, torch.float32, device)
+    network = load_part(CLIPModel, folder, torch.float32, device)
     try:
         processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise FewstepError(f"cannot load the image processor of {folder}", "copy the CLIP folder again") from error
-    return folder, network, _tokenizer(folder), processor
+    return folder, network, load_tokenizer(folder), processor
 
 
 def _index(folder: Path, name: str) -> dict[str, Any]:
     if not folder.exists():
-        raise FewstepError(
-            f"model {name} not found",
-            "give --model the path of a Stable Diffusion folder, or emoji for the embedded model",
-        )
-    if not (folder / "model_index.json").is_file():
+        raise not_found(name)
+    path = folder / "model_index.json"
+    if not path.is_file():
         raise FewstepError(
             f"{folder} is not a Stable Diffusion model folder: it has no model_index.json",
             "the folder that holds unet, vae, text_encoder, tokenizer and scheduler is meant",
         )
-    index = read_json(folder / "model_index.json", "model index")
-    if not isinstance(index, dict):
-        raise FewstepError(f"{folder}/model_index.json is not a model index", "copy the whole model folder again")
+    index = checked_config(path, "model index")
+    for part in (*PARTS, "transformer"):
+        value = index.get(part, [None, None])
+        if not (isinstance(value, list) and len(value) == 2 and all(isinstance(word, str | None) for word in value)):
+            raise FewstepError(f"{path}: {part} is {brief(value)} and not a library and a class", COPY)
+        own = NETWORKS[part].__name__ if part in NETWORKS else "" if part in PARTS else None
+        if value[1] and (own is None or not value[1].startswith(own)):
+            raise FewstepError(
+                f"{path}: {part} is {value[1]}, of {index.get('_class_name', 'another kind of model')}",
+                "fewstep reads models of the Stable Diffusion families: SD 1.x, SD 2.x, SDXL, SSD-1B",
+            )
     return index
 
 
 def _schedule(path: Path) -> tuple[NoiseSchedule, str]:
-    config = read_json(path, "scheduler config")
+    config = checked_config(path, "scheduler config")
+    name = config.get("prediction_type", "epsilon")
     try:
-        name = config.get("prediction_type", "epsilon")
         prediction_named(name)
         schedule = schedule_from_config(config)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise FewstepError(f"{path} is no scheduler config ({error})", "copy the whole model folder again") from error
+    except FewstepError as error:
+        raise FewstepError(f"{path}: {error.message}", error.hint) from error
     refuse_blind(name, schedule.zero_terminal_snr, f"{path} has ")
     return schedule, name
 
@@ -147,39 +162,7 @@ def model_recipe(folder: Path) -> Recipe | None:
     path = folder / RECIPE_FILE
     if not path.exists():
         return None
-    try:
-        return Recipe(**read_json(path, "sampling recipe"))
-    except (ValidationError, TypeError) as error:
-        raise FewstepError(f"the sampling recipe {path} is damaged", "copy the whole model folder again") from error
-
-
-def _variant(folder: Path) -> str | None:
-    """fp16 where a folder has no other weights: the libraries look for them only when told."""
-    names = [file.name for file in folder.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16" in name for name in names) else None
-
-
-def _part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
-    try:
-        part, info = kind.from_pretrained(
-            folder,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            variant=_variant(folder),
-        )
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FewstepError(
-            f"cannot load {folder} ({reason})",
-            "fewstep loads diffusers folders with .safetensors weights; copy it again",
-        ) from error
-    if info["missing_keys"]:  # which the libraries would leave random
-        raise FewstepError(
-            f"cannot load {folder} (its weights lack {min(info['missing_keys'])})", "copy the whole model folder again"
-        )
-    return part.to(device).eval().requires_grad_(False)
+    return checked_recipe(read_json(path, "sampling recipe"), f"the sampling recipe {path}", COPY)
 
 
 def _safety_checker(path: Path, device: torch.device | str) -> SafetyChecker:
@@ -187,22 +170,11 @@ def _safety_checker(path: Path, device: torch.device | str) -> SafetyChecker:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPImageProcessor
 
-    network = _part(StableDiffusionSafetyChecker, path / "safety_checker", torch.float32, device)
+    network = load_part(StableDiffusionSafetyChecker, path / "safety_checker", torch.float32, device)
     try:
         return SafetyChecker(network, CLIPImageProcessor.from_pretrained(path / "feature_extractor"))
     except (OSError, ValueError, TypeError) as error:
         raise FewstepError(
             f"cannot load {path / 'feature_extractor'}, which its safety checker needs",
             "copy the whole model folder again, or give --no-safety-checker",
-        ) from error
-
-
-def _tokenizer(folder: Path) -> Any:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise FewstepError(f"cannot load {folder} (it has no vocabulary)", "copy the tokenizer folder again")
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, json.JSONDecodeError, TypeError) as error:
-        raise FewstepError(
-            f"cannot load {folder} ({type(error).__name__})", "copy the tokenizer folder again"
         ) from error

@@ -1,6 +1,6 @@
 """A Stable Diffusion model as parts ready to use: text in, latents to pixels and back, what a LoRA can adapt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,21 @@ from torch import Tensor
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.prediction import Prediction, prediction_named
 from fewstep.diffusion.schedule import NoiseSchedule
+from fewstep.errors import FewstepError
 from fewstep.events import doing
-from fewstep.families import family_of
+from fewstep.families import FAMILIES, family_of
 from fewstep.io import sha256_bytes, sha256_file
 from fewstep.lora.dialects import COMPONENTS, module_name
 from fewstep.lora.layers import layers_of, module_shapes
 from fewstep.lora.recipe import Recipe
+from fewstep.models.fitting import INPAINTING_CHANNELS
 from fewstep.models.safety import SafetyChecker
 from fewstep.models.text import embedded, embedded_twice, sizes_of
 from fewstep.models.weights import unet_sha256
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 PARTS = ("unet", "vae", "scheduler", *TEXT_PARTS)  # folders of a model in diffusers' layout
-INPAINTING_CHANNELS = 9  # latents, a mask, and the latents of what is kept
+AGAIN = "its weights may be damaged: get the model again; with --dtype fp16, try bf16 or fp32"
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,20 @@ class Model:
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
+    def height_and_width(self) -> tuple[int, int]:
+        """Of the pictures the model was trained on, in pixels; where its config has none, those of its family."""
+        stated = self.unet.config.sample_size
+        if stated is None and self.family in FAMILIES:
+            stated = FAMILIES[self.family].unet["sample_size"]
+        if stated is None:
+            stated = self.vae.config.sample_size // self.factor
+        height, width = stated if isinstance(stated, list | tuple) else (stated, stated)
+        return height * self.factor, width * self.factor
+
+    @property
     def size(self) -> int:
         """Side of the square images the model was trained on, in pixels."""
-        return int(self.unet.config.sample_size) * self.factor
+        return min(self.height_and_width)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture of so many pixels."""
@@ -102,23 +115,37 @@ class Model:
             return embedded(prompts, self.tokenizer, self.text_encoder)
         tokenizers, encoders = (self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2)
         said = embedded_twice(prompts, tokenizers, encoders, self.zero_empty)
-        sizes = sizes_of(height or self.size, width or self.size)
+        own_height, own_width = self.height_and_width
+        sizes = sizes_of(height or own_height, width or own_width)
         return said._replace(sizes=sizes.expand(len(prompts), -1).to(said.text.device))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents (B, C, H, W) float32, scaled: the posterior's mean of pixels (B, 3, 8H, 8W) in [-1, 1]."""
-        mean: Tensor = self.vae.encode(ordered(pixels.to(self.vae.device, self.vae.dtype))).latent_dist.mean.float()
+        """Latents (B, C, H, W) float32, scaled: the posterior's mean of pixels (B, 3, 8H, 8W) in [-1, 1].
+
+        In float32 if half precision overflows. Raises FewstepError for what is not finite even so.
+        """
+        mean = self._through(lambda x: self.vae.encode(x).latent_dist.mean, pixels.to(self.vae.device))
         return ((mean - self._shift) * self._scale).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, 8H, 8W) float32 in [-1, 1] from scaled latents; in float32 if half precision overflows."""
-        raw = ordered(latents / self._scale + self._shift)
-        pixels: Tensor = self.vae.decode(raw.to(self.vae.dtype)).sample.float()
-        if not pixels.isfinite().all() and self.vae.dtype != torch.float32:
-            pixels = self.vae.to(torch.float32).decode(raw.float()).sample
-        return pixels.clamp(-1, 1).contiguous()
+        """Pixels (B, 3, 8H, 8W) float32 in [-1, 1] from scaled latents.
+
+        In float32 if half precision overflows. Raises FewstepError for what is not finite even so.
+        """
+        raw = latents / self._scale + self._shift
+        return self._through(lambda x: self.vae.decode(x).sample, raw).clamp(-1, 1).contiguous()
+
+    def _through(self, half: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What a half of the autoencoder makes of x, float32 and finite."""
+        made = half(ordered(x.to(self.vae.dtype))).float()
+        if not made.isfinite().all() and self.vae.dtype != torch.float32:
+            self.vae.to(torch.float32)
+            made = half(ordered(x.float()))
+        if not made.isfinite().all():
+            raise FewstepError(f"the autoencoder of {self.path} gives values that are not finite", AGAIN)
+        return made
 
     def text_sha256(self) -> str:
         """Hash of what turns captions into embeddings: the text encoders' and tokenizers' files."""

@@ -30,6 +30,7 @@ from fewstep.families.single_file import (
 from fewstep.io import atomic_folder
 from fewstep.lora.dialects import text_module
 from fewstep.models.model import Model
+from fewstep.models.parts import check_finite, said_size
 from fewstep.models.weights import at_origin, family_of_file, opened
 
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
@@ -53,6 +54,7 @@ def load_single_file(path: Path, dtype: torch.dtype = torch.float32, device: tor
     check_accounted(path, keys, parts.values())
     for part in parts.values():
         fill(part, file, path, dtype)
+        check_finite(part.network, path)
     networks = {name: part.network.to(device).eval().requires_grad_(False) for name, part in parts.items()}
     tokenizers = [new_tokenizer(family, encoder) for encoder in family.text_encoders]
     scheduler = scheduler_of(path, family)
@@ -117,15 +119,11 @@ def fill(part: Part, file: Any, path: Path, dtype: torch.dtype) -> None:
         tensor = at_origin(file.get_tensor(origin.key), origin)
         if tensor.numel() != shapes[name].numel():
             raise FewstepError(
-                f"{path}: {origin.key} is {_said(tensor.shape)} and not {_said(shapes[name])}",
+                f"{path}: {origin.key} is {said_size(tensor.shape)} and not {said_size(shapes[name])}",
                 "it is a checkpoint of another kind",
             )
         weights[name] = tensor.reshape(shapes[name]).to(dtype).contiguous()  # 1 x 1 convolutions may be linear
     part.network.load_state_dict(weights, assign=True)
-
-
-def _said(shape: torch.Size) -> str:
-    return " x ".join(map(str, shape))
 
 
 def scheduler_of(path: Path, family: Family) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fewstep.events import doing
 from fewstep.families import FAMILIES, Family, ModuleShape
 from fewstep.families.single_file import TEXT as LDM_TEXT
 from fewstep.families.single_file import UNET, Origin, text_origins, text_prefix, unet_origins
-from fewstep.hub import resolved
+from fewstep.hub import not_found, resolved
 from fewstep.io import refuse_stand_in, sha256_bytes, sha256_file
 from fewstep.lora.dialects import COMPONENTS, TEXT, module_name
 from fewstep.lora.files import Base
@@ -39,9 +39,7 @@ def model_path(name: str) -> Path:
     """The folder or file of a model: the embedded one's, the hub's, or `name` itself. Raises FewstepError for none."""
     path = shipped_model(name) or resolved(name)
     if not path.exists():
-        raise FewstepError(
-            f"model {name} not found", "give a Stable Diffusion folder or .safetensors file, or a hub id owner/name"
-        )
+        raise not_found(name)
     return path
 
 

@@ -1,0 +1,84 @@
+"""Whether the parts of a model fit each other, by their configs, before anything runs."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fewstep.errors import FewstepError
+from fewstep.io import brief
+
+INPAINTING_CHANNELS = 9  # latents of 4 channels, a mask, and the latents of what is kept
+LARGEST = 8192  # pixels, of a picture's side
+
+
+class Misfit(NamedTuple):
+    """A value that does not go with the other parts."""
+
+    file: str  # of the model folder
+    key: str
+    value: Any
+    wanted: str
+
+
+def check_parts(path: Path, parts: Mapping[str, Any]) -> None:
+    """Raise FewstepError naming the file and the value that does not fit the model's other parts.
+
+    parts: networks and tokenizers by the names of their folders, as `Model` has them.
+    """
+    found = next((misfit for misfit in (*_of_vae(parts), *_of_unet(parts), *_of_text(parts))), None)
+    if found is not None:
+        raise FewstepError(
+            f"{path / found.file}: {found.key} is {brief(found.value)}, and {found.wanted}",
+            "the parts are of several models, or of a kind that fewstep cannot run: copy the whole folder again",
+        )
+
+
+def _of_vae(parts: Mapping[str, Any]) -> Iterator[Misfit]:
+    config = parts["vae"].config
+    for key in ("in_channels", "out_channels"):
+        if config[key] != 3:
+            yield Misfit("vae/config.json", key, config[key], "pictures have 3")
+
+
+def _of_unet(parts: Mapping[str, Any]) -> Iterator[Misfit]:
+    """Misfits of the network with the autoencoder and the text encoders."""
+    config, file = parts["unet"].config, "unet/config.json"
+    latents = parts["vae"].config.latent_channels
+    if config.in_channels != latents and (config.in_channels, latents) != (INPAINTING_CHANNELS, 4):
+        wanted = f"the autoencoder's latents have {latents} (with a mask and an image {2 * latents + 1})"
+        yield Misfit(file, "in_channels", config.in_channels, wanted)
+    if config.out_channels != latents:
+        yield Misfit(file, "out_channels", config.out_channels, f"the autoencoder's latents have {latents}")
+    encoders = [parts[name] for name in ("text_encoder", "text_encoder_2") if name in parts]
+    width = sum(encoder.config.hidden_size for encoder in encoders)
+    key = "cross_attention_dim" if config.encoder_hid_dim is None else "encoder_hid_dim"
+    told = config[key] if isinstance(config[key], list | tuple) else [config[key]]
+    if any(value != width for value in told):
+        yield Misfit(file, key, config[key], f"the text encoder gives {width}")
+    for key, known in (
+        ("class_embed_type", ()),
+        ("num_class_embeds", ()),
+        ("encoder_hid_dim_type", ("text_proj",)),
+        ("addition_embed_type", ("text", "text_time") if len(encoders) == 2 else ("text",)),
+    ):
+        if config[key] is not None and config[key] not in known:
+            yield Misfit(file, key, config[key], "there is nothing here to tell such a network")
+    if config.addition_embed_type == "text_time" and len(encoders) == 2:
+        wide = 6 * (config.addition_time_embed_dim or 0) + encoders[1].config.projection_dim
+        if config.projection_class_embeddings_input_dim != wide:
+            key = "projection_class_embeddings_input_dim"
+            yield Misfit(file, key, config[key], f"the second text encoder and six sizes give {wide}")
+    largest = LARGEST // 2 ** (len(parts["vae"].config.block_out_channels) - 1)
+    sides = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size or 1]
+    if max(sides) > largest:
+        yield Misfit(file, "sample_size", config.sample_size, f"the largest is {largest}, {LARGEST} pixels")
+
+
+def _of_text(parts: Mapping[str, Any]) -> Iterator[Misfit]:
+    """Misfits of the tokenizers with their text encoders."""
+    for name in ("text_encoder", "text_encoder_2"):
+        if name in parts:
+            last = max(parts[name.replace("text_encoder", "tokenizer")].get_vocab().values())
+            size = parts[name].config.vocab_size
+            if last >= size:
+                yield Misfit(f"{name}/config.json", "vocab_size", size, f"its tokenizer has a token {last}")

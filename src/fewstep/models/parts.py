@@ -1,0 +1,213 @@
+"""The parts of a model folder, each checked before it is built: its config, its files, the shapes in them."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPTokenizer
+
+from fewstep.errors import FewstepError
+from fewstep.io import read_object
+from fewstep.models.part_configs import AGAIN, checked_config, layers_of_config
+from fewstep.models.weights import opened
+
+COPY = "copy the whole model folder again"
+STEMS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call files of weights
+UNUSED = re.compile(  # tensors that text encoders keep beside what is run
+    r"(.*\.)?position_ids|logit_scale|(text|visual)_projection\.weight|vision_model\..*|text_model\..*"
+)
+SPELLINGS = (  # of old files and of the libraries' versions -> one
+    (re.compile(r"^(text_model\.)+"), ""),
+    (re.compile(r"^(vision_model\.)+"), "vision_model."),
+    (re.compile(r"(\.attentions\.\d+)\.query\."), r"\1.to_q."),
+    (re.compile(r"(\.attentions\.\d+)\.key\."), r"\1.to_k."),
+    (re.compile(r"(\.attentions\.\d+)\.value\."), r"\1.to_v."),
+    (re.compile(r"(\.attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
+)
+
+
+def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """The network of a folder with its config.json and its weights, checked, then loaded."""
+    checked_part(kind, folder)
+    return loaded_part(kind, folder, dtype, device)
+
+
+def part_config(kind: Any, folder: Path) -> dict[str, Any]:
+    """The config of a folder's network, of this kind and of no more layers than the weights beside it could fill.
+
+    kind: its class, of diffusers or transformers. Raises FewstepError naming the file and what is wrong with it.
+    """
+    path = folder / "config.json"
+    config = checked_config(path, "config")
+    _check_kind(path, config, kind)
+    asked, stored = layers_of_config(config), len(stored_sizes(folder))
+    if 4 * asked > stored:
+        raise FewstepError(f"{path} asks for {asked} layers or more, and its weights are {stored} tensors", AGAIN)
+    return config
+
+
+def checked_part(kind: Any, folder: Path) -> Any:
+    """The network of a folder without its weights, whose sizes are those of its config.json.
+
+    Nothing is read but configs and the headers of weight files. Raises FewstepError naming what does not fit.
+    """
+    network = _empty(kind, folder, part_config(kind, folder))
+    _check_sizes(folder / "config.json", network, stored_sizes(folder))
+    return network
+
+
+def loaded_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """The network of a folder that was checked, in evaluation mode.
+
+    Raises FewstepError for weights that are missing, that no module takes, or that are not finite.
+    """
+    path = folder / "config.json"
+    try:
+        part, info = kind.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            variant=variant(folder),
+        )
+    except Exception as error:  # of any kind: it is the libraries that read here
+        raise FewstepError(f"cannot load {folder} ({reason(error)})", COPY) from error
+    if info["missing_keys"]:  # which the libraries would leave random
+        lost = min(info["missing_keys"])
+        raise FewstepError(f"{path} asks for {lost}, which the weights beside it lack", COPY)
+    unknown = sorted(key for key in info["unexpected_keys"] if not UNUSED.fullmatch(key))
+    if unknown:
+        raise FewstepError(
+            f"{path} has no place for {len(unknown)} tensors of the weights beside it, such as {unknown[0]}",
+            "it is of another model, or something was merged into the weights that is not Stable Diffusion",
+        )
+    part = part.to(device).eval().requires_grad_(False)
+    check_finite(part, folder)
+    return part
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer in a folder. Raises FewstepError naming the file that is damaged."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise FewstepError(f"cannot load {folder} (it has no vocabulary)", "copy the tokenizer folder again")
+    for path in sorted(folder.glob("[!.]*.json")):
+        checked_config(path, "tokenizer file")
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(["a"], padding="max_length", max_length=2, truncation=True)
+    except Exception as error:  # of any kind: it is the library that reads here
+        raise FewstepError(f"cannot load {folder} ({reason(error)})", "copy the tokenizer folder again") from error
+    return tokenizer
+
+
+def reason(error: BaseException) -> str:
+    """What a library's error says, in a line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def variant(folder: Path) -> str | None:
+    """fp16 where a folder has no other weights: the libraries look for them only when told."""
+    names = [file.name for file in folder.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16" in name for name in names) else None
+
+
+def stored_sizes(folder: Path) -> dict[str, list[int]]:
+    """Tensor -> its size, by the headers of a folder's weight files; FewstepError for one that is unreadable."""
+    sizes: dict[str, list[int]] = {}
+    for path in weight_files(folder):
+        file = opened(path)
+        sizes |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    return sizes
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The .safetensors files that the libraries read in a folder: one, or the shards that an index lists."""
+    middle = f".{name}" if (name := variant(folder)) else ""
+    for stem in STEMS:
+        index = folder / f"{stem}.safetensors.index{middle}.json"
+        if index.is_file():
+            return [folder / name for name in _shards(index)]
+        if (folder / f"{stem}{middle}.safetensors").is_file():
+            return [folder / f"{stem}{middle}.safetensors"]
+    raise FewstepError(
+        f"cannot load {folder} (it has no {STEMS[0]}.safetensors or {STEMS[1]}.safetensors)",
+        "fewstep loads diffusers folders with .safetensors weights; copy it again",
+    )
+
+
+def _shards(index: Path) -> list[str]:
+    listed = read_object(index, "list of shards").get("weight_map")
+    names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+    lost = next((name for name in names if "/" in name or not (index.parent / name).is_file()), None)
+    if not names or lost:
+        raise FewstepError(f"{index} lists {lost or 'no shards'}" + (", which is not there" if lost else ""), COPY)
+    return names
+
+
+def _check_kind(path: Path, config: Mapping[str, Any], kind: Any) -> None:
+    """Raise FewstepError for the config of another kind of network."""
+    library = getattr(kind, "config_class", None)  # of transformers
+    key = "model_type" if library else "_class_name"
+    wanted = library.model_type if library else kind.__name__
+    if config.get(key, wanted) not in (wanted, "clip" if library else wanted):
+        raise FewstepError(
+            f"{path}: {key} is {config[key]} and not {wanted}",
+            "it is another kind of network: give the folder of one that fits here",
+        )
+
+
+def _empty(kind: Any, folder: Path, config: Mapping[str, Any]) -> Any:
+    """The network of a config, without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            if hasattr(kind, "from_config") and not hasattr(kind, "config_class"):
+                return kind.from_config(dict(config))
+            return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+    except Exception as error:  # of any kind: the libraries check little of what they build by
+        said = f"{folder / 'config.json'}: no {kind.__name__} can be built by it ({reason(error)})"
+        raise FewstepError(said, AGAIN) from error
+
+
+def _check_sizes(path: Path, network: Any, sizes: Mapping[str, list[int]]) -> None:
+    """Raise FewstepError for a tensor that is not of the size that the config asks for."""
+    asked = {_spelled(name): list(tensor.shape) for name, tensor in network.state_dict().items()}
+    for key, size in sizes.items():
+        wanted = asked.get(_spelled(key), size)
+        if wanted != size:
+            raise FewstepError(
+                f"{path} does not fit the weights beside it: {key} is {said_size(size)} and not {said_size(wanted)}",
+                "one of the two is of another model: copy the whole model folder again",
+            )
+
+
+def _spelled(key: str) -> str:
+    for pattern, spelling in SPELLINGS:
+        key = pattern.sub(spelling, key)
+    return key
+
+
+def said_size(size: Iterable[int]) -> str:
+    """A tensor's size in words: 320 x 4 x 3 x 3."""
+    return " x ".join(map(str, size)) or "a single number"
+
+
+def check_finite(network: Any, path: Path) -> None:
+    """Raise FewstepError naming a tensor of the network that holds NaN or infinity. path: where it was read from.
+
+    A sum of finite numbers is finite unless it overflows, and takes a tenth of the time of looking at each.
+    """
+    tensors = [(name, x) for name, x in network.state_dict().items() if x.is_floating_point() and x.numel()]
+    if not tensors:
+        return
+    good = torch.stack([x.sum(dtype=torch.float32) for _, x in tensors]).isfinite().tolist()
+    for name, x in (pair for pair, finite in zip(tensors, good, strict=True) if not finite):
+        lost = int(x.isfinite().logical_not().sum())
+        if lost:
+            raise FewstepError(
+                f"{path} holds values that are not finite: {lost} of {x.numel()} in {name}",
+                "get the model again; with --dtype fp16, bf16 or fp32 may hold what fp16 cannot",
+            )
