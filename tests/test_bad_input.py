@@ -264,6 +264,15 @@ def missing_file(data):
     (data / "metadata.csv").write_text("file_name,text\n00.png,x\n77.png,x\n")
 
 
+def latin_caption(data):
+    (data / "03.txt").write_bytes("größer".encode("latin-1"))
+
+
+def dangling_link(data):
+    (data / "03.png").unlink()
+    (data / "03.png").symlink_to("absent.png")
+
+
 DATA = pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -272,6 +281,8 @@ DATA = pytest.mark.parametrize(
         (remove_caption, r"no caption for .*/03\.png$"),
         (cut_image, r"unreadable image: .*/03\.png \("),
         (text_image, r"unreadable image: .*/03\.png \("),
+        (latin_caption, r".*/03\.txt is not UTF-8 text \("),
+        (dangling_link, r".*/03\.png is no file, or a link that leads nowhere$"),
         (break_line, r".*metadata\.jsonl line 2 is not JSON"),
         (no_file_name, r".*metadata\.csv line 2 has no file_name$"),
         (missing_file, r".*metadata\.csv line 3 names 77\.png, which is not in .*/data$"),

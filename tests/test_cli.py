@@ -75,8 +75,9 @@ def test_help_of_the_program_names_every_command(fewstep):
         ("distill --data d --out o", r"--model is required"),
         ("distill --model m --data d", r"--out is required"),
         ("distill --model m --data d --out o stray", r"unused Tokens: \['stray'\]"),
-        ("sample x\udcff --model m", r"the prompt x\\udcff is not UTF-8 text"),  # how Python hands on the byte FF
-        ("sample x --negative-prompt \udcff", r"the prompt \\udcff is not UTF-8 text"),
+        ("sample x\udcff --model m", r"PROMPT x\\udcff is not UTF-8 text"),  # how Python hands on the byte FF
+        ("sample x --negative-prompt \udcff", r"--negative-prompt \\udcff is not UTF-8 text"),
+        ("distill --model m --out o --data d\udcff", r"--data d\\udcff is not UTF-8 text"),
         ("sample x --model", r"--model (requires an argument|is required)"),
         ("sample x --model m --steps two", r"--steps two: input should be a valid integer"),
         ("sample x --model m --steps 2.5", r"--steps 2\.5: input should be a valid integer"),

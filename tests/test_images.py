@@ -161,6 +161,14 @@ def test_unreadable_pictures(tmp_path):
             read_image(tmp_path / name, 4, 4)
 
 
+def test_a_pointer_in_place_of_a_picture_is_named(tmp_path):
+    (tmp_path / "x.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(
+        FewstepError, match=r"^.*x\.png is a Git LFS pointer, not the file itself\n\nhint: run `git lfs"
+    ):
+        read_image(tmp_path / "x.png", 4, 4)
+
+
 def test_paths_that_lead_to_no_file(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "folder.png").mkdir()

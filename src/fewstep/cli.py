@@ -151,6 +151,10 @@ def guarded(app: App, argv: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return complain(FewstepError(f"{error.filename}: {error.strerror}", "check the path"))
     except KeyboardInterrupt:
         return complain(FewstepError("stopped", "nothing half-written was left"), 130)
 

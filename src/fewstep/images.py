@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.io import write_new
+from fewstep.io import refuse_stand_in, write_new
 
 TURNS = {  # EXIF's orientation: what to do with the picture, so that its top is above and its left on the left
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,6 +60,7 @@ def opened(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise FewstepError(f"image not found: {path}", "check the path") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        refuse_stand_in(path)
         reason = getattr(error, "strerror", None) or error
         raise FewstepError(
             f"unreadable image: {path} ({reason})", "replace the file, or take it out of the folder"

@@ -100,6 +100,16 @@ def _remove(place: Path, lock: Lock) -> None:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file. None is where the name is too long for one, of which `Path.is_file` makes an error."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, likewise."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a log file."""
     with explaining(path), path.open("a", encoding="utf-8") as file:

@@ -24,6 +24,7 @@ from fewstep.diffusion.solvers.base import Noise
 from fewstep.errors import FewstepError, UsageError
 from fewstep.events import note
 from fewstep.images import save_png, to_image, words_of
+from fewstep.io import is_file
 from fewstep.lora.files import hash_of, load_adapter
 from fewstep.lora.layers import add_beside, fold, shape_of
 from fewstep.lora.low_rank import Adapter, Weight, check_fits, combine
@@ -265,7 +266,7 @@ def sample(config: SampleConfig) -> Iterator[Picture]:
 
 def run(config: SampleConfig) -> None:
     """Draw the images of `config` and save them; file names, or one JSON document, go to stdout."""
-    if config.out.exists() and not config.out.is_dir():
+    if is_file(config.out):
         raise UsageError(f"--out {config.out} is a file", "give --out a folder")
     written = []
     for picture in sample(config):

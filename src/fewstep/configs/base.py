@@ -1,10 +1,11 @@
 """What every command's config shares, and how it is built from what was typed."""
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, is_text
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -45,6 +46,17 @@ class Config(BaseModel):
         """Help is wrapped where it is shown, not where a docstring's lines end."""
         for field in cls.model_fields.values():
             field.description = " ".join((field.description or "").split())
+
+    @field_validator("*")
+    @classmethod
+    def _of_text(cls, value: Any, field: ValidationInfo) -> Any:
+        """Refuse what was typed in no UTF-8: no file, tokenizer or config takes it."""
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, str | Path) and not is_text(str(part)):
+                typed = cls.argument is not None and field.field_name == cls.argument[0]
+                name = cls.argument[1] if cls.argument and typed else option_name(field.field_name or "value")
+                raise UsageError(f"{name} {part} is not UTF-8 text", "is the terminal's locale one of UTF-8?")
+        return value
 
 
 C = TypeVar("C", bound=Config)

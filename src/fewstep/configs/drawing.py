@@ -7,7 +7,7 @@ from cyclopts import Parameter
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.configs.base import Config, Device, Grid, ModelName, Precision, Solver
-from fewstep.errors import UsageError, is_text
+from fewstep.errors import UsageError
 
 
 class SampleConfig(Config):
@@ -86,16 +86,6 @@ class SampleConfig(Config):
         if not prompts:
             raise UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox"')
         return prompts
-
-    @field_validator("prompts", "negative_prompt")
-    @classmethod
-    def _text(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
-        for prompt in (value,) if isinstance(value, str) else value:
-            if not is_text(prompt):
-                raise UsageError(
-                    f"the prompt {prompt} is not UTF-8 text", "type it in a terminal whose locale is UTF-8"
-                )
-        return value
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:

@@ -74,7 +74,8 @@ def load_tools(
 
     clip: the model for CLIP score, which None leaves out. Raises FewstepError if it cannot be had: it was asked for.
     """
-    notes: list[str] = []
+    files, left_out = ([], ()) if reference is None else reference_files(reference)
+    notes = list(left_out)
 
     def attempt(what: str, load: Callable[[], T]) -> T | None:
         try:
@@ -95,11 +96,10 @@ def load_tools(
     if reference is None:
         notes.append("FID and KID left out: they compare with real images, which --reference names")
     elif inception := attempt("FID and KID", lambda: load_inception(device)):
-        real = read_real(reference_files(reference), str(reference), size, inception)
+        real = read_real(files, str(reference), size, inception)
         notes += too_few("FID", needed(inception.dim), images, len(real.features), "; KID does with fewer")
         notes += too_few("KID", 2 * FEWEST, images * sets, len(real.features))
     if reference and efficientnet:
-        files = reference_files(reference)
         few = too_few("EfficientNet distance", needed(efficientnet.dim), images, len(files))
         real_efficientnet = None if few else read_real(files, str(reference), size, efficientnet)
         notes += few

@@ -2,12 +2,16 @@
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.assets import shipped_kit
-from fewstep.data.folder import CAPTION_KEYS, SUFFIXES, TABLES, Item, read_items
+from fewstep.data.folder import Item, caption_of, notes_of, read_data, read_items, table_in, whole
+from fewstep.data.found import find_images
 from fewstep.errors import FewstepError
+from fewstep.io import is_folder
 
 OF = " emoji of "  # between a shipped caption's words for the style and for the thing
 NAMED = 5  # broken lines at most, in an error
@@ -46,20 +50,29 @@ def prompts_for(file: Path | None, reference: Path | None) -> Prompts:
 
 def reference_items(reference: Path) -> list[Item]:
     """The captioned images of --reference."""
-    try:
+    with _named(reference):
         return read_items(reference)
+
+
+def reference_files(reference: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """The images of --reference, and notes on what is left out; in a folder without a table they need no captions."""
+    with _named(reference):
+        if is_folder(reference) and table_in(reference) is None:
+            found = whole(find_images(reference))
+            if found.images:
+                return found.images, notes_of(reference, found.left_out)
+        data = read_data(reference)
+        return [item.path for item in data.items], data.notes
+
+
+@contextmanager
+def _named(reference: Path) -> Iterator[None]:
+    """Errors about data, in words about --reference."""
+    try:
+        yield
     except FewstepError as error:
         hint = error.hint.replace("--data", "--reference")
         raise FewstepError(f"--reference {reference}: {error.message}", hint) from None
-
-
-def reference_files(reference: Path) -> list[Path]:
-    """The images of --reference; in a folder without a table they need no captions."""
-    if reference.is_dir() and not any((reference / f"metadata{suffix}").is_file() for suffix in TABLES):
-        files = sorted(path for path in reference.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if files:
-            return files
-    return [item.path for item in reference_items(reference)]
 
 
 def shipped_prompts() -> Prompts:
@@ -133,10 +146,10 @@ def _from_json(line: str) -> Prompt:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("is not a JSON object")
-    text = next((row[key] for key in CAPTION_KEYS if row.get(key)), None)
-    if not isinstance(text, str):
+    text = caption_of(row)
+    if text is None:
         raise ValueError("has no text")
     for key in ("style", "concept"):
         if not isinstance(row.get(key), str | None):
             raise ValueError(f"has a {key} that is no text")
-    return Prompt(text.strip(), row.get("style"), row.get("concept"))
+    return Prompt(text, row.get("style"), row.get("concept"))

@@ -160,16 +160,17 @@ def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device
         style = drawings.statistics[config.style].expanded()
         return Judges(network, style, f"{style.count} drawings of {config.style}", network, drawings, (CLIP,))
     inception = load_inception(device)
-    real = read_real(reference_files(config.reference), str(config.reference), size, inception)
+    files, left_out = reference_files(config.reference)
+    real = read_real(files, str(config.reference), size, inception)
     style = statistics([real.features], inception.label)
     told = f"{len(real.features)} images of {real.source} (sha256 {real.sha256})"
     try:
         if not any(prompt.style and prompt.concept for prompt in prompts):
             raise FewstepError("the prompts do not say their style and concept", "--prompts takes .jsonl with both")
-        return Judges(inception, style, told, load_efficientnet(device), drawings_for(prompts), (CLIP,))
+        return Judges(inception, style, told, load_efficientnet(device), drawings_for(prompts), (CLIP, *left_out))
     except FewstepError as error:
         note = f"agreement left out: {error.message}; {error.hint}"
-        return Judges(inception, style, told, None, None, (CLIP, note))
+        return Judges(inception, style, told, None, None, (CLIP, *left_out, note))
 
 
 # --- searching ----------------------------------------------------------------------------------------------

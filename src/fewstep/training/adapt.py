@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fewstep.assets import MODEL
 from fewstep.configs import AdapterConfig
 from fewstep.data.cache import Encoded, encode
-from fewstep.data.folder import Item
+from fewstep.data.folder import Item, read_data
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.errors import UsageError
 from fewstep.events import doing, note, program
@@ -77,6 +77,14 @@ class LatentData:
             guidance,
             end=uniform(generators),
         )
+
+
+def training_items(config: AdapterConfig) -> list[Item]:
+    """The captioned images of --data; what of it is left out is said."""
+    data = read_data(config.data)
+    for text in data.notes:
+        note(text)
+    return data.items
 
 
 def latent_data(items: Sequence[Item], model: Model, config: AdapterConfig) -> LatentData:

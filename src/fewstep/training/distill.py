@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.configs import DistillConfig
-from fewstep.data.folder import read_items
 from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.guidance import GuidedDenoiser
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, clean_level, skipping_grid
@@ -19,7 +18,17 @@ from fewstep.lora.references import Reference
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
 from fewstep.planning import lay_timesteps, psi_named, refuse_zero_snr
-from fewstep.training.adapt import Batch, LatentData, Roles, after, describe, latent_data, new_roles, say_result
+from fewstep.training.adapt import (
+    Batch,
+    LatentData,
+    Roles,
+    after,
+    describe,
+    latent_data,
+    new_roles,
+    say_result,
+    training_items,
+)
 from fewstep.training.loop import loop
 from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared
 from fewstep.training.progress import check_folder
@@ -35,7 +44,7 @@ def run(config: DistillConfig) -> None:
     """
     check_method(config)
     check_folder(config)
-    items = read_items(config.data)
+    items = training_items(config)
     model = load_model(config.model, device=pick_device(config.device))
     refuse_zero_snr(config.psi, model.schedule)
     distil(config, model, latent_data(items, model, config))

@@ -3,10 +3,9 @@
 from torch import Tensor, nn
 
 from fewstep.configs import FinetuneConfig
-from fewstep.data.folder import read_items
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
-from fewstep.training.adapt import Batch, after, describe, latent_data, new_roles, say_result
+from fewstep.training.adapt import Batch, after, describe, latent_data, new_roles, say_result, training_items
 from fewstep.training.loop import loop
 from fewstep.training.losses import denoising_loss
 from fewstep.training.progress import check_folder
@@ -18,7 +17,7 @@ def run(config: FinetuneConfig) -> None:
     Its path goes to stdout.
     """
     check_folder(config)
-    items = read_items(config.data)
+    items = training_items(config)
     model = load_model(config.model, device=pick_device(config.device))
     data = latent_data(items, model, config)
     roles = new_roles(model, config, target_decay=None, with_teacher=False)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from fewstep.assets import ACCELERATION, MODEL, STYLES
 from fewstep.configs import TrainingConfig, option_name
 from fewstep.errors import FewstepError, UsageError
-from fewstep.io import append_line, explaining, read_json, write_bytes, write_json
+from fewstep.io import append_line, explaining, is_file, read_json, write_bytes, write_json
 from fewstep.locks import take
 
 LOCK = "run.lock"  # in --out while a run writes there
@@ -34,7 +34,7 @@ def check_folder(config: TrainingConfig) -> None:
     """
     if config.tracker and importlib.util.find_spec(config.tracker) is None:
         raise FewstepError(f"--tracker {config.tracker}: its package is not installed", f"pip install {config.tracker}")
-    if config.out.exists() and not config.out.is_dir():
+    if is_file(config.out):
         raise UsageError(f"--out {config.out} is a file", "give --out a folder")
     if (config.out / LOCK).exists():  # of a run in progress, or of one that was killed
         with only_run(config):
