@@ -206,7 +206,7 @@ def refuse_stand_in(path: Path) -> None:
     try:
         with path.open("rb") as file:
             start = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return  # the one who reads it says why
     for mark, (what, hint) in STAND_INS.items():
         if start.startswith(mark):
