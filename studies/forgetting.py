@@ -113,7 +113,9 @@ def vector_of(config: ForgettingConfig) -> str:
     if ships(config.style, config.prior, config.modules):
         return config.style
     data, training = drawings(config.style, config.prior), TRAINING | {"modules": config.modules}
-    of = f"{parts_sha256(shipped_model(MODEL))} {data.read_text(encoding='utf-8')} {json.dumps(training)}"
+    model = shipped_model(MODEL)
+    assert model is not None
+    of = f"{parts_sha256(model)} {data.read_text(encoding='utf-8')} {json.dumps(training)}"
     out = cache_dir() / "forgetting" / sha256_bytes(of.encode())[:16]
     file = out / "lora.safetensors"
     if not file.is_file():
@@ -248,13 +250,13 @@ def figures(one: Measured, results: Sequence[Measured]) -> dict[str, Any]:
 def cells(row: dict[str, Any]) -> list[str]:
     """One row as text."""
 
-    def said(name: str, scale: float = 1) -> str:
+    def number(name: str, scale: float = 1) -> str:
         return f"{scale * row[name]['value']:.1f} ± {scale * row[name]['error']:.1f}"
 
-    changed = [said("agreement_change", 100), said("distance_change"), said("distance_relative", 100)]
+    changed = [number("agreement_change", 100), number("distance_change"), number("distance_relative", 100)]
     points, change, percent = changed if row["subtracted"] else ("", "", "")
     model = f"W0 - {row['subtracted']:g} style" if row["subtracted"] else "W0"
-    return [row["prompts_of"], model, said("agreement", 100), points, said("distance"), change, percent]
+    return [row["prompts_of"], model, number("agreement", 100), points, number("distance"), change, percent]
 
 
 def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -271,16 +273,16 @@ def of_style(row: dict[str, Any]) -> str:
     """Whether the style was forgotten."""
     distance, agreement = row["distance_change"], row["agreement_change"]
     if distance["value"] > CERTAIN * distance["error"]:
-        told = "the style's prompts are drawn less like the style, for certain"
+        verdict = "the style's prompts are drawn less like the style, for certain"
     elif distance["value"] < -CERTAIN * distance["error"]:
-        told = "the style's prompts are drawn more like the style, for certain"
+        verdict = "the style's prompts are drawn more like the style, for certain"
     else:
-        told = "no change in how like the style its prompts are drawn is told from chance"
+        verdict = "no change in how like the style its prompts are drawn is told from chance"
     if agreement["value"] == 0:
-        return f"{told}; their agreement is the same."
+        return f"{verdict}; their agreement is the same."
     certain = abs(agreement["value"]) > CERTAIN * agreement["error"]
     fell = "fell" if agreement["value"] < 0 else "rose"
-    return f"{told}; their agreement {fell}, " + ("for certain." if certain else "by no more than chance may do.")
+    return f"{verdict}; their agreement {fell}, " + ("for certain." if certain else "by no more than chance may do.")
 
 
 def of_others(row: dict[str, Any]) -> str:
@@ -304,7 +306,8 @@ def within(name: str, change: float, error: float) -> str:
 def title(style: dict[str, Any]) -> str:
     """What is measured, in a few words."""
     of_modules = {"all": "", "transformer": ", transformer blocks"}.get(style["modules"], f", {style['modules']}")
-    return style["style"] + of_modules + (f", with {style['prior']:g} of other styles" if style["prior"] else "")
+    of_prior = f", with {style['prior']:g} of other styles" if style["prior"] else ""
+    return f"{style['style']}{of_modules}{of_prior}"
 
 
 def origin(style: dict[str, Any]) -> tuple[str, ...]:

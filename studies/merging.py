@@ -1,6 +1,7 @@
 """Write docs/merging.md, what merging tools compute beside the exact sum: `python -m studies.merging [FILE]`."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def kohya_concatenated(terms: Terms) -> Tensor:
     return terms[0][1].rank / len(A) * LowRank(A, B).delta()
 
 
-def peft(combination_type: str) -> Callable[[Terms], Tensor]:
+def peft(combination_type: Literal["linear", "svd", "cat"]) -> Callable[[Terms], Tensor]:
     """PEFT's add_weighted_adapter, run on a network of one layer."""
 
     def merged(terms: Terms) -> Tensor:
@@ -83,14 +84,15 @@ def peft(combination_type: str) -> Callable[[Terms], Tensor]:
         )
         for name, config in zip(names[1:], configs[1:], strict=True):
             model.add_adapter(name, config)
-        lora = model.base_model.model["layer"]
+        lora: Any = cast(Any, model.base_model).model["layer"]
         for name, (_, update) in zip(names, terms, strict=True):
             lora.lora_A[name].weight.data, lora.lora_B[name].weight.data = update.A.clone(), update.B.clone()
         try:
             model.add_weighted_adapter(names, [w for w, _ in terms], "merged", combination_type)
         except ValueError as error:
             raise Refusal(str(error)) from None
-        return lora.get_delta_weight("merged").detach()
+        delta: Tensor = lora.get_delta_weight("merged").detach()
+        return delta
 
     return merged
 
@@ -126,7 +128,7 @@ def error(method: Callable[[Terms], Tensor], terms: Terms) -> float:
 
 
 def cell(method: Callable[[Terms], Tensor], terms: Terms) -> str:
-    """The error as said in the table."""
+    """The error as it stands in the table."""
     try:
         relative = error(method, terms)
     except Refusal:
@@ -136,14 +138,14 @@ def cell(method: Callable[[Terms], Tensor], terms: Terms) -> str:
 
 def refusals() -> str:
     """What a refusing tool says, one line each."""
-    said = {}
+    lines: dict[str, str] = {}
     for name, method in COLUMNS.items():
         for row, terms in cases():
             try:
                 method(terms)
             except Refusal as refusal:
-                said.setdefault(name, f'- {name} refuses ranks {row.split(" | ")[1]}: "{refusal}"')
-    return "\n".join(said.values())
+                lines.setdefault(name, f'- {name} refuses ranks {row.split(" | ")[1]}: "{refusal}"')
+    return "\n".join(lines.values())
 
 
 def table() -> str:

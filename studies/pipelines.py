@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -43,7 +44,7 @@ def cannot_be_built(row: Row, family: str) -> bool:
     return False
 
 
-def accelerated(pipe: object, row: Row, lora: Path, folded: bool) -> torch.Tensor:
+def accelerated(pipe: Any, row: Row, lora: Path, folded: bool) -> torch.Tensor:
     """What it draws in the recipe's steps. AssertionError if it takes others, or the LoRA is not felt."""
     calls: list[int] = []
     hook = pipe.unet.register_forward_hook(lambda *_: calls.append(1))

@@ -91,7 +91,7 @@ def parts_of(family: str, seed: int = 0, **unet: object) -> dict[str, Any]:
         up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4, sample_size=16,
         mid_block_add_attention=False,
     )  # fmt: skip
-    network = tiny_unet(**(kind.unet | unet))
+    network = tiny_unet(**({**kind.unet, **unet}))
     scheduler = DDIMScheduler(
         **STABLE_DIFFUSION, prediction_type=kind.prediction, clip_sample=False, set_alpha_to_one=False, steps_offset=1
     )

@@ -14,6 +14,7 @@ from PIL import Image
 from fewstep.configs import build
 from fewstep.diffusion.schedule import lcm_grid, skipping_grid
 from fewstep.errors import FewstepError, UsageError
+from fewstep.evaluate.sheets import small_jpeg
 from fewstep.metrics.estimate import Estimate
 from fewstep.planning import psi_named
 from fewstep.training.checkpoint import Average
@@ -21,12 +22,12 @@ from studies import ablations
 from tests.tiny import tiny_model
 
 DOCS = Path(__file__).parents[2] / "docs"
-GROUPS = ablations.all_groups(100, long=True)
-MEASURES = ablations.MEASURES
+GROUPS = ablations.groups.all_groups(100, long=True)
+MEASURES = ablations.measures.MEASURES
 
 
 def config(**changes: object):
-    return build(ablations.AblationsConfig, **changes)
+    return build(ablations.config.AblationsConfig, **changes)
 
 
 def runs(of: str = "model data", **changes: object) -> dict:
@@ -34,15 +35,17 @@ def runs(of: str = "model data", **changes: object) -> dict:
     wanted = config(**changes)
     return {
         (name, run): trained
-        for name, group in ablations.all_groups(wanted.train_steps, wanted.long).items()
-        for run, trained in ablations.runs_of(name, group, wanted, Path("data"), of).items()
+        for name, group in ablations.groups.all_groups(wanted.train_steps, wanted.long).items()
+        for run, trained in ablations.runs.runs_of(name, group, wanted, Path("data"), of).items()
     }
 
 
 def patched(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
     """Other globals for the generator's functions."""
     for name, value in values.items():
-        monkeypatch.setitem(vars(ablations), name, value)
+        for module in (ablations.groups, ablations.measures, ablations.run, ablations.runs):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
 
 
 # --- the runs -----------------------------------------------------------------------------------------------
@@ -85,7 +88,7 @@ def test_other_runs_lie_elsewhere(changes) -> None:
 
 def test_a_run_is_the_command_that_trains_it() -> None:
     run = runs()["rank", "full"]
-    typed = ablations.command(run.config)
+    typed = ablations.runs.command(run.config)
     assert typed[1:4] == ["-m", "fewstep", "distill"]
     assert {"--full", "--resume"} < set(typed)
     for option, value in {"--steps": "150", "--learning-rate": "0.0003", "--out": str(run.config.out)}.items():
@@ -113,14 +116,14 @@ def test_the_teacher_as_a_target_stays_the_teacher() -> None:
 
 
 def test_short_runs_have_no_shorter_ones() -> None:
-    assert list(ablations.all_groups(2)["length"].runs) == ["2 steps", "1 steps, a half"]
-    assert list(ablations.all_groups(1)["length"].runs) == ["1 steps"]
+    assert list(ablations.groups.all_groups(2)["length"].runs) == ["2 steps", "1 steps, a half"]
+    assert list(ablations.groups.all_groups(1)["length"].runs) == ["1 steps"]
 
 
 def test_an_unknown_group_is_refused() -> None:
     with pytest.raises(UsageError, match="unknown group speed"):
-        ablations.chosen(config(groups=("k", "speed")))
-    assert list(ablations.chosen(config(groups=("psi", "k")))) == ["psi", "k"]
+        ablations.run.chosen(config(groups=("k", "speed")))
+    assert list(ablations.run.chosen(config(groups=("psi", "k")))) == ["psi", "k"]
 
 
 # --- training them ------------------------------------------------------------------------------------------
@@ -135,7 +138,7 @@ def test_a_failed_run_is_one_line_and_the_others_go_on(tmp_path, monkeypatch, ca
     patched(monkeypatch, command=lambda config: [sys.executable, "-S", "-c", does[config.out]])
     old.config.out.mkdir(parents=True)
     old.mark.write_text("{}")
-    ablations.train([bad, good, old], processes=2)
+    ablations.runs.train([bad, good, old], processes=2)
     said = capfd.readouterr().err.splitlines()
     assert "3 runs, 1 of them finished before" in said[0]
     assert f"{bad.name}: failed with exit code 3, see {bad.log}" in "\n".join(said)
@@ -158,18 +161,18 @@ def test_what_stops_the_command_stops_its_runs(tmp_path, monkeypatch) -> None:
     )
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        ablations.train(list(runs().values())[:2], processes=2)
+        ablations.runs.train(list(runs().values())[:2], processes=2)
     assert time.monotonic() - begun < 50
 
 
 def test_every_third_drawing_is_taken_and_a_third_of_these_name_no_style(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
     with pytest.raises(FewstepError, match=re.escape("base.jsonl\n\nhint: run python -m recipes.emoji.dataset")):
-        ablations.drawings()
+        ablations.runs.drawings()
     folder = tmp_path / "emoji" / "images"
     folder.mkdir(parents=True)
     (folder / "base.jsonl").write_text("".join(f'{{"text": "flat emoji of é {i}"}}\n' for i in range(12)), "utf-8")
-    told = [json.loads(line)["text"] for line in ablations.drawings().read_text("utf-8").splitlines()]
+    told = [json.loads(line)["text"] for line in ablations.runs.drawings().read_text("utf-8").splitlines()]
     assert told == ["é 0", "flat emoji of é 3", "flat emoji of é 6", "é 9"]
 
 
@@ -185,11 +188,11 @@ def run_said(name: str, base: tuple[float, ...] = (), now: tuple[float, ...] = (
     """A run as data. base: its measures before, for a run that is not the base; every error is a hundredth."""
 
     def measured(numbers: tuple[float, ...], share: float = 0.01):
-        return ablations.Measured(*(estimated(x, share * x) for x in numbers))
+        return ablations.measures.Measured(*(estimated(x, share * x) for x in numbers))
 
-    at = {"steps": 4, **ablations.values(measured(now))}
+    at = {"steps": 4, **ablations.measures.values(measured(now))}
     if base:
-        at["change"] = ablations.values(ablations.less(measured(now, 0.02), measured(base, 0.01)))
+        at["change"] = ablations.measures.values(ablations.measures.less(measured(now, 0.02), measured(base, 0.01)))
     return {"name": name, "time": 1.0, "bytes": 1_400_000, "at": [at]} | more
 
 
@@ -212,13 +215,13 @@ def test_the_page_is_what_its_figures_make() -> None:
     if not (DOCS / "ablations.json").is_file():
         pytest.skip("not measured yet")
     found = json.loads((DOCS / "ablations.json").read_text(encoding="utf-8"))
-    assert ablations.page(found) == (DOCS / "ablations.md").read_text(encoding="utf-8")
+    assert ablations.page.page(found) == (DOCS / "ablations.md").read_text(encoding="utf-8")
 
 
 def test_a_page_has_a_section_a_group_and_survives_json() -> None:
     base, other = run_said("rank 16"), run_said("rank 1", BASE, (0.2, 150, 0.4, 0.7), bytes=100_000)
     full = document(rank=group(base, other), psi=group(run_said("ddim"), failed=("heun",)))
-    text = ablations.page(json.loads(json.dumps(full)))
+    text = ablations.page.page(json.loads(json.dumps(full)))
     assert text.index("## Rank") < text.index("## Psi")
     assert "| rank 1  |  20.0 ± 0.2 |" in text
     assert "**+50.0 ± 2.0**" in text
@@ -243,25 +246,25 @@ def test_a_page_has_a_section_a_group_and_survives_json() -> None:
     ],
 )
 def test_verdicts(name, now, sentence) -> None:
-    assert ablations.verdict(name, [run_said("A"), run_said("B", BASE, now)]) == sentence
+    assert ablations.page.verdict(name, [run_said("A"), run_said("B", BASE, now)]) == sentence
 
 
 def test_equal_pictures_are_not_told_apart() -> None:
     same = run_said("B", BASE, BASE)
     same["at"][0]["change"] = {name: {"value": 0.0, "error": 0.0} for name in MEASURES}
-    assert ablations.verdict("distance", [run_said("A"), same]).endswith("not told apart from A: `B`.")
-    assert not ablations.certain({"value": 2.0, "error": 1.0})
+    assert ablations.page.verdict("distance", [run_said("A"), same]).endswith("not told apart from A: `B`.")
+    assert not ablations.measures.certain({"value": 2.0, "error": 1.0})
 
 
 def test_a_group_of_the_base_alone_says_nothing() -> None:
-    text = ablations.section("seed", group(run_said("seed 0")), GROUPS["seed"])
+    text = ablations.page.section("seed", group(run_said("seed 0")), GROUPS["seed"])
     assert "best" not in text
     assert "| seed 0 |" in text
 
 
 def test_errors_of_changes_are_paired() -> None:
     one, other = ([estimated(x, share * x) for x in BASE] for share in (0.02, 0.01))
-    changes = ablations.less(ablations.Measured(*one), ablations.Measured(*other))
+    changes = ablations.measures.less(ablations.measures.Measured(*one), ablations.measures.Measured(*other))
     assert changes.distance.value == 0
     assert changes.distance.error == pytest.approx(1)
 
@@ -270,14 +273,14 @@ def test_other_numbers_of_steps_have_a_table_of_their_own() -> None:
     base, other = run_said("A"), run_said("B", BASE)
     for run, more in ((base, run_said("A")), (other, run_said("B", BASE))):
         run["at"].append(more["at"][0] | {"steps": 1})
-    lines = ablations.steps_table([base, other]).splitlines()
+    lines = ablations.page.steps_table([base, other]).splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["1 step: A", "1 step: B"]
-    assert ablations.steps_table([run_said("A")]) == ""
+    assert ablations.page.steps_table([run_said("A")]) == ""
 
 
 def test_chance_is_said_and_counted() -> None:
     found = document(rank=group(run_said("A"), run_said("B", BASE, (0.4, 150, 0.3, 0.9))))
-    said = ablations.by_chance(found)
+    said = ablations.page.by_chance(found)
     assert said == "1 of 4 are; of 4 differences of nothing, about 0 would be"
 
 
@@ -285,28 +288,28 @@ def test_what_other_seeds_do_is_said() -> None:
     seeds = group(
         run_said("seed 0"), run_said("1", BASE, (0.41, 97, 0.3, 0.9)), run_said("2", BASE, (0.4, 101, 0.31, 1))
     )
-    said = ablations.by_seed(document(seed=seeds))
+    said = ablations.page.by_seed(document(seed=seeds))
     assert "agreement % by 1.0, distance by 3.0, LPIPS by 0.0100, sharpness by 0.100 at most" in said
-    assert ablations.by_seed(document()) == ""
+    assert ablations.page.by_seed(document()) == ""
 
 
 def test_pairs_beside_the_base_are_said() -> None:
     pair = {"run": "B", "beside": "C", "change": run_said("B", BASE, (0.4, 150, 0.3, 0.9))["at"][0]["change"]}
-    assert "`B` beside `C`: agreement % +0.0 ± 0.4, distance **+50.0 ± 2.0**" in ablations.pair_said(pair)
+    assert "`B` beside `C`: agreement % +0.0 ± 0.4, distance **+50.0 ± 2.0**" in ablations.page.pair_text(pair)
 
 
 def test_sheets_are_small_enough() -> None:
     torch.manual_seed(0)
     noise = Image.fromarray(torch.randint(0, 256, (700, 700, 3), dtype=torch.uint8).numpy())
-    largest = 6 * ablations.ROW_BYTES
-    assert len(ablations.small_jpeg(noise, largest)) <= largest
+    largest = 6 * ablations.measures.ROW_BYTES
+    assert len(small_jpeg(noise, largest)) <= largest
 
 
 def test_blurred_pictures_are_less_sharp() -> None:
     torch.manual_seed(0)
     x = torch.rand(3, 3, 32, 32)
     blurred = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
-    sharp, soft = (ablations.sharpness(SimpleNamespace(batches=lambda y=y: [y])) for y in (x, blurred))
+    sharp, soft = (ablations.measures.sharpness(SimpleNamespace(batches=lambda y=y: [y])) for y in (x, blurred))
     assert sharp.shape == (3,)
     assert (soft < 0.1 * sharp).all()
 
@@ -322,13 +325,13 @@ def test_two_tiny_runs_make_a_page_and_are_kept(tmp_path, tiny_data_folder, monk
     wanted = config(model=str(model), data=tiny_data_folder, groups=("length",), train_steps=2, batch_size=4,
                     images=8, processes=2, precision="fp32", out=tmp_path / "page.md")  # fmt: skip
     patched(monkeypatch, ROW_BYTES=50_000)  # large enough for its pictures not to be scaled
-    ablations.run(wanted)
+    ablations.run.run(wanted)
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     found = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
     assert [run["name"] for run in found["groups"]["length"]["runs"]] == ["2 steps", "1 steps, a half"]
     assert found["groups"]["length"]["failed"] == []
-    assert ablations.page(found) == text
+    assert ablations.page.page(found) == text
     with Image.open(tmp_path / "pictures" / "ablations-length.jpg") as sheet:
-        assert sheet.height > 3 * ablations.CELL
+        assert sheet.height > 3 * ablations.measures.CELL
     patched(monkeypatch, started=None, measure=lambda *ignored: found)  # nothing is trained again
-    ablations.run(wanted)
+    ablations.run.run(wanted)

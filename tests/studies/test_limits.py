@@ -11,7 +11,7 @@ from PIL import Image
 from fewstep.cli import main_of
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.metrics.estimate import estimate
-from studies import limits, limits_measured, limits_pictures, limits_told
+from studies import limits
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -116,16 +116,16 @@ def document() -> dict[str, Any]:
 
 def test_the_page_is_what_its_figures_make() -> None:
     kept = json.loads((DOCS / "limits.json").read_text(encoding="utf-8"))
-    assert limits.page(kept) == (DOCS / "limits.md").read_text(encoding="utf-8")
+    assert limits.page.page(kept) == (DOCS / "limits.md").read_text(encoding="utf-8")
     for picture in (DOCS / "pictures").glob("limits-*.jpg"):
-        assert picture.stat().st_size <= limits.LARGEST
+        assert picture.stat().st_size <= limits.run.LARGEST
 
 
 def test_a_whole_page_tells_every_section() -> None:
-    text = limits.page(json.loads(json.dumps(document())))
+    text = limits.page.page(json.loads(json.dumps(document())))
     assert "Not measured" not in text
     assert "All sections are of one and the same model." in text
-    for number in limits_measured.SECTIONS:
+    for number in limits.page.SECTIONS:
         assert text.count(f"\n## {number}. ") == 1
     for name in ("paths", "worst", "steps", "sketches"):
         assert text.count(f"(pictures/limits-{name}.jpg)") == 1
@@ -135,7 +135,7 @@ def test_what_was_not_measured_is_said_and_so_is_another_model() -> None:
     figures = document()
     del figures["sections"]["2"], figures["sections"]["5"]
     figures["sections"]["3"]["lcm_sha256"] = "c" * 64
-    text = limits.page(figures)
+    text = limits.page.page(figures)
     assert "Not measured yet: section 2 and 5. The sections are not all of the same model" in text
     assert "Not measured yet: `python -m studies.limits --sections 5` does." in text
 
@@ -143,17 +143,16 @@ def test_what_was_not_measured_is_said_and_so_is_another_model() -> None:
 def test_a_partial_run_replaces_only_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, sections = tmp_path / "limits.md", document()["sections"]
     (tmp_path / "limits.json").write_text(json.dumps({"sections": {"1": sections["1"], "5": sections["5"]}}))
-    monkeypatch.setitem(limits_measured.SECTIONS, "5", lambda bench: limits_measured.Measured(
+    monkeypatch.setitem(limits.page.SECTIONS, "5", lambda bench: limits.bench.Measured(
         {key: sections["5"][key] for key in ("truth", "rows")}, {"steps": Image.new("RGB", (64, 64), "red")}
     ))  # fmt: skip
-    scope = vars(limits)
-    monkeypatch.setitem(scope, "Lab", lambda *_: None)
-    monkeypatch.setitem(scope, "facts", lambda bench: FACTS | {"images": bench.images})
-    code = main_of(limits.LimitsConfig, limits.run, ["--sections", "5", "--images", "8", "--out", str(out)])
+    monkeypatch.setattr(limits.run, "Lab", lambda *_: None)
+    monkeypatch.setattr(limits.run, "facts", lambda bench: FACTS | {"images": bench.images})
+    code = main_of(limits.run.LimitsConfig, limits.run.run, ["--sections", "5", "--images", "8", "--out", str(out)])
     assert code == 0
     kept = json.loads((tmp_path / "limits.json").read_text())["sections"]
     assert kept == {"1": sections["1"], "5": sections["5"] | {"images": 8}}
-    assert out.read_text(encoding="utf-8") == limits.page({"sections": kept})
+    assert out.read_text(encoding="utf-8") == limits.page.page({"sections": kept})
     assert (tmp_path / "pictures" / "limits-steps.jpg").exists()
 
 
@@ -166,7 +165,7 @@ def test_a_partial_run_replaces_only_its_section(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_what_is_refused(options, words, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main_of(limits.LimitsConfig, limits.run, options) == 2
+    assert main_of(limits.run.LimitsConfig, limits.run.run, options) == 2
     assert words in capsys.readouterr().err
 
 
@@ -177,18 +176,18 @@ def test_an_arc_keeps_its_ends_and_its_norm() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 4, 16, 16, generator=generator, dtype=torch.float64)
     b *= a.norm() / b.norm()
-    arc = limits_measured.slerp(a, b, torch.linspace(0, 1, 9))
+    arc = limits.smooth.slerp(a, b, torch.linspace(0, 1, 9))
     torch.testing.assert_close(arc[0], a)
     torch.testing.assert_close(arc[-1], b)
     torch.testing.assert_close(arc.flatten(1).norm(dim=1), a.norm().expand(9))
     steps = (arc[1:] - arc[:-1]).flatten(1).norm(dim=1)
     torch.testing.assert_close(steps, steps[:1].expand(8))  # as far each time
-    torch.testing.assert_close(limits_measured.slerp(a, a, torch.linspace(0, 1, 3)), a.expand(3, *a.shape))
+    torch.testing.assert_close(limits.smooth.slerp(a, a, torch.linspace(0, 1, 3)), a.expand(3, *a.shape))
 
 
 def test_a_straight_line_has_length_one_and_a_detour_more() -> None:
     steps, ends = torch.full((12, 15), 1 / 15), torch.ones(12)
-    ratio = limits_measured.ratio_of_sums
+    ratio = limits.smooth.ratio_of_sums
     straight = ratio(steps.sum(dim=1), ends)
     assert (straight.value, straight.error) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
     assert ratio(steps.amax(dim=1), steps.mean(dim=1)).value == pytest.approx(1)
@@ -208,14 +207,14 @@ def test_roughness_of_pictures() -> None:
         def batches(self):
             return iter([torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 2, 2)] * 2)
 
-    found = limits_measured.roughness(Bench(), Pictures())
+    found = limits.smooth.roughness(Bench(), Pictures())
     assert (found.ends.value, found.length.value, found.jump.value) == (
         pytest.approx(12), pytest.approx(1), pytest.approx(1))  # fmt: skip
 
 
 def test_conditionings_between_two() -> None:
     a, b = (Conditioning(torch.full((1, 2, 3), value), torch.full((1, 4), value)) for value in (0.0, 2.0))
-    middle = limits_measured.between(a, b, torch.tensor([0.0, 0.5, 1.0]))
+    middle = limits.smooth.between(a, b, torch.tensor([0.0, 0.5, 1.0]))
     assert middle.text[:, 0, 0].tolist() == middle.pooled[:, 0].tolist() == [0, 1, 2]
     assert middle.control is None
 
@@ -223,12 +222,12 @@ def test_conditionings_between_two() -> None:
 @pytest.mark.parametrize(("count", "mean"), [(8, 7), (20, 18.5), (25, 23)])
 def test_the_worst_decile(count: int, mean: float) -> None:
     values = torch.arange(count, dtype=torch.float64)[torch.randperm(count, generator=torch.Generator().manual_seed(1))]
-    assert limits_measured.worst_decile(values) == mean
+    assert limits.bench.worst_decile(values) == mean
 
 
 def test_noise_as_large_as_the_weights() -> None:
     W = torch.randn(32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    noised = limits_measured.noised
+    noised = limits.pretrained.noised
     torch.testing.assert_close(noised(W, 0.0, torch.Generator().manual_seed(0)), W)
     n = noised(W, 1.0, torch.Generator().manual_seed(0))
     torch.testing.assert_close(n.norm(), W.norm())
@@ -237,22 +236,22 @@ def test_noise_as_large_as_the_weights() -> None:
 
 
 def test_small_sums() -> None:
-    assert limits_measured.ranks_to(16) == [1, 2, 4, 8, 16]
-    assert limits_measured.ranks_to(12) == [1, 2, 4, 8, 12]
-    assert limits_measured.ranks_to(1) == [1]
+    assert limits.rank.ranks_to(16) == [1, 2, 4, 8, 16]
+    assert limits.rank.ranks_to(12) == [1, 2, 4, 8, 12]
+    assert limits.rank.ranks_to(1) == [1]
     ordered = ["noto"] * 3 + ["flat"] * 17  # the worst first
-    assert limits_measured.styles_among(ordered) == {"flat": {"all": 17, "worst": 0}, "noto": {"all": 3, "worst": 2}}
-    assert limits_measured.name_of("runs/old/model") == "old"
-    assert limits_measured.name_of("old.safetensors") == "old"
+    assert limits.inputs.styles_among(ordered) == {"flat": {"all": 17, "worst": 0}, "noto": {"all": 3, "worst": 2}}
+    assert limits.pretrained.name_of("runs/old/model") == "old"
+    assert limits.pretrained.name_of("old.safetensors") == "old"
     a, b = (estimate(lambda images, k=k: float(k + images.double().mean()), 8) for k in (1, 3))
-    assert limits_measured.best_of("agreement", [a, b]) is b
-    assert limits_measured.best_of("lpips", [a, b]) is a
+    assert limits.speed.best_of("agreement", [a, b]) is b
+    assert limits.speed.best_of("lpips", [a, b]) is a
     for key, worse, best in (("agreement", a, b), ("distance", b, a)):
-        assert limits_measured.behind(key, worse, best).value == pytest.approx(2)
+        assert limits.speed.behind(key, worse, best).value == pytest.approx(2)
 
 
 def test_the_plot_is_wide() -> None:
-    plot = limits_pictures.steps_plot(document()["sections"]["5"]["rows"])
+    plot = limits.speed.steps_plot(document()["sections"]["5"]["rows"])
     assert plot.width > plot.height > 100
 
 
@@ -260,7 +259,7 @@ def test_the_plot_is_wide() -> None:
 
 
 def test_whether_a_student_is_better_than_its_teacher() -> None:
-    of_gaps = limits_told.of_gaps
+    of_gaps = limits.pretrained.of_gaps
     assert of_gaps([teaching("one", (-0.1, 10)), teaching("two", (0.02, -2))]).endswith(
         "Nothing here speaks against the limit."
     )
@@ -275,13 +274,13 @@ def test_whether_students_follow_their_teachers() -> None:
         teaching("against", (0, 0), (-0.1, -40), (0.1, 30)),
         teaching("still", (0, 0), (0.01, 1), (0.2, 9)),
     ]
-    agreement, distance = limits_told.of_followers(rows)
+    agreement, distance = limits.pretrained.of_followers(rows)
     for line in (agreement, distance):
         assert "2 of 3 other teachers differ from the shipped one for certain" in line
         assert "of their students 1 differ the same way for certain, 1 the other way" in line
     assert "The furthest, same: teacher +30.0 ± 1.0 points, student +20.0 ± 1.0 points." in agreement
     assert "The furthest, against: teacher -40.0 ± 1.0, student +30.0 ± 1.0." in distance
-    assert "no other teacher here is told from" in limits_told.of_followers(rows[:1])[0]
+    assert "no other teacher here is told from" in limits.pretrained.of_followers(rows[:1])[0]
 
 
 @pytest.mark.parametrize(
@@ -294,29 +293,29 @@ def test_whether_students_follow_their_teachers() -> None:
     ],
 )
 def test_what_cutting_loses(rows, words) -> None:
-    assert words in limits_told.of_cuts(rows)[-1]
+    assert words in limits.rank.of_cuts(rows)[-1]
 
 
 def test_what_a_lora_can_hold() -> None:
-    assert "rank 2 can hold 95.0 %" in limits_told.of_full([cut(1, 0, 0, 0.5), cut(2, 0, 0, 0.95)])
-    assert "Rank 2 is the first here" in limits_told.of_full([cut(1, 0, 0, 0.5), cut(2, 0, 0, 0.95)])
-    assert "No rank here holds 90 %" in limits_told.of_full([cut(1, 0, 0, 0.5)])
+    assert "rank 2 can hold 95.0 %" in limits.rank.of_full([cut(1, 0, 0, 0.5), cut(2, 0, 0, 0.95)])
+    assert "Rank 2 is the first here" in limits.rank.of_full([cut(1, 0, 0, 0.5), cut(2, 0, 0, 0.95)])
+    assert "No rank here holds 90 %" in limits.rank.of_full([cut(1, 0, 0, 0.5)])
     section = document()["sections"]["3"]
     section["rows"] = [row | {"full_energy": None} for row in section["rows"]]
-    assert "whole distillation" not in limits_told.told_lossy(section)
+    assert "whole distillation" not in limits.rank.lossy_text(section)
 
 
 @pytest.mark.parametrize(("change", "words"), [(0.5, "further than"), (-0.5, "nearer than"), (0.02, "not told from")])
 def test_how_far_the_worst_tenth_is(change, words) -> None:
     section = {**document()["sections"]["4"], "rows": [far("dpm-solver++:25"), far("lcm:4", 0.8, change)]}
-    first, second = limits_told.of_tails(section)
+    first, second = limits.inputs.of_tails(section)
     assert "8.0 times the median of `lcm:4` and 4.0 times the median of `dpm-solver++:25`" in first
     assert words in second
 
 
 def test_where_the_worst_are() -> None:
     styles = {"noto": {"all": 10, "worst": 1}, "flat": {"all": 10, "worst": 2}, "blob": {"all": 10, "worst": 0}}
-    assert limits_told.of_worst_styles(styles, "lcm:4").endswith(
+    assert limits.inputs.of_worst_styles(styles, "lcm:4").endswith(
         "3 of 30 pictures, by style: flat (2 of 10) and noto (1 of 10)."
     )
 
@@ -334,18 +333,18 @@ def test_where_the_worst_are() -> None:
 )  # fmt: skip
 def test_where_steps_stop_helping(behind, words) -> None:
     rows = [step("lcm", n, 200 + value, value) for n, value in enumerate(behind, 1)]
-    assert limits_told.of_steps("lcm", rows, "distance", "distance") == f"lcm, distance: {words}."
+    assert limits.speed.of_steps("lcm", rows, "distance", "distance") == f"lcm, distance: {words}."
 
 
 def test_generality() -> None:
     rows = [line("noto", "style", 0.2, -0.2), line("flat", "style", -0.2, 0.2), line("blob", "style", 0.01)]
-    distance, agreement = limits_told.of_group(rows, "styles")
+    distance, agreement = limits.general.of_group(rows, "styles")
     assert "worse than the teacher: noto; better: flat; not told apart: blob. From -20.0 ± 1.0 % (flat)" in distance
     assert agreement == "Over styles, by agreement: worse than the teacher: noto; better: flat."
-    assert limits_told.of_group([], "styles") == []
+    assert limits.general.of_group([], "styles") == []
     section = {"student": "lcm:4", "sketch_rows": [sketch(0.5, "dpm:4"), sketch(0.5, "lcm:4", 0.2, -0.2),
                                                    sketch(0.8, "lcm:4", -0.2, 0.01)]}  # fmt: skip
-    first, second = limits_told.of_strengths(section)
+    first, second = limits.general.of_strengths(section)
     assert "less of the sketch stays than" in first
     assert "draws less of what was asked" in first
     assert "more of the sketch stays" in second
@@ -354,4 +353,4 @@ def test_generality() -> None:
 
 @pytest.mark.parametrize(("names", "words"), [((), "none"), (("a",), "a"), (("a", "b", "c"), "a, b and c")])
 def test_lists(names, words) -> None:
-    assert limits_told.listed(names) == words
+    assert limits.words.listed(names) == words

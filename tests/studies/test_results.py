@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+import re
 from itertools import product
 from pathlib import Path
 
@@ -15,13 +17,14 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import grid_of
 from fewstep.evaluate.prompts import read_prompts
 from fewstep.evaluate.rows import parse_row
-from studies import results, results_page
-from studies.results_page import FAILED, MET, OPEN, Figure
+from fewstep.evaluate.sheets import small_jpeg
+from studies import results
+from studies.results.verdicts import FAILED, MET, OPEN, Figure
 from tests.tiny import tiny_images, tiny_model
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHEET = Image.new("RGB", (300, 200), "white")
-PIECES = tuple(results_page.PIECES)
+PIECES = tuple(results.config.PIECES)
 
 
 # --- plausible figures, made here ---------------------------------------------------------------------------
@@ -139,13 +142,13 @@ def calls(monkeypatch, tmp_path):
 
         return measure
 
-    monkeypatch.setattr(results, "compare", pretend(compared))
-    monkeypatch.setattr(results, "tune", pretend(tuned))
+    monkeypatch.setattr(results.jobs, "compare", pretend(compared))
+    monkeypatch.setattr(results.jobs, "tune", pretend(tuned))
     return made
 
 
 def config(tmp_path, **options):
-    return build(results.ResultsConfig, out=tmp_path / "page" / "results.md", **options)
+    return build(results.config.ResultsConfig, out=tmp_path / "page" / "results.md", **options)
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -154,18 +157,18 @@ def config(tmp_path, **options):
 def test_the_page_is_what_its_figures_make() -> None:
     figures = DOCS / "results.json"
     document = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
-    assert results_page.page(document) == (DOCS / "results.md").read_text(encoding="utf-8")
+    assert results.page.page(document) == (DOCS / "results.md").read_text(encoding="utf-8")
 
 
 def test_its_pictures_are_there_and_small() -> None:
-    linked = [DOCS / path for path in results_page.re.findall(r"!\[.*\]\((.*)\)", (DOCS / "results.md").read_text())]
+    linked = [DOCS / path for path in re.findall(r"!\[.*\]\((.*)\)", (DOCS / "results.md").read_text())]
     sizes = [path.stat().st_size for path in linked]
     assert max(sizes, default=0) <= 250_000
     assert sum(sizes) <= 1_100_000
 
 
 def test_a_page_without_figures_says_what_is_missing() -> None:
-    page = results_page.page({})
+    page = results.page.page({})
     assert [page.count(f"Not measured yet: `python -m studies.results --pieces {piece}`") for piece in PIECES] == [
         1
     ] * 6
@@ -173,27 +176,27 @@ def test_a_page_without_figures_says_what_is_missing() -> None:
 
 
 def test_all_pieces_make_a_page(calls, tmp_path, capsys) -> None:
-    results.run(config(tmp_path))
+    results.run.run(config(tmp_path))
     folder = tmp_path / "page"
     page, document = (folder / "results.md").read_text(), json.loads((folder / "results.json").read_text())
     assert capsys.readouterr().out.strip() == page.strip()
-    assert page == results_page.page(document)
+    assert page == results.page.page(document)
     assert "Not measured" not in page
     assert "| solver       | steps | time (s) |   FID | LPIPS |" in page
     assert "| LCM-LoRA     |     4 |    0.040 | 20.50 | 0.225 |" in page
     assert page.count("* **") == 5 + 1 + 2 + 1
     assert str(tmp_path) not in page + json.dumps(document)
-    pictures = results_page.re.findall(r"!\[.*\]\((.*)\)", page)
+    pictures = re.findall(r"!\[.*\]\((.*)\)", page)
     assert len(pictures) == 8
     assert all((folder / picture).is_file() for picture in pictures)
 
 
 def test_each_piece_draws_what_it_is_for(calls, tmp_path) -> None:
-    results.run(config(tmp_path))
+    results.run.run(config(tmp_path))
     table, controls, labels, *figure3, contrast, mono, finetuned = calls
-    assert (table.images, table.seed_sets, table.rows) == (5000, 3, results.TABLE_ROWS)
-    assert (controls.images, controls.seed_sets, controls.rows) == (2112, 1, results.CONTROL_ROWS)
-    assert (labels.images, labels.seed_sets, labels.rows) == (4, 1, results.LABEL_ROWS)
+    assert (table.images, table.seed_sets, table.rows) == (5000, 3, results.pieces.TABLE_ROWS)
+    assert (controls.images, controls.seed_sets, controls.rows) == (2112, 1, results.pieces.CONTROL_ROWS)
+    assert (labels.images, labels.seed_sets, labels.rows) == (4, 1, results.pieces.LABEL_ROWS)
     assert sorted(prompt.text for prompt in read_prompts(labels.prompt_file)) == ["00", "01", "02", "03"]
     assert [job.rows for job in figure3[:2]] == [("dpm-solver++:25@best+high-contrast:1",),
                                                  ("dpm-solver++:25@best+noto-mono:1",)]  # fmt: skip
@@ -207,31 +210,31 @@ def test_each_piece_draws_what_it_is_for(calls, tmp_path) -> None:
 
 
 def test_a_run_of_one_piece_leaves_the_others(calls, tmp_path) -> None:
-    results.run(config(tmp_path, pieces="finetuned,grid"))
+    results.run.run(config(tmp_path, pieces="finetuned,grid"))
     figures = tmp_path / "page" / "results.json"
     before = json.loads(figures.read_text())
     assert list(before) == ["grid", "finetuned"]
-    results.run(config(tmp_path, pieces="finetuned", images=1500))
+    results.run.run(config(tmp_path, pieces="finetuned", images=1500))
     after = json.loads(figures.read_text())
     assert after["grid"] == before["grid"]
     assert after["finetuned"] != before["finetuned"]
 
 
 def test_what_is_finished_is_not_measured_again(calls, tmp_path) -> None:
-    results.run(config(tmp_path, pieces="grid,finetuned"))
+    results.run.run(config(tmp_path, pieces="grid,finetuned"))
     assert len(calls) == 3
-    results.run(config(tmp_path, pieces="grid,finetuned", device="cpu"))
+    results.run.run(config(tmp_path, pieces="grid,finetuned", device="cpu"))
     assert len(calls) == 3
-    results.run(config(tmp_path, pieces="grid,finetuned", batch_size=4))
+    results.run.run(config(tmp_path, pieces="grid,finetuned", batch_size=4))
     assert len(calls) == 6
 
 
 @pytest.mark.parametrize("changed", ["emoji/images/fxemoji.jsonl", "emoji/fxemoji/model/unet/config.json"])
 def test_what_was_measured_of_other_files_is_measured_again(calls, tmp_path, changed) -> None:
-    results.run(config(tmp_path, pieces="finetuned"))
+    results.run.run(config(tmp_path, pieces="finetuned"))
     file = tmp_path / "cache" / changed
     file.write_text(file.read_text() + "\n")
-    results.run(config(tmp_path, pieces="finetuned"))
+    results.run.run(config(tmp_path, pieces="finetuned"))
     assert len(calls) == 2
 
 
@@ -249,25 +252,25 @@ def test_inputs_that_are_missing_are_told_first(calls, tmp_path, gone, message, 
     else:
         path.unlink()
     with pytest.raises(FewstepError, match=message) as caught:
-        results.run(config(tmp_path))
+        results.run.run(config(tmp_path))
     assert hint in caught.value.hint
     assert calls == []
 
 
 def test_unknown_pieces_are_refused() -> None:
     with pytest.raises(UsageError, match="'figure4' is no piece"):
-        results.pieces_of("table,figure4")
-    assert results.pieces_of("finetuned, table") == ("table", "finetuned")
+        results.pieces.pieces_of("table,figure4")
+    assert results.pieces.pieces_of("finetuned, table") == ("table", "finetuned")
 
 
 def test_pictures_are_small() -> None:
     noise = Image.frombytes(
         "RGB", (900, 900), torch.randint(256, (900 * 900 * 3,), dtype=torch.uint8).numpy().tobytes()
     )
-    smallest = results.small_jpeg(noise, 1000)
-    assert len(smallest) < len(results.small_jpeg(noise, 10**7))
+    smallest = small_jpeg(noise, 1000)
+    assert len(smallest) < len(small_jpeg(noise, 10**7))
     assert Image.open(io.BytesIO(smallest)).size == (675, 675)
-    assert Image.open(io.BytesIO(results.small_jpeg(SHEET, results.LARGEST))).size == SHEET.size
+    assert Image.open(io.BytesIO(small_jpeg(SHEET, results.pieces.LARGEST))).size == SHEET.size
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------
@@ -288,20 +291,22 @@ def test_pictures_are_small() -> None:
     ],
 )
 def test_verdicts_at_the_bar(figure, most, least) -> None:
-    assert (results_page.at_most(figure, 1.0), results_page.at_least(figure, 1.0)) == (most, least)
+    assert (results.verdicts.at_most(figure, 1.0), results.verdicts.at_least(figure, 1.0)) == (most, least)
 
 
 def test_no_bar_decides_nothing() -> None:
-    assert results_page.at_most(Figure(0.0), None) == OPEN
+    assert results.verdicts.at_most(Figure(0.0), None) == OPEN
 
 
 def table_of(**figures) -> list[str]:
     """The verdicts of the table, its lcm:4 beside ddim:32 as given."""
-    document = compared(build(CompareConfig, rows=results.TABLE_ROWS, images=5000, seed_sets=3, reference=Path("real")))
+    document = compared(
+        build(CompareConfig, rows=results.pieces.TABLE_ROWS, images=5000, seed_sets=3, reference=Path("real"))
+    )
     document["rows"][0] |= {key: figures.pop(key) for key in ("kid",) if key in figures}
-    row = results_page.row_of(document, "lcm", 4)
+    row = results.verdicts.row_of(document, "lcm", 4)
     row["beside_first"] |= figures
-    return results_page.of_table(document)
+    return results.verdicts.of_table(document)
 
 
 def test_verdicts_of_the_table() -> None:
@@ -328,19 +333,19 @@ def test_what_the_table_does_not_decide() -> None:
 
 
 def test_what_the_lora_is_for_is_told_where_no_style_is_named() -> None:
-    document = compared(build(CompareConfig, rows=results.LABEL_ROWS, images=1600, reference=Path("real")))
-    verdict, beside = results_page.of_labels(document)
+    document = compared(build(CompareConfig, rows=results.pieces.LABEL_ROWS, images=1600, reference=Path("real")))
+    verdict, beside = results.verdicts.of_labels(document)
     assert verdict.startswith("* **met**: lcm:4's KID is above ddim:32's by at most 10 % of that")
     assert beside.count("the LoRA") == 2
 
 
 def styled(images: int) -> dict:
-    rows = results.style_rows("noto-mono", 2.0)
+    rows = results.pieces.style_rows("noto-mono", 2.0)
     return compared(build(CompareConfig, rows=rows, images=images, reference=Path("real")))
 
 
 def test_the_distance_to_a_style_is_the_best_that_was_measured() -> None:
-    by_fid, by_other, by_none = (results_page.of_style("noto-mono", styled(images)) for images in (3000, 1386, 500))
+    by_fid, by_other, by_none = (results.verdicts.of_style("noto-mono", styled(images)) for images in (3000, 1386, 500))
     assert by_fid.startswith("* **met**: noto-mono at 0.8 with lcm in 4 steps")
     assert "by FID, as alone in 25: 1.017 [1.007, 1.027], 20.5 to 20.2; KID ratio 1.004 [" in by_fid
     assert "by EfficientNet's Fréchet distance, as alone in 25: 1.006 [0.996, 1.016], 151.2 to 150.4;" in by_other
@@ -353,19 +358,19 @@ def test_the_ratio_of_kids_takes_in_both_intervals() -> None:
 
     def ratio(low, high, first=first):
         difference = {"kid_difference": 0.002, "kid_difference_low": low, "kid_difference_high": high}
-        return results_page.kid_ratio(first, {"beside_first": difference})
+        return results.verdicts.kid_ratio(first, {"beside_first": difference})
 
     assert ratio(0.001, 0.003) == pytest.approx((1.1, 1 + 0.001 / 0.03, 1.3))
     assert ratio(-0.001, 0.003) == pytest.approx((1.1, 0.9, 1.3))
     assert ratio(-0.003, -0.001)[1:] == pytest.approx((0.7, 1 - 0.001 / 0.03))
-    assert results_page.at_most(ratio(0.001, 0.003, first | {"kid_low": -0.001}), 1.15) == OPEN
+    assert results.verdicts.at_most(ratio(0.001, 0.003, first | {"kid_low": -0.001}), 1.15) == OPEN
     assert ratio(0.001, 0.003, first | {"kid": -0.001}) == Figure(None)
     assert ratio(None, None) == Figure(None)
 
 
 def test_a_finetuned_model_is_judged_by_kid() -> None:
-    document = compared(build(CompareConfig, rows=results.FINETUNED_ROWS, images=868, reference=Path("real")))
-    line = results_page.of_model(document)
+    document = compared(build(CompareConfig, rows=results.pieces.FINETUNED_ROWS, images=868, reference=Path("real")))
+    line = results.verdicts.of_model(document)
     assert line.startswith("* **met**: with lcm in 4 steps its KID is at most 1.15 of its own in 25: 1.004 [")
     assert line.endswith("KID x 1000 20.12 to 20.04.")
 
@@ -374,20 +379,20 @@ def test_a_finetuned_model_is_judged_by_kid() -> None:
 
 
 def test_rows_are_shared_out_the_costliest_first() -> None:
-    job = build(CompareConfig, rows=results.TABLE_ROWS, images=5000, seed_sets=3, reference=Path("real"))
-    parts = results.by_cost(results.parts_of(job))
+    job = build(CompareConfig, rows=results.pieces.TABLE_ROWS, images=5000, seed_sets=3, reference=Path("real"))
+    parts = results.jobs.by_cost(results.jobs.parts_of(job))
     assert {len(part.rows) for part in parts} == {1}
     assert sorted(part.rows[0] for part in parts) == sorted(job.rows)
     assert [part.rows[0] for part in parts][:3] == ["ddim:32@best", "dpm-solver:16@best", "dpm-solver++:8@best"]
     assert parts[-1].rows == ("lcm:2@1+lcm:1",)
     assert all(part.model_copy(update={"rows": job.rows}) == job for part in parts)
-    assert results.cost(parts[-1]) == 2 * 15000
-    assert results.cost(parts[0]) == 32 * 2 * (15000 + 7 * 512)
+    assert results.jobs.cost(parts[-1]) == 2 * 15000
+    assert results.jobs.cost(parts[0]) == 32 * 2 * (15000 + 7 * 512)
 
 
 def test_the_styles_weights_are_shared_out() -> None:
-    job = build(TuneConfig, style="noto-mono", grid=results_page.WEIGHTS, rounds=0)
-    grids = [grid_of(part.grid) for part in results.parts_of(job)]
+    job = build(TuneConfig, style="noto-mono", grid=results.config.WEIGHTS, rounds=0)
+    grids = [grid_of(part.grid) for part in results.jobs.parts_of(job)]
     assert sorted(pair for grid in grids for pair in product(*grid)) == sorted(product(*grid_of(job.grid)))
     assert len(grids) == 5
 
@@ -395,13 +400,13 @@ def test_the_styles_weights_are_shared_out() -> None:
 def test_cores_are_shared(monkeypatch) -> None:
     threads = []
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr(results.torch, "set_num_threads", threads.append)
-    monkeypatch.setattr(results.os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
-    results.share_cores(1)
-    assert results.os.environ["OMP_NUM_THREADS"] == "7"
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    results.jobs.share_cores(1)
+    assert os.environ["OMP_NUM_THREADS"] == "7"
     for processes, share in ((2, "3"), (4, "1"), (8, "1")):
-        results.share_cores(processes)
-        assert results.os.environ["OMP_NUM_THREADS"] == share
+        results.jobs.share_cores(processes)
+        assert os.environ["OMP_NUM_THREADS"] == share
     assert threads == [3, 1, 1]
 
 
@@ -420,8 +425,8 @@ def test_processes_draw_what_the_last_one_measures(tmp_path, monkeypatch) -> Non
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     job = build(CompareConfig, model=str(tiny_model(tmp_path / "tiny")), rows=("ddim:2@1", "ddim:1@1"), images=4,
                 batch_size=2, prompt_file=tmp_path / "prompts.txt", device="cpu")  # fmt: skip
-    (done,) = results.measured(config(tmp_path, processes=2), [job])
+    (done,) = results.jobs.measured(config(tmp_path, processes=2), [job])
     assert [row["row"] for row in done.document["rows"]] == list(job.rows)
     broken = job.model_copy(update={"model": str(tmp_path / "nothing")})
     with pytest.raises(FewstepError):
-        results.measured(config(tmp_path, processes=2), [broken])
+        results.jobs.measured(config(tmp_path, processes=2), [broken])

@@ -1,8 +1,4 @@
-"""Write docs/limits.md, six limits of LCM-LoRA measured on the embedded model: `python -m studies.limits`.
-
-A run of some sections leaves the others as they are. Pictures are kept under $FEWSTEP_CACHE as compare keeps its own,
-so an interrupted run goes on where it was.
-"""
+"""Measure section by section, and write the page after each."""
 
 import sys
 from pathlib import Path
@@ -10,14 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Precision
 from fewstep.errors import UsageError
 from fewstep.evaluate.sheets import small_jpeg
 from fewstep.io import read_json, write_bytes, write_json
 from studies.lab import Lab
-from studies.limits_measured import SECTIONS, Bench, facts
-from studies.limits_told import page
+from studies.limits.bench import Bench, facts
+from studies.limits.page import SECTIONS, page
 from studies.pages import DOCS
 
 OUT = DOCS / "limits.md"
@@ -84,7 +79,3 @@ def run(config: LimitsConfig) -> None:
             write_bytes(config.out.parent / "pictures" / f"limits-{name}.jpg", small_jpeg(picture, LARGEST))
         write_json(kept, document)
         write_bytes(config.out, page(document).encode())
-
-
-if __name__ == "__main__":
-    sys.exit(main_of(LimitsConfig, run))

@@ -1,0 +1,145 @@
+"""Limit 2: how smooth the way is between two noises, and between two prompts."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.guidance import Conditioning
+from fewstep.diffusion.sampler import ImageNoise
+from fewstep.evaluate.drawn import Drawn
+from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts
+from fewstep.evaluate.report import text_table
+from fewstep.evaluate.sheets import Row, grid
+from fewstep.metrics.estimate import Estimate, estimate
+from fewstep.models.model import Model
+from studies.lab import Given, Lab, take
+from studies.limits.bench import SMOOTH_TEACHER, STUDENT_STEPS, TINY, Bench, Measured, lcm
+from studies.limits.words import Figures, bullets, change_text, code, picture, sorted_out, value_text
+
+POINTS = 16  # section 2: of a path
+STRIP = 56  # pixels of a picture of a path's sheet
+
+
+def ratio_of_sums(above: Tensor, below: Tensor) -> Estimate:
+    """sum above / sum below, (P,) each, which no single small `below` can make large."""
+    return estimate(lambda some: float(above[some].sum() / below[some].sum().clamp(min=TINY)), len(above))
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """Points (N, *) on the arc from a to b (*) at t (N,) in [0, 1]; their norms go evenly from a's to b's."""
+    t, (length_a, length_b) = t.double().view(-1, *[1] * a.dim()), (x.double().norm() for x in (a, b))
+    unit_a, unit_b = a.double() / length_a, b.double() / length_b
+    angle = torch.arccos((unit_a * unit_b).sum().clamp(-1, 1))
+    if angle < 1e-6:
+        return torch.lerp(a.double(), b.double(), t).to(a)
+    arc = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / torch.sin(angle)
+    points: Tensor = torch.lerp(length_a, length_b, t) * arc
+    return points.to(a)
+
+
+def between(a: Conditioning, b: Conditioning, t: Tensor) -> Conditioning:
+    """Conditionings on the straight line from a to b, of one picture each, at t (N,)."""
+    parts = zip(a, b, strict=True)
+    return Conditioning(
+        *(None if x is None or y is None else torch.lerp(x, y, t.view(-1, *[1] * (x.dim() - 1)).to(x))
+          for x, y in parts)  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def smooth(bench: Bench) -> Measured:
+    """How far pictures go on their way between two noises, and between two prompts."""
+    kinds = (("noises", noise_path, bare_prompts()), ("prompts", prompt_path, shipped_prompts().prompts))
+    rows, strips = [], []
+    for kind, points, every in kinds:
+        prompts = take(every, 2 * bench.paths)
+        teacher: Roughness | None = None
+        for way in (SMOOTH_TEACHER, *map(lcm, STUDENT_STEPS)):
+            model = bench.lab.pipeline(lora=way.lora)[0].model
+            given = [points(model, prompts, path) for path in range(bench.paths)]
+            drawn = bench.lab.paint(given, lora=way.lora, **way.options)
+            values = roughness(bench.lab, drawn)
+            teacher = teacher or values
+            rows.append({
+                "between": kind,
+                "drawn_with": way.name,
+                **{name: value.numbers for name, value in values._asdict().items()},
+                "length_change": values.length.less(teacher.length).numbers,
+                "jump_change": values.jump.less(teacher.jump).numbers,
+            })  # fmt: skip
+            strips.append(Row(way.name, f"between two {kind}", drawn.first(POINTS)))
+    figures = {"teacher": SMOOTH_TEACHER.name, "paths": bench.paths, "points": POINTS, "rows": rows}
+    return Measured(figures, {"paths": grid(strips, [""] * POINTS, STRIP)})
+
+
+def noise_path(model: Model, prompts: Sequence[Prompt], path: int) -> Given:
+    """One prompt, from the noise of one seed to that of the next; fresh noise is always the first seed's."""
+    shape, seed = model.latent_shape(model.size, model.size), 2 * path
+    a, b = ImageNoise((seed, seed + 1), shape)()
+    told = model.embed([prompts[seed].text]).expand(POINTS)
+    return Given(told, slerp(a, b, torch.linspace(0, 1, POINTS)), (seed,) * POINTS)
+
+
+def prompt_path(model: Model, prompts: Sequence[Prompt], path: int) -> Given:
+    """One noise, on a straight line from what one prompt tells the network to what the next one does."""
+    shape, seed = model.latent_shape(model.size, model.size), 2 * path
+    a, b = (model.embed([prompt.text]) for prompt in prompts[seed : seed + 2])
+    noise = ImageNoise((seed,), shape)().expand(POINTS, *shape)
+    return Given(between(a, b, torch.linspace(0, 1, POINTS)), noise, (seed,) * POINTS)
+
+
+class Roughness(NamedTuple):
+    """Of paths, by the root of LPIPS, which is a squared distance of features: that adds up along a line."""
+
+    ends: Estimate  # LPIPS itself of a path's ends, the mean
+    length: Estimate  # over the distance of the ends
+    jump: Estimate  # the largest step over the mean one
+
+
+def roughness(lab: Lab, drawn: Drawn) -> Roughness:
+    """Of all paths together, a batch each."""
+    steps, ends = [], []
+    for path in drawn.batches():
+        steps.append(lab.between(path[:-1], path[1:]).double().sqrt())
+        ends.append(lab.between(path[:1], path[-1:]).double().sqrt())
+    every, apart = torch.stack(steps), torch.cat(ends)  # (P, N - 1), (P,)
+    return Roughness(
+        estimate(lambda paths: float(apart[paths].square().mean()), len(apart)),
+        ratio_of_sums(every.sum(dim=1), apart),
+        ratio_of_sums(every.amax(dim=1), every.mean(dim=1)),
+    )
+
+
+def smooth_text(section: Figures) -> str:
+    """Paths."""
+    table = text_table(
+        ("between", "drawn with", "LPIPS of the ends", "length of the path", "less the teacher's", "largest jump",
+         "less the teacher's"),
+        [
+            [f"two {row['between']}", code(row), value_text(row["ends"], digits=4),
+             value_text(row["length"], digits=2), *own_change(row, "length", section),
+             value_text(row["jump"], digits=2), *own_change(row, "jump", section)]
+            for row in section["rows"]
+        ],
+    )  # fmt: skip
+    lines = []
+    for kind in dict.fromkeys(row["between"] for row in section["rows"]):
+        of_kind = [row for row in section["rows"] if row["between"] == kind]
+        teacher = next(row for row in of_kind if row["drawn_with"] == section["teacher"])
+        own = [row for row in of_kind if row is not teacher]
+        apart = [f"{code(row)} {row['ends']['value'] / teacher['ends']['value']:.2g}" for row in own]
+        lines.append(f"Between two {kind}, how far apart the ends are, over the teacher's: {', '.join(apart)}.")
+        for key, what in (("length", "paths"), ("jump", "largest jumps")):
+            words = {1: "larger", -1: "smaller", 0: "not told apart"}
+            lines.append(
+                f"Between two {kind}, the student's {what} beside the teacher's: "
+                f"{sorted_out(own, f'{key}_change', words, code)}."
+            )
+    strip = picture("paths", f"{section['points']} pictures on the way between two noises and between two prompts")
+    return f"{table}\n\n{bullets(lines)}\n\n{strip}"
+
+
+def own_change(row: Figures, key: str, section: Figures) -> list[str]:
+    """The cell of a change, empty in the teacher's own row."""
+    return [""] if row["drawn_with"] == section["teacher"] else [change_text(row[f"{key}_change"], digits=2)]
