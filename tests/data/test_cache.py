@@ -166,3 +166,15 @@ def test_a_damaged_file_is_encoded_anew(items, model, tmp_path, damage):
     for path in paths:
         with safe_open(path, "pt") as file:
             assert "values" in file.keys()  # noqa: SIM118
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_told_of_the_image_as_it_is_seen(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.linear_gradient("L").resize((30, 20))
+    image.save(tmp_path / "turned.png", exif=exif)
+    (image if orientation < 5 else image.rotate(90, expand=True)).save(tmp_path / "plain.png")
+    assert cache._sizes(tmp_path / "turned.png", 16) == cache._sizes(tmp_path / "plain.png", 16)
+    height, width, top, left, *_ = cache._sizes(tmp_path / "turned.png", 16)
+    assert ((height, width), (top, left)) == (((20, 30), (0, 4)) if orientation < 5 else ((30, 20), (4, 0)))
