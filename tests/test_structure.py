@@ -14,7 +14,9 @@ from fewstep import configs
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fewstep"
 FILES = sorted(SOURCE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+BESIDE = ("recipes", "benchmarks", "studies")  # packages that use fewstep, and that nothing in it uses
+HOUSE = FILES + [path for package in BESIDE for path in sorted((ROOT / package).rglob("*.py"))]
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in HOUSE}
 MIB = 2**20
 
 FLOORS = {
@@ -26,7 +28,7 @@ FLOORS = {
     "images": 0,
     "assets": 1,
     "families": 1,
-    "hub": 1,
+    "hub": 2,
     "diffusion": 2,
     "lora": 3,
     "metrics": 3,
@@ -37,7 +39,7 @@ FLOORS = {
     "pipeline": 5,
     "merge": 5,
     "inspection": 5,
-    "data": 6,
+    "data": 5,
     "evaluate": 6,
     "scheduler": 6,
     "plug": 6,
@@ -45,62 +47,100 @@ FLOORS = {
     "export": 7,
     "bench": 7,
     "plan": 7,
-    "demo": 7,
+    "demo": 8,
     "doctor": 7,
     "cli": 8,
     "server": 8,
     "ui": 8,
     "__main__": 8,
+    "recipes": 9,
+    "benchmarks": 9,
+    "studies": 10,
 }
 
 
 def module_name(path: Path) -> str:
-    """fewstep.lora.files for src/fewstep/lora/files.py."""
-    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    """fewstep.lora.files for src/fewstep/lora/files.py, studies.lab for studies/lab.py."""
+    root = SOURCE.parent if path.is_relative_to(SOURCE) else ROOT
+    parts = path.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): path for path in FILES}
+MODULES = {module_name(path): path for path in HOUSE}
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and module of every import of fewstep's own, at any depth of the file."""
+    """Line and module of every import of the house's own, at any depth of the file."""
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] == "fewstep")
+            yield from ((node.lineno, alias.name) for alias in node.names if is_own(alias.name))
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
             module = node.module or ""
-            if module.split(".")[0] == "fewstep":
+            if is_own(module):
                 for alias in node.names:
                     whole = f"{module}.{alias.name}"
                     yield node.lineno, whole if whole in MODULES else module
 
 
+def is_own(module: str) -> bool:
+    """Whether a module is of fewstep or of a package beside it."""
+    return module.split(".")[0] in ("fewstep", *BESIDE)
+
+
+def room(module: str) -> str:
+    """A name of FLOORS, or fewstep, the package itself."""
+    first, _, rest = module.partition(".")
+    return rest.partition(".")[0] or first if first == "fewstep" else first
+
+
 def floor(module: str) -> int:
-    """Of a module by its first name below fewstep; the package itself (its version) is at the bottom."""
-    return FLOORS[module.split(".")[1]] if "." in module else 0
+    """Of a module by its room; the package itself (its version) is at the bottom."""
+    return 0 if room(module) == "fewstep" else FLOORS[room(module)]
+
+
+def may_import(own: str, module: str) -> bool:
+    """Whether a module lies below, in the same room, or is a file of the same floor."""
+    if floor(module) != floor(own):
+        return floor(module) < floor(own)
+    return room(module) == room(own) or (SOURCE / f"{room(module)}.py").is_file()
 
 
 def test_every_module_has_a_floor():
     names = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in FILES} - {"__init__"}
-    assert names <= FLOORS.keys()
+    assert names | set(BESIDE) <= FLOORS.keys()
     assert len(names) > 10
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if path.parent != SOURCE or path.stem != "__init__"], ids=module_name
+    "path", [path for path in HOUSE if path.parent != SOURCE or path.stem != "__init__"], ids=module_name
 )
 def test_imports_point_down(path):
-    own = floor(module_name(path))
-    up = [f"line {line} imports {module}" for line, module in imports(path) if floor(module) > own]
-    assert up == []
+    """And not to another folder of the same floor."""
+    own = module_name(path)
+    wrong = [f"line {line} imports {module}" for line, module in imports(path) if not may_import(own, module)]
+    assert wrong == []
 
 
 def test_imports_have_no_cycle():
     graph = {name: {m for _, m in imports(path)} - {name} for name, path in MODULES.items()}
     assert "fewstep.errors" in graph["fewstep.io"]
+    assert "recipes.emoji.captions" in graph["studies.limits.general"]
     TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("path", [*HOUSE, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda path: path.stem)
+def test_nothing_changes_where_modules_are_found(path):
+    tree = TREES.get(path) or ast.parse(path.read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "path"]
+    assert [node.lineno for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "sys"] == []
+    assert "runpy" not in imported
+
+
+def test_docs_hold_pages_pictures_and_figures_alone():
+    kinds = {path.suffix for path in (ROOT / "docs").rglob("*") if path.is_file()}
+    assert kinds == {".md", ".json", ".jpg"}
 
 
 def command_configs() -> list[type[configs.Config]]:
@@ -111,10 +151,10 @@ def command_configs() -> list[type[configs.Config]]:
 def fields_read() -> set[str]:
     """Names read as `config.name` or `something.config.name` outside configs."""
     names = set()
-    for path, tree in TREES.items():
+    for path in FILES:
         if "configs" in path.parts:
             continue
-        for node in ast.walk(tree):
+        for node in ast.walk(TREES[path]):
             if isinstance(node, ast.Attribute):
                 holder = node.value
                 name = holder.id if isinstance(holder, ast.Name) else getattr(holder, "attr", None)
@@ -141,7 +181,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
+@pytest.mark.parametrize("path", HOUSE, ids=module_name)
 def test_what_is_public_has_a_docstring(path):
     tree = TREES[path]
     assert ast.get_docstring(tree), "the module has none"
@@ -150,7 +190,7 @@ def test_what_is_public_has_a_docstring(path):
     assert silent == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
+@pytest.mark.parametrize("path", HOUSE, ids=module_name)
 def test_files_and_functions_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
     bodies = {node.name: (node.end_lineno or 0) - node.body[0].lineno + 1 for node in functions(TREES[path])}
