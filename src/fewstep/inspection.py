@@ -10,9 +10,8 @@ from fewstep.configs import InspectConfig
 from fewstep.errors import printable
 from fewstep.events import doing
 from fewstep.families import FAMILIES, ModuleShape
-from fewstep.lora.compress import squared_norm
 from fewstep.lora.files import Base, hash_of, open_lora
-from fewstep.lora.low_rank import Adapter, misfits
+from fewstep.lora.low_rank import Adapter, misfits, square_of
 from fewstep.lora.recipe import KEY, VERSION, Recipe
 from fewstep.lora.references import blocks_of, parse_reference
 from fewstep.models.weights import base_name, weights_of
@@ -97,13 +96,13 @@ def measured(adapter: Adapter, whole: Adapter) -> dict[str, Any]:
     ranks: Counter[int] = Counter()
     squares: dict[str, float] = {}
     parameters = 0
-    for name, update in adapter.modules.items():
-        ranks[update.rank] += 1
-        parameters += update.A.numel() + update.B.numel()
+    for name in adapter.modules:
+        size = adapter.size(name)
+        ranks[size.rank] += 1
+        parameters += size.parameters
         if name in whole.modules:
             block = (*blocks_of(name), "other")[0]
-            added = update if whole is adapter else whole.modules[name]
-            squares[block] = squares.get(block, 0.0) + squared_norm(added)
+            squares[block] = squares.get(block, 0.0) + square_of(whole.modules, name)
     return {
         "modules": len(adapter.modules),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},

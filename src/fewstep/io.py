@@ -198,14 +198,20 @@ STAND_INS = {  # what a file begins with -> what it is, and how to have what was
     b"version https://git-lfs": ("a Git LFS pointer", "run `git lfs pull` in its folder, or download the file itself"),
     b"<!doctype": ("a web page", "download the file itself: an address of the hub has /resolve/ in place of /blob/"),
     b"<html": ("a web page", "download the file itself: an address of the hub has /resolve/ in place of /blob/"),
+    b"<?xml": ("a message of a server", "look into it for the reason, and download the file again"),
 }  # fmt: skip
+
+
+def first_bytes(path: Path, count: int = 256) -> bytes:
+    """The beginning of a file."""
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def refuse_stand_in(path: Path) -> None:
     """Raise FewstepError for a Git LFS pointer or a web page that lies where a file should be."""
     try:
-        with path.open("rb") as file:
-            start = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        start = first_bytes(path).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return  # the one who reads it says why
     for mark, (what, hint) in STAND_INS.items():

@@ -68,6 +68,16 @@ LAYOUTS: dict[str, Callable[[str], tuple[str, str] | None]] = {  # module -> key
     "old diffusers": lambda n: ends(n if n == TE else f"unet.{n}", "lora_linear_layer.down", "lora_linear_layer.up"),
     "lora.down": lambda n: ends(n if n == TE else f"unet.{n}", "lora.down", "lora.up"),
     "peft": lambda n: ends(f"base_model.model.{BODY if n == TE else n}", "lora_A", "lora_B"),
+    "lycoris": lambda n: ends(f"lycoris_{flat(BODY if n == TE else n)}", "lora_down", "lora_up"),
+    "published LCM script": lambda n: ends(
+        f"text_encoder.base_model.model.{BODY}" if n == TE else f"unet.base_model.model.{n}", "lora_A", "lora_B"
+    ),
+    "component inside PEFT": lambda n: ends(
+        f"base_model.model.{n}" if n == TE else f"base_model.model.unet.{n}", "lora_A", "lora_B"
+    ),
+    "ComfyUI": lambda n: ends(
+        f"text_encoders.clip_l.transformer.{BODY}" if n == TE else f"diffusion_model.{LDM[n]}", "lora_down", "lora_up"
+    ),
     "diffusion_model": lambda n: None if n == TE else ends(f"diffusion_model.{LDM[n]}", "lora_A", "lora_B"),
     "processors": lambda n: (f"{PROCESSOR[n]}.down.weight", f"{PROCESSOR[n]}.up.weight") if n in PROCESSOR else None,
     "processors without unet": lambda n: (
@@ -304,11 +314,14 @@ GOOD = dict(zip(LAYOUTS["original"](Q), pair(Q), strict=True))
         (GOOD | {f"unet.{Q}.lora_A.weight": draw(1)}, r"says the same twice"),
         ({f"{KEY}.lora_down.weight": draw(2, 8)}, r"the factors of lora_unet_.* do not fit \(up is missing\)"),
         (GOOD | {f"{KEY}.lora_up.weight": draw(6, 3)}, r"do not fit \(lora_down \(2, 8\) and lora_up \(6, 3\)"),
-        (dict(zip(GOOD, (torch.empty(0, 8), torch.empty(6, 0)), strict=True)), r"do not fit \(the rank is 0\)"),
+        (
+            dict(zip(GOOD, (torch.empty(0, 8), torch.empty(6, 0)), strict=True)),
+            r"adds nothing: there are no factors, or of rank 0 \(lora_unet",
+        ),
         (GOOD | {f"{KEY}.alpha": draw(2)}, r"do not fit \(alpha has 2 values\)"),
         (GOOD | {f"{KEY}.hada_w1_a": draw(2)}, r"do not fit"),
         (GOOD | {f"{KEY}.lora_up.weight": draw(6, 2) * torch.inf}, r"holds values that are not finite"),
-        (GOOD | {f"{KEY}.lora_up.weight": torch.ones(6, 2, dtype=torch.int32)}, r"holds whole numbers"),
+        (GOOD | {f"{KEY}.lora_up.weight": torch.ones(6, 2, dtype=torch.int32)}, r"holds int32 values for lora_unet"),
     ],
 )
 def test_what_is_no_lora_is_refused_in_one_line(tensors: dict[str, Tensor], message: str, tmp_path: Path) -> None:

@@ -12,6 +12,12 @@ KEYS = {  # what it is called: keys of such a file
     "diffusers": [f"unet.{Q}.lora_A.weight", "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight"],
     "diffusers (old)": [f"unet.{Q}.lora.down.weight", f"{Q}.lora_linear_layer.down.weight"],
     "PEFT": [f"base_model.model.{Q}.lora_A.weight", f"{Q}_2.lora_A.default.weight"],
+    "LyCORIS": [f"lycoris_{FLAT}.lora_down.weight"],
+    "PEFT, bare names, kohya factors": [
+        f"unet.base_model.model.{Q}.lora_A.weight",
+        f"base_model.model.text_encoder.{Q}.lora_A.weight",
+        f"{Q}.lora_down.weight",
+    ],
     "diffusion_model": ["diffusion_model.middle_block.1.proj_in.lora_A.weight"],
     "attention processors": ["unet.down_blocks.0.attentions.0.attn1.processor.to_q_lora.down.weight"],
     "cloneofsimo": ["unet:0:down", "unet:0:up"],

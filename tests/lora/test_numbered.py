@@ -170,3 +170,11 @@ def test_stable_diffusion_1_has_its_usual_numbers():
     unet, text = ([n for n in modules if component_of(n) == c] for c in ("unet", "text_encoder"))
     assert len(visited(in_order(unet), DEFAULT)) == 144
     assert len(visited(in_order(text), ["CLIPAttention"])) == 48
+
+
+def test_the_first_trainers_list_of_attention_alone_is_found(networks, shapes, tmp_path):
+    made = pairs(networks, "unet", ["CrossAttention", "Attention"], nn.Linear)
+    torch.save([x for _, up, down in made for x in (up, down)], tmp_path / "x.pt")
+    check(tmp_path / "x.pt", shapes, made)
+    names = [n for n in FAMILIES["sd15"].all_modules() if component_of(n) == "unet"]
+    assert len(visited(in_order(names), ["CrossAttention", "Attention"])) == 128

@@ -10,9 +10,7 @@ from torch.linalg import qr, svd
 from fewstep.errors import UsageError
 from fewstep.events import doing
 from fewstep.families import ModuleShape
-from fewstep.lora.low_rank import LowRank, linear_combination
-
-CANCELLED = 1e-6  # of the sum of absolute terms: below it a difference of Gram matrices has lost too many digits
+from fewstep.lora.low_rank import LowRank, linear_combination, squared_norm
 
 
 class Loss(NamedTuple):
@@ -107,13 +105,3 @@ def loss(full: Mapping[str, LowRank], kept: Mapping[str, LowRank]) -> Loss:
         error = squared_norm(linear_combination([(1.0, update), (-1.0, kept[name])])) if name in kept else norm
         squares[name] = (norm, error)
     return Loss.of(squares)
-
-
-def squared_norm(update: LowRank) -> float:
-    """||B A||_F^2 in float64, from the Gram matrices B^T B and A A^T; from QR's triangles where those cancel."""
-    A, B = update.A.flatten(1).double(), update.B.flatten(1).double()
-    terms = (B.T @ B) * (A @ A.T)
-    total = float(terms.sum())
-    if total > CANCELLED * float(terms.abs().sum()):
-        return total
-    return float((qr(B, mode="r").R @ qr(A.T, mode="r").R.T).square().sum())

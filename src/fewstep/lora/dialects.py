@@ -6,14 +6,16 @@ processors, `diffusion_model.` keys, and LyCORIS' LoCon, LoHa and LoKr. cloneofs
 `fewstep.lora.numbered` knows whose they are.
 """
 
+import re
 from collections.abc import Iterable
 
 from fewstep.errors import FewstepError
 from fewstep.families.ldm import ldm_names
+from fewstep.lora.foreign import is_whole, reason_against
 
 PEFT_CONFIG = "adapter_config.json"  # what a folder that PEFT saved holds, beside one of the weights
 PEFT_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-DOWN, UP = "down", "up"
+DOWN, UP, ALPHA = "down", "up", "alpha"
 DORA_SCALE, MAGNITUDE = "dora_scale", "magnitude"  # the norms a DoRA gives to rows or columns; to rows, as PEFT does
 LYCORIS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
            "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")  # fmt: skip
@@ -21,7 +23,7 @@ PARTS = {  # how a key ends: what the tensor is to its module
     ".lora_down.weight": DOWN,
     ".lora_up.weight": UP,
     ".lora_mid.weight": "mid",
-    ".alpha": "alpha",
+    ".alpha": ALPHA,
     ".lora_A.weight": DOWN,
     ".lora_B.weight": UP,
     ".lora_A.default.weight": DOWN,
@@ -41,30 +43,25 @@ PARTS = {  # how a key ends: what the tensor is to its module
     **{f".{name}": name for name in LYCORIS},
     **{f".{name}.weight": name for name in LYCORIS},
 }
-REFUSED = {  # how a key ends: why what it says is no low-rank update that can be added
-    ".diff": "it changes whole weights (.diff), not by factors",
-    ".diff_b": "it changes biases (.diff_b)",
-    ".lora_B.bias": "it changes biases",
-    ".on_input": "it is an (IA)3 adapter, which multiplies",
-    ".oft_blocks": "it is an OFT adapter, which rotates",
-    ".oft_diag": "it is an OFT adapter, which rotates",
-    ".a1.weight": "it is a GLoRA, which depends on the weights of its model",
-    ".b1.weight": "it is a GLoRA, which depends on the weights of its model",
-}
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # parts of a model that LoRAs adapt
 PREFIXES = {  # how a key begins: the part of the model
     "lora_unet_": "unet",
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
-    "unet.": "unet",
-    "text_encoder.": "text_encoder",
-    "text_encoder_2.": "text_encoder_2",
+    "lycoris_": "unet",
     "base_model.model.": "unet",
     "diffusion_model.": "unet",
     "model.diffusion_model.": "unet",
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_h.transformer.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    **{f"{part}.": part for part in COMPONENTS},
+    **{f"{part}.base_model.model.": part for part in COMPONENTS},  # as the published LCM-LoRA scripts write
+    **{f"base_model.model.{part}.": part for part in COMPONENTS},
 }
+BUNDLED = re.compile(r"bundle_emb\.([^.]+)\..*", re.DOTALL)  # a word's embedding, beside the LoRA
 TEXT = ("text_encoder.", "text_encoder_2.")
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # parts of a model that LoRAs adapt
 PROCESSORS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # in text encoders, once
 
 
@@ -76,19 +73,30 @@ def taken_apart(keys: Iterable[str], what: str) -> dict[str, dict[str, str]]:
     endings = sorted(PARTS, key=len, reverse=True)
     modules: dict[str, dict[str, str]] = {}
     for key in sorted(keys):
-        for ending, reason in REFUSED.items():
-            if key.endswith(ending):
-                raise FewstepError(f"LoRA {what} cannot be used: {reason} ({key})", "use a plain LoRA, LoHa or LoKr")
         found = next((ending for ending in endings if key.endswith(ending)), None)
         if found is None:
-            raise FewstepError(
-                f"LoRA {what} has a key of no known layout: {key}", "see docs/lora-files.md for those there are"
-            )
+            raise unusable(key, what)
         parts = modules.setdefault(key.removesuffix(found), {})
         if PARTS[found] in parts:
             raise FewstepError(f"LoRA {what} says the same twice: {key}", "get the file again from its source")
         parts[PARTS[found]] = key
     return modules
+
+
+def unusable(key: str, what: str) -> FewstepError:
+    """Why a file with such a key is refused."""
+    reason = reason_against(key) or ("it holds whole weights of modules, not factors" if is_whole(key) else None)
+    if reason is not None:
+        return FewstepError(f"LoRA {what} cannot be used: {reason} ({key})", "use a plain LoRA, LoHa or LoKr")
+    return FewstepError(
+        f"LoRA {what} has a key of no known layout: {key}", "see docs/lora-files.md for those there are"
+    )
+
+
+def bundled_word(key: str) -> str | None:
+    """The word whose embedding a key of A1111 or OneTrainer holds beside a LoRA, or None."""
+    found = BUNDLED.fullmatch(key)
+    return found[1] if found else None
 
 
 class Spellings:
@@ -114,7 +122,7 @@ class Spellings:
             start, _, last = body.rpartition(".")
             body = f"{start}.{PROCESSORS.get(last, last)}" if start else body
             return self._first(f"{part}.{body}", f"{part}.text_model.{body}")
-        return self._first(f"unet.{body}", f"unet.{body}.0", *text_bodies(body))
+        return self._first(f"unet.{body}", f"unet.{body}.0", f"text_encoder.{body}")
 
     def _first(self, *spellings: str) -> str | None:
         """The name of the first of these that there is; to_out.0 was once called to_out."""
@@ -126,15 +134,16 @@ def prefix_of(spelled: str) -> str:
     return max((prefix for prefix in PREFIXES if spelled.startswith(prefix)), key=len, default="")
 
 
-def text_bodies(body: str) -> tuple[str, ...]:
-    """What a key without a sign of its part may be besides the UNet's: PEFT's of a text encoder."""
-    return (f"text_encoder.{body}",) if body.startswith("text_model.") else ()
+def component_of(spelled: str) -> str:
+    """The part of a model that a module as a file spells it is of: a key without a sign may be a text encoder's too."""
+    prefix = prefix_of(spelled)
+    part = PREFIXES.get(prefix, "unet")
+    return "text_encoder" if part == "unet" and spelled.removeprefix(prefix).startswith("text_") else part
 
 
 def is_text(spelled: str) -> bool:
     """Whether a module as a file spells it is a text encoder's, or may be one's."""
-    prefix = prefix_of(spelled)
-    return PREFIXES.get(prefix, "unet") != "unet" or spelled.removeprefix(prefix).startswith(("text_", ":"))
+    return component_of(spelled) != "unet" or spelled.startswith(":")
 
 
 def text_module(name: str) -> str:

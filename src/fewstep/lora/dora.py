@@ -9,12 +9,13 @@ from fewstep.lora.dialects import DORA_SCALE, MAGNITUDE
 from fewstep.lora.factors import whole
 from fewstep.lora.low_rank import LowRank
 
+MAGNITUDES = (DORA_SCALE, MAGNITUDE)
 ROWS, COLUMNS = 0, 1  # the axis of W0 that has one norm per entry: outputs, inputs
 
 
 def magnitude_of(parts: Collection[str]) -> str | None:
     """Which of a module's parts holds the norms of a DoRA; None for a LoRA."""
-    return next((part for part in (DORA_SCALE, MAGNITUDE) if part in parts), None)
+    return next((part for part in MAGNITUDES if part in parts), None)
 
 
 def baked(update: LowRank, magnitude: Tensor, part: str, W0: Tensor) -> LowRank:

@@ -1,138 +1,246 @@
-"""From the tensors a file keeps of one module to Delta W = B A, exactly: LoRA, LoCon, LoHa and LoKr."""
+"""From the tensors a file keeps of one module to Delta W = B A, exactly: LoRA, LoCon, LoHa and LoKr.
 
-from collections.abc import Callable, Mapping
+Shapes are checked before anything is multiplied: `size_of_parts` runs the same code on tensors without values.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fewstep.lora.low_rank import LowRank
+from fewstep.lora.low_rank import COLUMNS, LowRank, Size, squared_norm, squares
 
 Parts = Mapping[str, Tensor]
-Scale = Callable[[int], float]  # of rank R, for files that keep alpha elsewhere
 
 
-def low_rank_of(parts: Parts, kernel: int | None, scale_of: Scale | None = None) -> LowRank:
-    """The update of one module, in float32, its scale alpha / rank inside B.
+class Factors(Protocol):
+    """What a file keeps of one module, of one kind: its tensors fit together, nothing is multiplied out yet."""
 
-    parts: what dialects.PARTS call the tensors. kernel: side of the module's kernel, which LoHa and LoKr do not keep; 0
-    for a Linear, None for a module nobody knows. Raises ValueError when the tensors do not fit together.
-    """
-    parts = {name: tensor.float() for name, tensor in parts.items()}
-    alpha = parts.pop("alpha", None)
-    if alpha is not None and alpha.numel() != 1:
-        raise ValueError(f"alpha has {alpha.numel()} values")
-    make = next((make for sign, make in KINDS.items() if any(name.startswith(sign) for name in parts)), None)
-    if make is None:
+    @property
+    def divisor(self) -> int:
+        """The rank that alpha is divided by; 0 = alpha does not count."""
+
+    def low_rank(self) -> LowRank:
+        """The update, its scale left out."""
+
+    def square(self) -> float:
+        """||Delta W||_F^2 of it, in float64, without multiplying it out."""
+
+
+def factors_of(parts: Parts) -> Factors:
+    """The factors among a module's tensors, which dialects.PARTS name. Raises ValueError when they do not fit."""
+    kind = next((kind for sign, kind in KINDS.items() if any(name.startswith(sign) for name in parts)), None)
+    if kind is None:
         raise ValueError("there are no factors")
-    update, rank = make(parts, kernel or 0)
-    if update.rank == 0:
-        raise ValueError("the rank is 0")
-    if alpha is not None:
-        scale = float(alpha) / rank if rank else 1.0
-    else:
-        scale = scale_of(rank) if scale_of and rank else 1.0
-    return shaped(LowRank(update.A, update.B * scale), kernel)
+    return kind({name: tensor.float() for name, tensor in parts.items()})
 
 
-def lora(parts: Parts, kernel: int) -> tuple[LowRank, int]:
-    """B A; with a k x k middle (LoCon's Tucker form) it is folded into A."""
+@lru_cache(4096)
+def size_of_parts(shapes: tuple[tuple[str, tuple[int, ...]], ...], kernel: int | None) -> Size:
+    """The size of the update that tensors of these shapes make, by part. Raises ValueError as `factors_of` does."""
+    parts = {name: torch.empty(shape, device="meta") for name, shape in shapes}
+    return shaped(factors_of(parts).low_rank(), kernel).size
+
+
+@dataclass(frozen=True)
+class Product:
+    """B A: LoRA; and LoCon's Tucker form, its k x k middle folded into A."""
+
+    A: Tensor
+    B: Tensor
+
+    @property
+    def divisor(self) -> int:
+        """R."""
+        return self.A.shape[0]
+
+    def low_rank(self) -> LowRank:
+        """Itself."""
+        return LowRank(self.A, self.B)
+
+    def square(self) -> float:
+        """||B A||_F^2."""
+        return squared_norm(self.low_rank())
+
+    @property
+    def outputs(self) -> int:
+        """Rows of Delta W."""
+        return self.B.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """Columns of Delta W."""
+        return self.A.shape[1:].numel()
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """(B1 A1) * (B2 A2), elementwise: LoHa."""
+
+    first: Product
+    second: Product
+
+    @property
+    def divisor(self) -> int:
+        """R of the first."""
+        return self.first.divisor
+
+    def low_rank(self) -> LowRank:
+        """At rank R1 R2, by Khatri-Rao products of the factors; multiplied out where no matrix has so high a rank."""
+        (A1, B1), (A2, B2) = self.first.low_rank(), self.second.low_rank()
+        if self.first.divisor * self.second.divisor > min(self.first.outputs, self.first.inputs):
+            return whole(LowRank(A1, B1).delta() * LowRank(A2, B2).delta())
+        B = torch.einsum("or,os->ors", B1, B2).flatten(1)
+        return LowRank(torch.einsum("r...,s...->rs...", A1, A2).flatten(0, 1), B)
+
+    def square(self) -> float:
+        """||Delta W||_F^2, some columns at a time."""
+        R1, R2, rows, columns = self.first.divisor, self.second.divisor, self.first.outputs, self.first.inputs
+        if (R1 * R2) ** 2 * (rows + columns) < rows * columns * (R1 + R2):
+            return squared_norm(self.low_rank())
+        (A1, B1), (A2, B2) = ((half.A.flatten(1), half.B.double()) for half in (self.first, self.second))
+        parts = (slice(start, start + COLUMNS) for start in range(0, columns, COLUMNS))
+        return sum(squares((B1 @ A1[:, part].double()) * (B2 @ A2[:, part].double())) for part in parts)
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """W1 (x) W2 of W1 = B1 A1 and W2 = B2 A2: LoKr."""
+
+    first: Product
+    second: Product
+    divisor: int  # 0 = both are whole
+
+    def low_rank(self) -> LowRank:
+        """By the factors of the factors; multiplied out where their rank is all that the matrix has.
+
+        W2 is (out, in k k) or (out, in, k, k). LyCORIS' first LoKr splits all of in k k; flattened they are alike.
+        """
+        (A1, B1), (A2, B2) = self.first.low_rank(), self.second.low_rank()
+        rows, columns = self.first.outputs * self.second.outputs, self.first.inputs * self.second.inputs
+        shape = (-1, columns // A2.shape[2:].numel(), *A2.shape[2:])
+        if len(A1) * len(A2) >= min(rows, columns):
+            W1, W2 = LowRank(A1, B1).delta(), LowRank(A2, B2).delta()
+            return whole(kron(W1, W2.flatten(1)).view(shape))
+        return LowRank(kron(A1, A2.flatten(1)).view(shape), kron(B1, B2))
+
+    def square(self) -> float:
+        """||W1||_F^2 ||W2||_F^2."""
+        return self.first.square() * self.second.square()
+
+
+def lora(parts: Parts) -> Product:
+    """From lora_down, lora_up and lora_mid; a 1 x 1 up may be kept flat."""
     expect(parts, {"down", "up"}, {"mid"})
     A, B = parts["down"], parts["up"]
-    if A.ndim not in (2, 4) or B.ndim != A.ndim or B.shape[1] != A.shape[0] or B.shape[2:] not in {(), (1, 1)}:
+    if A.ndim not in (2, 4) or B.ndim not in (2, 4) or B.shape[1] != A.shape[0] or B.shape[2:] not in {(), (1, 1)}:
         raise ValueError(f"lora_down {tuple(A.shape)} and lora_up {tuple(B.shape)} do not match")
     if "mid" in parts:
         A = folded(parts["mid"], A)
-    return LowRank(A, B), A.shape[0]
+    return checked(A, B.reshape(*B.shape[:2], *(1,) * (A.ndim - 2)))
 
 
-def loha(parts: Parts, kernel: int) -> tuple[LowRank, int]:
-    """(B1 A1) * (B2 A2), elementwise, as one product of rank R1 R2: the Khatri-Rao products of the factors."""
+def loha(parts: Parts) -> Hadamard:
+    """From hada_w1_a and so on."""
     expect(parts, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2"})
-    B1, A1 = pair(parts["hada_w1_a"], parts["hada_w1_b"], parts.get("hada_t1"))
-    B2, A2 = pair(parts["hada_w2_a"], parts["hada_w2_b"], parts.get("hada_t2"))
-    if B1.shape[0] != B2.shape[0] or A1.shape[1:] != A2.shape[1:]:
-        raise ValueError(f"the halves update {B1.shape[0], *A1.shape[1:]} and {B2.shape[0], *A2.shape[1:]}")
-    B = torch.einsum("or,os->ors", B1, B2).flatten(1)
-    A = torch.einsum("r...,s...->rs...", A1, A2).flatten(0, 1)
-    return slim(LowRank(A, B)), A1.shape[0]
+    first = pair(parts["hada_w1_a"], parts["hada_w1_b"], parts.get("hada_t1"))
+    second = pair(parts["hada_w2_a"], parts["hada_w2_b"], parts.get("hada_t2"))
+    sizes = [(half.B.shape[0], *half.A.shape[1:]) for half in (first, second)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"the halves update {sizes[0]} and {sizes[1]}")
+    return Hadamard(first, second)
 
 
-def lokr(parts: Parts, kernel: int) -> tuple[LowRank, int]:
-    """W1 (x) W2, the Kronecker product; its factors are those of the factors. alpha is ignored when both are full."""
+def lokr(parts: Parts) -> Kronecker:
+    """From lokr_w1 or its factors, and lokr_w2 or its factors. alpha is ignored when both are whole."""
     expect(parts, set(), {name for name in parts if name.startswith("lokr_")})
-    B1, A1, rank1 = side(parts, "lokr_w1")
-    B2, A2, rank2 = side(parts, "lokr_w2")
-    if A1.ndim != 2:
-        raise ValueError(f"lokr_w1 has {A1.ndim} dimensions")
-    if kernel > 1 and A2.ndim == 2:
-        A2 = A2.view(len(A2), -1, kernel, kernel)
-    B, A = torch.kron(B1.contiguous(), B2.contiguous()), kron_rows(A1, A2)
-    return slim(LowRank(A, B)), rank1 or rank2
+    first, rank1 = side(parts, "lokr_w1")
+    second, rank2 = side(parts, "lokr_w2")
+    if first.A.ndim != 2:
+        raise ValueError(f"lokr_w1 has {first.A.ndim} dimensions")
+    return Kronecker(first, second, rank1 or rank2)
 
 
-def side(parts: Parts, name: str) -> tuple[Tensor, Tensor, int]:
-    """B (out, R), A (R, in, ...) of one Kronecker factor, and its rank, 0 when it is kept whole."""
+def side(parts: Parts, name: str) -> tuple[Product, int]:
+    """One Kronecker factor, and its rank, 0 when it is kept whole."""
     if name in parts:
-        update = slim(LowRank(parts[name], torch.eye(len(parts[name]))))
-        return update.B, update.A, 0
+        if parts[name].ndim not in (2, 4):
+            raise ValueError(f"{name} has {parts[name].ndim} dimensions")
+        A, B = whole(parts[name])
+        return checked(A, B), 0
     if not {f"{name}_a", f"{name}_b"} <= parts.keys():
         raise ValueError(f"{name} is missing")
-    B, A = pair(parts[f"{name}_a"], parts[f"{name}_b"], parts.get("lokr_t2") if name == "lokr_w2" else None)
-    return B, A, A.shape[0]
+    product = pair(parts[f"{name}_a"], parts[f"{name}_b"], parts.get("lokr_t2") if name == "lokr_w2" else None)
+    return product, product.divisor
 
 
-def pair(a: Tensor, b: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
-    """B (out, R) and A (R, in, ...) of a @ b, or of LyCORIS' Tucker form t_ijkl a_io b_jn."""
+def pair(a: Tensor, b: Tensor, t: Tensor | None) -> Product:
+    """a @ b, or LyCORIS' Tucker form t_ijkl a_io b_jn."""
     if t is None:
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
             raise ValueError(f"factors {tuple(a.shape)} and {tuple(b.shape)} do not match")
-        return a, b
-    return a.T, folded(t, b)
+        return checked(b, a)
+    if a.ndim != 2 or t.ndim != 4 or a.shape[0] != t.shape[0]:
+        raise ValueError(f"factors {tuple(a.shape)} and {tuple(t.shape)} do not match")
+    return checked(folded(t, b), a.T)
+
+
+def checked(A: Tensor, B: Tensor) -> Product:
+    """B A. Raises ValueError for a rank of 0 and for a kernel that is not square, which no module here has."""
+    if A.ndim == 4 and A.shape[2] != A.shape[3]:
+        raise ValueError(f"the kernel is {A.shape[2]} x {A.shape[3]}")
+    if 0 in A.shape or 0 in B.shape:
+        raise ValueError(f"the rank is 0, or a side: {tuple(A.shape)} and {tuple(B.shape)}")
+    return Product(A, B)
 
 
 def folded(middle: Tensor, down: Tensor) -> Tensor:
     """sum_j middle[i, j, k, l] down[j, n]: (R, in, k, k)."""
-    if middle.ndim != 4 or middle.shape[1] != down.shape[0]:
+    if (
+        middle.ndim != 4
+        or down.ndim not in (2, 4)
+        or down.shape[2:] not in {(), (1, 1)}
+        or middle.shape[1] != len(down)
+    ):
         raise ValueError(f"a middle of {tuple(middle.shape)} and {tuple(down.shape)} do not match")
     return torch.einsum("ijkl,jn->inkl", middle, down.flatten(1))
 
 
-def kron_rows(A1: Tensor, A2: Tensor) -> Tensor:
-    """Kronecker product of (R, in) and (S, n, ...): (R S, in n, ...)."""
-    return torch.einsum("ri,sn...->rsin...", A1, A2).flatten(2, 3).flatten(0, 1)
-
-
-def slim(update: LowRank) -> LowRank:
-    """The same Delta W at a rank of at most min(out, in k k): multiplied out if it must be."""
-    return update if update.rank <= min(update.B.shape[0], update.A[0].numel()) else whole(update.delta())
+def kron(X: Tensor, Y: Tensor) -> Tensor:
+    """The Kronecker product of two matrices."""
+    return torch.einsum("ab,cd->acbd", X, Y).reshape(len(X) * len(Y), -1)
 
 
 def whole(delta: Tensor) -> LowRank:
     """Delta W (out, in, ...) itself as one of its factors, at a rank of min(out, in ...); the other is the identity."""
-    out, fan_in = delta.shape[0], delta[0].numel()
+    out, fan_in = delta.shape[0], delta.shape[1:].numel()
     if out <= fan_in:
-        return LowRank(delta, torch.eye(out))
-    return LowRank(torch.eye(fan_in).view(fan_in, *delta.shape[1:]), delta.flatten(1))
+        return LowRank(delta, torch.eye(out, device=delta.device))
+    return LowRank(torch.eye(fan_in, device=delta.device).view(fan_in, *delta.shape[1:]), delta.flatten(1))
 
 
 def shaped(update: LowRank, kernel: int | None) -> LowRank:
     """With the dimensions a Linear (2) or a Conv2d (4) has: some files keep a 1 x 1 Conv2d as a Linear, or one as it.
 
-    Factors that are of another kernel, or of a module nobody knows (None), stay as they are.
+    kernel: the side of the module's kernel, which LoHa and LoKr do not keep; 0 for a Linear, None for a module nobody
+    knows. Factors that are of another kernel, or of a module nobody knows, stay as they are.
     """
     A, B = update
     side = kernel or 1
-    if kernel is None or A[0].numel() % side**2 or (A.ndim == 4 and A.shape[2:] != (side, side)):
+    if kernel is None or A.shape[1:].numel() % side**2 or (A.ndim == 4 and A.shape[2:] != (side, side)):
         return update
     A, B = A.reshape(len(A), -1, side, side), B.reshape(*B.shape[:2], 1, 1)
     return LowRank(A, B) if kernel else LowRank(A.flatten(1), B.flatten(1))
 
 
-def expect(parts: Parts, needed: set[str], allowed: set[str]) -> None:
+def expect(parts: Iterable[str], needed: set[str], allowed: set[str]) -> None:
     """Raise ValueError unless exactly these parts are there."""
-    missing, unknown = needed - parts.keys(), parts.keys() - needed - allowed
+    missing, unknown = needed - set(parts), set(parts) - needed - allowed
     if missing or unknown:
         raise ValueError(f"{min(missing)} is missing" if missing else f"{min(unknown)} does not belong there")
 
 
-KINDS: Mapping[str, Callable[[Parts, int], tuple[LowRank, int]]] = {"hada_": loha, "lokr_": lokr, "": lora}
+KINDS: Mapping[str, Callable[[Parts], Factors]] = {"hada_": loha, "lokr_": lokr, "": lora}

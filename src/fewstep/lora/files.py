@@ -1,45 +1,36 @@
-"""Reading LoRA files of any layout: safetensors, weights-only pickles and PEFT's folders."""
+"""LoRA files of any layout: what they say of themselves, and the adapters they are for each model."""
 
-import json
 import math
-import pickle
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.events import doing, note
 from fewstep.families import ModuleShape
-from fewstep.io import read_json, sha256_file
-from fewstep.lora.dialects import PEFT_CONFIG, PEFT_WEIGHTS, Spellings, prefix_of, taken_apart
-from fewstep.lora.dora import baked, magnitude_of
-from fewstep.lora.factors import Scale, low_rank_of, shaped
+from fewstep.io import sha256_file
+from fewstep.lora.dialects import ALPHA, Spellings, bundled_word, taken_apart
+from fewstep.lora.dora import MAGNITUDES, baked, magnitude_of
+from fewstep.lora.factors import Factors, factors_of, shaped, size_of_parts
+from fewstep.lora.foreign import model_of
 from fewstep.lora.known import known_recipe
 from fewstep.lora.layouts import layout_of
-from fewstep.lora.low_rank import Adapter, Lazy, LowRank, widest
-from fewstep.lora.numbered import ANY, EMBEDDING, NUMBERED, numbered_names
+from fewstep.lora.low_rank import Adapter, Lazy, LowRank, Size, identity, squared_norm, widest
+from fewstep.lora.numbered import EMBEDDING, NUMBERED, numbered_names
+from fewstep.lora.opening import AGAIN, Source, first_line, open_source, peft_weights
+from fewstep.lora.peft import Alpha, alphas_of, config_for
 from fewstep.lora.recipe import VERSION, Recipe, from_metadata, is_newer
 
-PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
-AGAIN = "get the file again from its source"
-SAFE = "use its .safetensors version, if there is one"
+LARGEST = float(torch.finfo(torch.float32).max)
+TIMES = 16  # more values than a file holds of a module are made only if the module is known to be so large
+MIDDLES = {"mid", "hada_t1", "hada_t2", "lokr_t2"}
 
 Base = Callable[[str], Tensor]  # dotted module name -> its weight in the model
-
-
-class Source(NamedTuple):
-    """An opened file: what is in it, one tensor at a time."""
-
-    keys: tuple[str, ...]
-    read: Callable[[str], Tensor]
-    metadata: Mapping[str, str]
-    peft: Mapping[str, Any] | None  # PEFT's config, if the file comes with one
+Parts = Mapping[str, str]  # part -> key
 
 
 @doing("reading the LoRA")
@@ -57,7 +48,8 @@ class LoraFile:
 
     path: Path
     source: Source
-    spelled: Mapping[str, Mapping[str, str]]  # module as the file spells it -> part -> key
+    spelled: Mapping[str, Parts]  # module as the file spells it -> its parts
+    alphas: Mapping[str, Alpha]  # of those modules that have one
     numbered: Mapping[str, ModuleShape]  # those that have numbers for names
     recipe: Recipe | None  # that it carries, or is known for
 
@@ -75,11 +67,11 @@ class LoraFile:
     @property
     def dtype(self) -> torch.dtype:
         """The widest type of its factors."""
-        keys = (key for parts in self.spelled.values() for part, key in parts.items() if part != "alpha")
-        return widest(self.source.read(key).dtype for key in keys)
+        keys = (key for parts in self.spelled.values() for part, key in parts.items() if part != ALPHA)
+        return widest(self.source.dtypes[key] for key in keys)
 
     def adapter(self, shapes: Mapping[str, ModuleShape], base: Base | None = None) -> Adapter:
-        """The updates of one model's modules, read one at a time, in float32.
+        """The updates of one model's modules, read one at a time, in float32; their sizes are known without reading.
 
         shapes: of the model's modules. A module that is none of them keeps the name the file gives it, so that
         `check_fits` can say so. base: the model's weights, which a DoRA needs; None = not known.
@@ -97,7 +89,28 @@ class LoraFile:
         return self._placed(shapes, None)
 
     def _placed(self, shapes: Mapping[str, ModuleShape], base: Base | None) -> Adapter:
-        """The updates under the names that the model has for their modules."""
+        """The updates under the names that the model has for their modules; DoRA's own where the model has weights."""
+        modules = self.names_in(shapes)
+
+        def rescaled(name: str) -> bool:
+            return base is not None and name in shapes and magnitude_of(self.spelled[modules[name]]) is not None
+
+        def make(name: str) -> LowRank:
+            return self.update(modules[name], shapes.get(name), base(name) if base and rescaled(name) else None)
+
+        def size(name: str) -> Size:
+            found = self.size(modules[name], shapes.get(name))
+            return whole_size(found.shape) if rescaled(name) else found
+
+        def square(name: str) -> float:
+            return squared_norm(make(name)) if rescaled(name) else self.square(modules[name], shapes.get(name))
+
+        count = len(self.numbered)
+        told = {"unplaced": f"is one of {count} numbered modules, which fit in no order or in several"} if count else {}
+        return Adapter(Lazy(modules, make, size, square), self.source.metadata, **told)
+
+    def names_in(self, shapes: Mapping[str, ModuleShape]) -> dict[str, str]:
+        """Module's name in the model, or as the file spells it where there is none -> as the file spells it."""
         spellings, numbers = Spellings(shapes), numbered_names(self.numbered, self.source.metadata, shapes)
         modules: dict[str, str] = {}
         for spelled in self.spelled:
@@ -105,42 +118,110 @@ class LoraFile:
             if name in modules:
                 raise FewstepError(f"LoRA {self.path} says the same twice: {spelled} and {modules[name]}", AGAIN)
             modules[name] = spelled
+        return modules
 
-        def make(name: str) -> LowRank:
-            if name not in shapes:
-                return self.update(modules[name], None)
-            rescaled = base is not None and magnitude_of(self.spelled[modules[name]]) is not None
-            return self.update(modules[name], shapes[name].kernel, base(name) if base and rescaled else None)
+    def size(self, spelled: str, shape: ModuleShape | None) -> Size:
+        """The size of one module's update, by the shapes of its tensors alone. shape: of the module, if it is known.
 
-        count = len(self.numbered)
-        told = {"unplaced": f"is one of {count} numbered modules, which fit in no order or in several"} if count else {}
-        return Adapter(Lazy(modules, make), self.source.metadata, **told)
+        Raises FewstepError for factors that do not fit together.
+        """
+        sizes = tuple((part, self.source.shapes[key]) for part, key in self.parts_of(spelled).items())
+        with self.fitting(spelled):
+            return size_of_parts(sizes, None if shape is None else shape.kernel)
 
-    def update(self, spelled: str, kernel: int | None, W0: Tensor | None = None) -> LowRank:
-        """The update of one module as the file spells it. kernel: see `low_rank_of`. W0: the model's weight, for DoRA.
+    def update(self, spelled: str, shape: ModuleShape | None, W0: Tensor | None = None) -> LowRank:
+        """The update of one module as the file spells it. W0: the model's weight, for DoRA.
 
         Raises FewstepError for factors that do not fit together or are not finite.
         """
-        parts = {part: self.source.read(key) for part, key in self.spelled[spelled].items()}
-        if not all(tensor.is_floating_point() for tensor in parts.values()):
-            raise FewstepError(f"LoRA {self.path} holds whole numbers for {spelled}", AGAIN)
-        norms = magnitude_of(parts)
-        factors = {part: tensor for part, tensor in parts.items() if part != norms}
-        scale = peft_scale(self.source.peft, spelled, norms is not None) if self.source.peft else None
-        try:
-            update = low_rank_of(factors, kernel, scale)
+        self.check_amount(spelled, shape)
+        kernel, norms = None if shape is None else shape.kernel, magnitude_of(self.spelled[spelled])
+        with self.fitting(spelled):
+            factors = self.read(spelled)
+            update = shaped(scaled(factors.low_rank(), self.scale(spelled, factors)), kernel)
             if norms is not None and W0 is not None:
-                update = shaped(baked(update, parts[norms], norms, W0), kernel)
-        except (ValueError, RuntimeError, IndexError) as error:
-            raise FewstepError(f"LoRA {self.path}: the factors of {spelled} do not fit ({error})", AGAIN) from error
-        if not all(bool(factor.isfinite().all()) for factor in update):
-            raise FewstepError(f"LoRA {self.path} holds values that are not finite ({spelled})", AGAIN)
+                magnitude = self.source.read(self.spelled[spelled][norms])
+                update = shaped(baked(update, magnitude, norms, W0), kernel)
+        if not all(map(is_finite, update)):
+            raise self.not_finite(spelled)
         return update
+
+    def square(self, spelled: str, shape: ModuleShape | None) -> float:
+        """||Delta W||_F^2 of one module, which of factors takes no product of them."""
+        if MIDDLES & self.spelled[spelled].keys():
+            self.check_amount(spelled, shape)
+        with self.fitting(spelled):
+            factors = self.read(spelled)
+            total = factors.square() * self.scale(spelled, factors) ** 2
+        if not total < LARGEST**2:
+            raise self.not_finite(spelled)
+        return total
+
+    def parts_of(self, spelled: str) -> Parts:
+        """A module's parts but for alpha and a DoRA's norms."""
+        return {part: key for part, key in self.spelled[spelled].items() if part not in (ALPHA, *MAGNITUDES)}
+
+    def read(self, spelled: str) -> Factors:
+        """A module's factors."""
+        parts = {part: self.source.read(key) for part, key in self.parts_of(spelled).items()}
+        odd = next((tensor.dtype for tensor in parts.values() if not tensor.is_floating_point()), None)
+        if odd is not None:
+            raise FewstepError(f"LoRA {self.path} holds {str(odd).removeprefix('torch.')} values for {spelled}", AGAIN)
+        return factors_of(parts)
+
+    def scale(self, spelled: str, factors: Factors) -> float:
+        """What a module's B A is multiplied by."""
+        alpha = self.alphas.get(spelled)
+        return alpha.scale(factors.divisor) if alpha is not None and factors.divisor else 1.0
+
+    def check_amount(self, spelled: str, shape: ModuleShape | None) -> None:
+        """Raise FewstepError for factors of a few values that multiply out to many, where no module asks for these."""
+        size, held = (
+            self.size(spelled, shape),
+            sum(math.prod(self.source.shapes[k]) for k in self.parts_of(spelled).values()),
+        )
+        if size.shape != shape and size.parameters > TIMES * held:
+            raise FewstepError(
+                f"LoRA {self.path}: the {held} values of {spelled} would multiply out to {size.parameters:,}, and"
+                " there is no such module",
+                "name its model with --model, or use another file",
+            )
+
+    def not_finite(self, spelled: str) -> FewstepError:
+        """The error about a module's values."""
+        return FewstepError(f"LoRA {self.path} holds values that are not finite ({spelled})", AGAIN)
+
+    @contextmanager
+    def fitting(self, spelled: str) -> Iterator[None]:
+        """Turn what torch and `factors` say of tensors that do not fit together into a FewstepError."""
+        try:
+            yield
+        except (ValueError, RuntimeError, IndexError, TypeError, OverflowError) as error:
+            reason = first_line(error)
+            raise FewstepError(f"LoRA {self.path}: the factors of {spelled} do not fit ({reason})", AGAIN) from error
 
 
 def hash_of(path: Path) -> str:
     """SHA-256 of a LoRA file; of PEFT's folder that of its weights."""
     return sha256_file(peft_weights(path) if path.is_dir() else path)
+
+
+def whole_size(shape: ModuleShape) -> Size:
+    """The size of an update that is kept whole."""
+    return Size(shape, min(shape.out, shape.in_ * max(shape.kernel, 1) ** 2))
+
+
+def scaled(update: LowRank, scale: float) -> LowRank:
+    """The update times a number, inside B; inside A where B is the identity."""
+    if scale == 1:
+        return update
+    A, B = update
+    return LowRank(A * scale, B) if identity(B) else LowRank(A, B * scale)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are, in one pass."""
+    return all(map(math.isfinite, map(float, tensor.aminmax())))
 
 
 # --- opening ------------------------------------------------------------------------------------------------
@@ -149,137 +230,71 @@ def hash_of(path: Path) -> str:
 def open_lora(path: Path) -> LoraFile:
     """The LoRA in a file, unread. What it holds and cannot be used is noted on stderr."""
     source = open_source(path)
-    words = [key for key in source.keys if source.metadata.get(key) == EMBEDDING]
-    spelled = taken_apart((key for key in source.keys if key not in words), str(path))
+    model = model_of(source.shapes, source.shapes.__getitem__)
+    if model is not None:
+        raise FewstepError(
+            f"LoRA {path} is for {model}, not for Stable Diffusion 1.x, 2.x or XL",
+            "use a LoRA of one of these, or of SSD-1B",
+        )
+    words = {key: word for key in source.shapes if (word := word_of(key, source.metadata)) is not None}
+    spelled = taken_apart((key for key in source.shapes if key not in words), str(path))
+    if words:
+        note(f"{path} also holds embeddings of {', '.join(sorted(set(words.values())))}, which are left out")
+    empty = [module for module, parts in spelled.items() if adds_nothing(parts, source)]
+    if empty and len(empty) == len(spelled):
+        raise FewstepError(f"LoRA {path} adds nothing: there are no factors, or of rank 0 ({few(empty)})", AGAIN)
+    if empty:
+        note(f"{few(empty)} of {path}: there are no factors, or of rank 0, and nothing is added")
+    spelled = {module: parts for module, parts in spelled.items() if module not in set(empty)}
     if not spelled:
         raise FewstepError(f"LoRA {path} has no LoRA weights", "see docs/lora-files.md for what is read")
-    if words:
-        note(f"{path} also holds embeddings of {', '.join(words)}, which are left out")
     recipe = from_metadata(source.metadata, str(path)) or known_recipe(path, spelled)
     if is_newer(source.metadata):
-        written = source.metadata[VERSION]
-        note(f"{path} was written by fewstep {written}, newer than this one; what it adds is ignored")
-    file = LoraFile(path, source, spelled, {}, recipe)
-    sizes = {module: file.update(module, None).shape for module in spelled if NUMBERED.fullmatch(module)}
+        note(f"{path} was written by fewstep {source.metadata[VERSION]}, newer than this one; what it adds is ignored")
+    file = LoraFile(path, source, spelled, alphas_in(source, spelled, path), {}, recipe)
+    zero = [module for module, alpha in file.alphas.items() if alpha.value == 0]
+    if zero:
+        note(f"{few(zero)} of {path}: alpha is 0, which scales by 0 / rank, and nothing is added")
+    sizes = {module: file.size(module, None).shape for module in spelled if NUMBERED.fullmatch(module)}
     return replace(file, numbered=sizes)
 
 
-def open_source(path: Path) -> Source:
-    """The file's tensors, unread. No code in it runs."""
-    if path.is_dir():
-        return open_peft(path)
-    if path.suffix.lower() in PICKLES:
-        return open_pickle(path)
-    try:
-        file: Any = safe_open(path, "pt")
-        metadata = file.metadata() or {}
-        return Source(tuple(file.keys()), reader(file, path), metadata, peft_of(metadata, path))
-    except FileNotFoundError:
-        raise FewstepError(f"LoRA file not found: {path}", "check the path") from None
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
-        raise FewstepError(f"LoRA {path} is not a readable safetensors file ({error})", AGAIN) from error
+def word_of(key: str, metadata: Mapping[str, str]) -> str | None:
+    """The word that a key holds an embedding of, if it does, beside a LoRA."""
+    return key if metadata.get(key) == EMBEDDING else bundled_word(key)
 
 
-def reader(file: Any, path: Path) -> Callable[[str], Tensor]:
-    """Reads one tensor of an open safetensors file."""
-
-    def read(key: str) -> Tensor:
-        try:
-            tensor: Tensor = file.get_tensor(key)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise FewstepError(f"LoRA {path} cannot be read at {key} ({error})", AGAIN) from error
-        return tensor
-
-    return read
+def adds_nothing(parts: Parts, source: Source) -> bool:
+    """Whether a module has an alpha alone, or factors without values."""
+    if magnitude_of(parts) is not None:
+        return False
+    return all(part == ALPHA for part in parts) or any(
+        0 in source.shapes[key] for part, key in parts.items() if part != ALPHA
+    )
 
 
-def open_pickle(path: Path) -> Source:
-    """A torch file, by torch's loader that admits tensors only."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of old pickles, which it then reads or refuses
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FewstepError(f"LoRA file not found: {path}", "check the path") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FewstepError(f"LoRA {path} is no file of plain tensors ({reason[:120]})", SAFE) from error
-    tensors = value.get("state_dict", value) if isinstance(value, dict) else value
-    if isinstance(tensors, list) and len(tensors) % 2 == 0:  # cloneofsimo's: up, down, up, down, ...
-        tensors = {f"{ANY}:{i // 2}:{'down' if i % 2 else 'up'}": tensor for i, tensor in enumerate(tensors)}
-    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
-        raise FewstepError(f"LoRA {path} holds no dictionary of tensors, and no pairs of them", SAFE)
-    named = {str(key): tensor for key, tensor in tensors.items()}
-    return Source(tuple(named), named.__getitem__, {}, None)
+def alphas_in(source: Source, spelled: Mapping[str, Parts], path: Path) -> dict[str, Alpha]:
+    """Every module's alpha: its own, else what PEFT's config says. Raises FewstepError for one that is no number."""
+    found = alphas_of(source.peft, spelled, str(path))
+    for module, parts in spelled.items():
+        config = config_for(source.peft, module)
+        if config and config.get("use_dora") and magnitude_of(parts) is None:
+            raise FewstepError(f"{module} is a DoRA by its config, and its magnitudes are missing", AGAIN)
+        if ALPHA in parts:
+            found[module] = Alpha(number(source, parts[ALPHA], module, path))
+    return found
 
 
-# --- PEFT ---------------------------------------------------------------------------------------------------
+def number(source: Source, key: str, module: str, path: Path) -> float:
+    """The value of a tensor of one value, whole or not."""
+    count = math.prod(source.shapes[key])
+    tensor = source.read(key) if count == 1 else None
+    if tensor is None or tensor.is_complex():
+        what = f"alpha has {count} values" if tensor is None else "alpha is complex"
+        raise FewstepError(f"LoRA {path}: the factors of {module} do not fit ({what})", AGAIN)
+    return float(tensor.reshape(()))
 
 
-def open_peft(folder: Path) -> Source:
-    """A folder that PEFT's save_pretrained left: adapter_config.json beside the weights."""
-    weights = peft_weights(folder)
-    config = read_json(folder / PEFT_CONFIG, "PEFT's config")
-    return open_source(weights)._replace(peft=checked_peft(config, str(folder)))
-
-
-def peft_weights(folder: Path) -> Path:
-    """The weights in PEFT's folder. Raises FewstepError when there are none."""
-    weights = next((folder / name for name in PEFT_WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise FewstepError(f"LoRA folder {folder} has no {PEFT_WEIGHTS[0]}", "give the folder PEFT saved")
-    return weights
-
-
-def peft_of(metadata: Mapping[str, str], path: Path) -> Mapping[str, Any] | None:
-    """PEFT's config as diffusers keeps it inside a file: lora_adapter_metadata, `unet.r` and so on."""
-    if "lora_adapter_metadata" not in metadata:
-        return None
-    try:
-        config = checked_peft(json.loads(metadata["lora_adapter_metadata"]), str(path))
-    except ValueError as error:
-        raise FewstepError(f"the adapter metadata inside {path} is damaged ({error})", AGAIN) from error
-    return {key.removeprefix("unet."): value for key, value in config.items()}
-
-
-def checked_peft(config: Any, what: str) -> Mapping[str, Any]:
-    """PEFT's config, if it is one of a LoRA and what is read from it has the right types."""
-    if not isinstance(config, dict):
-        raise FewstepError(f"the PEFT config of {what} is no JSON object", AGAIN)
-    if config.get("peft_type", "LORA") != "LORA":
-        raise FewstepError(f"{what} holds no LoRA but {config['peft_type']}", "use a LoRA")
-    for key, value in config.items():
-        if key.endswith("lora_alpha") and not isinstance(value, int | float | None):
-            raise FewstepError(f"the PEFT config of {what} has {key} {value!r}, which is no number", AGAIN)
-        if key.endswith("alpha_pattern") and not isinstance(value, dict | None):
-            raise FewstepError(f"the PEFT config of {what} has {key} {value!r}, which is no JSON object", AGAIN)
-        for module, alpha in (value or {}).items() if key.endswith("alpha_pattern") else ():
-            if not isinstance(alpha, int | float | None):
-                raise FewstepError(f"the PEFT config of {what} has {key} {alpha!r} for {module}, no number", AGAIN)
-    return config
-
-
-def peft_scale(config: Mapping[str, Any], spelled: str, dora: bool) -> Scale:
-    """alpha / R of a module, or alpha / sqrt(R) with rslora (arXiv 2312.03732), by PEFT's config and its patterns.
-
-    dora: whether the file holds the module's magnitudes. Raises FewstepError when the config says so alone.
-    """
-    start = prefix_of(spelled)
-    own = {key.removeprefix(start): value for key, value in config.items()} if start.startswith("text") else config
-    module = spelled.removeprefix(start)
-    alpha = matching(own.get("alpha_pattern") or {}, module, own.get("lora_alpha"))
-
-    def scale(rank: int) -> float:
-        if alpha is None:
-            return 1.0
-        return float(alpha) / (math.sqrt(rank) if own.get("use_rslora") else rank)
-
-    if own.get("use_dora") and not dora:
-        raise FewstepError(f"{module} is a DoRA by its config, and its magnitudes are missing", AGAIN)
-    return scale
-
-
-def matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that is the module's name or ends it. PEFT takes patterns as regular expressions
-    and writes names; names alone are read here."""
-    return next((value for key, value in patterns.items() if f".{module}".endswith(f".{key}")), default)
+def few(names: list[str]) -> str:
+    """Names as a note has them: the first, and how many there are."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more modules"

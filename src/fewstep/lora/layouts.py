@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from fewstep.lora.dialects import DOWN, prefix_of
+from fewstep.lora.dialects import PREFIXES as ALL
 from fewstep.lora.dora import magnitude_of
 
 Spelled = Mapping[str, Mapping[str, str]]  # module as the file spells it -> part -> key
@@ -18,6 +19,9 @@ PREFIXES = {  # how a key begins: who spells modules so; a prefix that is not he
     "text_encoder.": "diffusers",
     "text_encoder_2.": "diffusers",
     "base_model.model.": PEFT,
+    "lycoris_": "LyCORIS",
+    **{prefix: PEFT for prefix in ALL if "base_model.model." in prefix},
+    **{prefix: "ComfyUI" for prefix in ALL if prefix.startswith("text_encoders.")},
     "diffusion_model.": "diffusion_model",
     "model.diffusion_model.": "diffusion_model",
     "": BARE,
@@ -37,6 +41,7 @@ USUAL = {  # what files of this beginning and this end are called
     ("diffusers", OLD): OLD,
     (BARE, OLD): OLD,
     (PEFT, PEFT): PEFT,
+    ("LyCORIS", KOHYA): "LyCORIS",
     (BARE, PEFT): PEFT,
     ("diffusion_model", PEFT): "diffusion_model",
     ("diffusion_model", KOHYA): "diffusion_model",

@@ -28,6 +28,7 @@ CLASSES = {  # a class of diffusers or transformers: where it stands in the netw
     "CLIPEncoderLayer": r"encoder\.layers\.\d+",
 }
 DEFAULTS = (  # what was targeted where the file does not say
+    {"CrossAttention", "Attention"},  # of the first trainer
     {"CrossAttention", "Attention", "GEGLU"},
     {"ResnetBlock2D", "CrossAttention", "Attention", "GEGLU"},  # of the extended trainer
     {"CLIPAttention"},
@@ -68,7 +69,7 @@ def targets_of(told: str | None) -> Sequence[set[str]]:
     """The sets of class names that may have been targeted: the one the metadata tells, else the defaults."""
     try:
         named = json.loads(told or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return DEFAULTS
     known = isinstance(named, list) and bool(named) and all(isinstance(x, str) and x in CLASSES for x in named)
     return (set(named),) if known else DEFAULTS
