@@ -396,3 +396,10 @@ def test_a_file_converted_to_another_dialect_says_what_it_said(fewstep, tmp_path
         with safe_open(tmp_path / dialect, "pt") as file:
             metadata = file.metadata()
         assert metadata.items() >= (said | {"ss_network_dim": "2"}).items()
+
+
+def test_a_lora_of_another_family_is_taken_as_the_named_model_s_with_a_note(fewstep, tmp_path):
+    make_lora(tmp_path / "a.safetensors", 2, 0, LCD.model_copy(update={"family": "sd15"}))
+    done = fewstep("merge", tmp_path / "a.safetensors", model="emoji", out=tmp_path / "b.safetensors")
+    assert (done.code, "a.safetensors was made for sd15; it is taken as emoji" in done.err) == (0, True)
+    assert load_adapter(tmp_path / "b.safetensors", EMOJI.all_modules())[1].family == "emoji"

@@ -11,6 +11,7 @@ from fewstep.errors import printable
 from fewstep.events import doing
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.lora.files import Base, hash_of, open_lora
+from fewstep.lora.fitting import origin_of
 from fewstep.lora.low_rank import Adapter, misfits, square_of
 from fewstep.lora.recipe import KEY, VERSION, Recipe
 from fewstep.lora.references import blocks_of, parse_reference
@@ -61,12 +62,15 @@ def report(text: str, models: Models, base: Base | None) -> dict[str, Any]:
     file = open_lora(path)
     adapters = {name: file.factors(shapes) for name, shapes in models.items()}
     coverages = [coverage(adapters[name], name, shapes) for name, shapes in models.items()]
+    fits = [c.model for c in coverages if c.found == c.total]
     best = max(coverages, key=lambda c: c.found)
+    if len(fits) > 1:
+        origin, _ = origin_of(fits, [(file, adapters[best.model].modules)])
+        best = next(c for c in coverages if c.model == origin)
     adapter = adapters[best.model]
     whole = adapter
     if file.dora is not None:
         whole = file.adapter(models[best.model], base) if base and best.found == best.total else Adapter({})
-    fits = [c.model for c in coverages if c.found == c.total]
     return {
         "file": text,
         "sha256": hash_of(path),

@@ -16,6 +16,7 @@ from fewstep.lora.compress import Loss, compress
 from fewstep.lora.dialects import PEFT_CONFIG
 from fewstep.lora.difference import difference
 from fewstep.lora.files import Base, LoraFile, hash_of, open_lora
+from fewstep.lora.fitting import origin_of, other_family
 from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, misfits, widest
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference, parse_reference
@@ -141,7 +142,9 @@ def fit(references: Sequence[Reference], model: str | None, allow_partial: bool)
     best = min(misplaced, key=lambda name: misplaced[name])
     fitting = [name for name, count in misplaced.items() if count == 0]
     if len(fitting) > 1:
-        note(f"fits {' and '.join(fitting)}; taken as {best}, --model says otherwise")
+        shapes = FAMILIES[best].all_modules()
+        best, reason = origin_of(fitting, [(file, file.adapter(shapes).modules) for _, file in files])
+        note(f"fits {' and '.join(fitting)}; taken as {best}, {reason}; --model says otherwise")
     return Fitted(placed(files, FAMILIES[best].all_modules(), best, allow_partial), best, None)
 
 
@@ -175,6 +178,8 @@ def placed(
             adapter = adapter.without(wrong)
         else:
             check_fits(adapter, shapes, str(reference.path), model)
+        if other := other_family(file.recipe, family_of(shapes)):
+            note(f"{reference.path} was made for {other}; it is taken as {family_of(shapes)}")
         terms.append(Term(reference, file, adapter))
     return tuple(terms)
 

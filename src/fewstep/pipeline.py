@@ -26,8 +26,9 @@ from fewstep.events import note
 from fewstep.images import save_png, to_image, words_of
 from fewstep.io import is_file
 from fewstep.lora.files import hash_of, load_adapter
+from fewstep.lora.fitting import check_made_for
 from fewstep.lora.layers import add_beside, fold, shape_of
-from fewstep.lora.low_rank import Adapter, Weight, check_fits, combine
+from fewstep.lora.low_rank import Adapter, Weight, combine
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import parse_reference
 from fewstep.lora.rounding import loss_note, lost_share
@@ -224,7 +225,7 @@ def load_pipeline(
     terms, recipes = [], [model.recipe] if model.recipe else []
     for path, reference in zip(paths, references, strict=True):
         adapter, recipe = load_adapter(path, shapes, lambda name: layers[name].weight)
-        check_fits(adapter, shapes, str(reference.path), name)
+        check_made_for(adapter, recipe, shapes, str(reference.path), name, model.prediction_type)
         terms.append((reference.weight_of, adapter))
         if recipe is not None and reference.weight > 0:
             recipes.append(recipe)

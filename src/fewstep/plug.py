@@ -19,8 +19,9 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.events import note
 from fewstep.lora.dialects import COMPONENTS, module_name
 from fewstep.lora.files import load_adapter
+from fewstep.lora.fitting import check_made_for
 from fewstep.lora.layers import add_beside, fold, layers_of, shape_of
-from fewstep.lora.low_rank import Adapter, Weight, check_fits, combine, widest
+from fewstep.lora.low_rank import Adapter, Weight, combine, widest
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference, parse_reference
 from fewstep.lora.rounding import loss_note, lost_share
@@ -182,12 +183,12 @@ def read_loras(
     """The LoRAs with their weights, and the recipes: the model's own first. Raises FewstepError for misfits."""
     name = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
     shapes = {module: shape for module, layer in layers.items() if (shape := shape_of(layer)) is not None}
-    own = model_recipe(Path(name))
+    own, prediction = model_recipe(Path(name)), pipe.scheduler.config.get("prediction_type", "epsilon")
     terms: list[Term] = []
     recipes = [own] if own else []
     for reference in references:
         adapter, recipe = load_adapter(reference.file, shapes)
-        check_fits(adapter, shapes, str(reference.path), name)
+        check_made_for(adapter, recipe, shapes, str(reference.path), name, prediction)
         terms.append((reference.weight_of, adapter))
         if recipe is not None and reference.weight > 0:
             recipes.append(recipe)

@@ -24,8 +24,9 @@ from fewstep.events import doing, note, program
 from fewstep.hub import title_of
 from fewstep.io import atomic_folder, write_json
 from fewstep.lora.files import load_adapter, open_lora
+from fewstep.lora.fitting import check_made_for
 from fewstep.lora.layers import LoraLayers, initial, module_shapes, target_shapes
-from fewstep.lora.low_rank import Adapter, LowRank, check_fits
+from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference
 from fewstep.lora.writing import save_adapter
@@ -175,8 +176,9 @@ def _initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
     shapes = target_shapes(model.unet, config.modules)
     if config.init_lora is None:
         return initial(shapes, config.rank, config.seed)
-    adapter, _ = load_adapter(Reference(config.init_lora, 1.0).file, module_shapes(model.unet))
-    check_fits(adapter, module_shapes(model.unet), str(config.init_lora), str(model.path))
+    modules = module_shapes(model.unet)
+    adapter, recipe = load_adapter(Reference(config.init_lora, 1.0).file, modules)
+    check_made_for(adapter, recipe, modules, str(config.init_lora), str(model.path), model.prediction_type)
     ranks = sorted({update.rank for update in adapter.modules.values()})
     if ranks != [config.rank]:
         raise UsageError(

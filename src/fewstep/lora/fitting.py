@@ -1,0 +1,124 @@
+"""For which model a LoRA was made. That its modules have their places tells little: SSD-1B's all do in SDXL."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from fewstep.errors import FewstepError
+from fewstep.events import note
+from fewstep.families import FAMILIES, ModuleShape, family_of
+from fewstep.lora.files import LoraFile
+from fewstep.lora.low_rank import Adapter, check_fits
+from fewstep.lora.recipe import Recipe
+from fewstep.lora.references import blocks_of
+
+COMMON = ("sd15", "sdxl", "sd21", "ssd-1b", "emoji")  # families, the most common first
+
+
+def check_made_for(
+    adapter: Adapter,
+    recipe: Recipe | None,
+    shapes: Mapping[str, ModuleShape],
+    lora: str,
+    model: str,
+    prediction_type: str | None = None,
+) -> None:
+    """Raise FewstepError unless every module has its place in the model, and the recipe is of the model's family.
+
+    What else speaks against the LoRA is noted. shapes: of the model's modules. prediction_type: the model's, None = not
+    known.
+    """
+    check_fits(adapter, shapes, lora, model)
+    family = family_of(shapes)
+    if other := other_family(recipe, family):
+        raise FewstepError(
+            f"LoRA {lora} was made for {other}, and {model} is {family}",
+            f"use a LoRA made for {family}; to take it all the same: fewstep merge FILE --model MODEL --out NEW",
+        )
+    note_doubts(adapter, recipe, shapes, lora, model, prediction_type)
+
+
+def other_family(recipe: Recipe | None, family: str) -> str | None:
+    """The family of a recipe, where that and the model's are known and different."""
+    told = recipe.family if recipe else "custom"
+    return told if told in FAMILIES and family in FAMILIES and told != family else None
+
+
+def note_doubts(
+    adapter: Adapter,
+    recipe: Recipe | None,
+    shapes: Mapping[str, ModuleShape],
+    lora: str,
+    model: str,
+    prediction_type: str | None = None,
+) -> None:
+    """Note a recipe of another prediction type, and of a LoRA without a recipe what it leaves untouched."""
+    if recipe and recipe.accelerates and prediction_type not in (None, recipe.prediction_type):
+        note(
+            f"LoRA {lora} was made for models of prediction type {recipe.prediction_type}, and {model} is one of"
+            f" {prediction_type}: its few steps will be poor"
+        )
+    if recipe is None or recipe.recognised_by:
+        left = untouched(adapter.modules, shapes)
+        if left:
+            blocks = Counter((*blocks_of(name), "other")[0] for name in left)
+            total = len(left) + len(adapter.modules)
+            whole = [name for name in whole_of(adapter.modules) if name != family_of(shapes)]
+            note(
+                f"LoRA {lora} leaves {len(left)} of the {total} modules of its kinds in {model} untouched:"
+                f" {', '.join(f'{count} in {block}' for block, count in blocks.items())}"
+                + (f"; it has all of them in {' and '.join(whole)}, and may have been made for that" if whole else "")
+            )
+
+
+def untouched(names: Iterable[str], shapes: Mapping[str, ModuleShape]) -> list[str]:
+    """The model's modules that are of the same kinds as some of these and none of them."""
+    names = set(names)
+    kinds = set(map(kind_of, names))
+    return [name for name in shapes if name not in names and kind_of(name) in kinds]
+
+
+def kind_of(name: str) -> str:
+    """What a module is, wherever it stands: attentions.transformer_blocks.attn1.to_q."""
+    return re.sub(r"^(down_blocks|mid_block|up_blocks)\.", "", re.sub(r"\.\d+", "", name))
+
+
+def whole_of(names: Iterable[str]) -> list[str]:
+    """The families that have all these modules and no other of their kinds."""
+    names = set(names)
+    tables = {name: family.all_modules() for name, family in FAMILIES.items()}
+    return [name for name, table in tables.items() if names <= table.keys() and not untouched(names, table)]
+
+
+def origin_of(fitting: Sequence[str], files: Sequence[tuple[LoraFile, Collection[str]]]) -> tuple[str, str]:
+    """The family that LoRAs which fit several were made for, and what tells it.
+
+    fitting: the families, at least one. files: with the names that their modules have in all of these.
+    """
+    for file, _ in files:
+        if file.recipe is not None and file.recipe.family in fitting:
+            return file.recipe.family, "by its recipe"
+        if (told := told_by(file.source.metadata)) in fitting:
+            return str(told), "by its metadata"
+    spelled = [name for file, _ in files for name in file.spelled]
+    for prefixes, encoders in ((("lora_te_",), 1), (("lora_te1_", "lora_te2_"), 2)):
+        if any(name.startswith(prefixes) for name in spelled):
+            fitting = [name for name in fitting if len(FAMILIES[name].text_encoders) == encoders] or fitting
+    for _, names in files:
+        whole = [family for family in fitting if family in whole_of(names)]
+        if len(whole) == 1:
+            return whole[0], "which has no more modules of these kinds"
+    return min(fitting, key=COMMON.index), "which is the most common"
+
+
+def told_by(metadata: Mapping[str, str]) -> str | None:
+    """The family that a file's metadata names in sd-scripts' words."""
+    version = metadata.get("ss_base_model_version", "")
+    architecture = metadata.get("modelspec.architecture", "").partition("/")[0]
+    for name, family in FAMILIES.items():
+        names = family.naming
+        if names and (version in {names.version, names.v_version} - {""}):
+            return name
+        if names and (architecture in {names.architecture, names.v_architecture} - {""}):
+            return name
+    return "sdxl" if version.startswith("sdxl_") else None
