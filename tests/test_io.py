@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -311,7 +312,14 @@ def test_errors_are_a_line_and_a_hint():
     assert json.dumps(FewstepError("it broke", "mend it").args) == '["it broke"]'
 
 
-def test_what_is_there_is_never_written_over(tmp_path):
+def without_links(self, target):
+    raise PermissionError(errno.EPERM, "Operation not permitted")  # as on exFAT
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_is_there_is_never_written_over(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", without_links)
     path = tmp_path / "new" / "a.b.png"
     assert write_new(path, b"one") == path
     assert write_new(path, b"two") == path.with_name("a.b-2.png")
@@ -321,3 +329,12 @@ def test_what_is_there_is_never_written_over(tmp_path):
     assert write_new(path, b"two") == path.with_name("a.b-2.png")  # is there already
     assert [path.with_name(f"a.b{n}.png").read_bytes() for n in ("", "-2", "-5")] == [b"one", b"two", b"six"]
     assert names(path.parent) == ["a.b-2.png", "a.b-3.png", "a.b-4.png", "a.b-5.png", "a.b.png"]
+
+
+def test_those_who_write_at_once_replace_none_of_each_other(tmp_path):
+    texts = [f"{i}".encode() for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda text: write_new(tmp_path / "a.png", text), texts))
+    assert len(set(paths)) == 40
+    assert [path.read_bytes() for path in paths] == texts
+    assert len(names(tmp_path)) == 40

@@ -149,16 +149,33 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_new(path: Path, data: bytes) -> Path:
     """Where `data` is, whole: in `path`, or if that holds anything else, in the first free one of name-2, name-3, ...
 
-    A file that holds the same bytes already is left as it is.
+    A file that holds the same bytes already is left as it is. Of processes that write at once none replaces another's.
     """
-    for number in itertools.count(1):
-        free = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        if not os.path.lexists(free):
-            write_bytes(free, data)
-            break
-        if free.is_file() and free.stat().st_size == len(data) and free.read_bytes() == data:
-            break
+    with explaining(path), scratch(path.parent) as place:
+        new = place / path.name
+        new.write_bytes(data)
+        for number in itertools.count(1):
+            free = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+            if _moved(new, free) or _holds(free, data):
+                break
     return free
+
+
+def _moved(new: Path, path: Path) -> bool:
+    """Whether nothing was at `path`; then the file `new` is there too, or instead."""
+    try:
+        path.hardlink_to(new)  # which never replaces
+    except FileExistsError:
+        return False
+    except OSError:  # where there are no hard links
+        if os.path.lexists(path):
+            return False
+        new.replace(path)
+    return True
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def write_json(path: Path, value: Any) -> None:
