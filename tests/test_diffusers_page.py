@@ -54,7 +54,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
 
     def loader(title: str, family: str) -> Callable[..., Any]:
-        def from_pretrained(name: str, torch_dtype: object = None, **parts: Any) -> Any:
+        def from_pretrained(name: str, dtype: object = None, **parts: Any) -> Any:
             pipe = pipes.build(row_named(title), family, **parts)
             pipe.unet.register_forward_hook(lambda *_: calls.append(1))
             monkeypatch.setattr(type(pipe), "to", lambda self, device: self)
@@ -69,7 +69,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         "T2IAdapter": pipes.t2i_adapter(True),
         "MotionAdapter": pipes.motion_adapter(False),
     }.items():
-        monkeypatch.setattr(getattr(diffusers, kind), "from_pretrained", lambda name, torch_dtype=None, part=part: part)
+        monkeypatch.setattr(getattr(diffusers, kind), "from_pretrained", lambda name, dtype=None, part=part: part)
     monkeypatch.setattr("diffusers.utils.load_image", lambda name: pipes.picture())
     for family, files in {"sdxl": ("lcm-lora-sdxl/pytorch_lora_weights", "papercut"),
                           "sd15": ("lcm-lora-sdv1-5/pytorch_lora_weights",)}.items():  # fmt: skip

@@ -29,7 +29,7 @@ import fewstep
 from fewstep import accelerate
 from fewstep.assets import ACCELERATION, FOLDER, MODEL, STYLES, shipped_lora, shipped_model
 from fewstep.configs import SampleConfig, build
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, UsageError
 from fewstep.lora.recipe import Recipe
 from fewstep.scheduler import FewstepScheduler
 from studies.pipelines import NONE, WORKS, cell
@@ -275,6 +275,39 @@ def test_factors_follow_their_layers_type(pipe, lora):
         single = draw(pipe, TEXT)
         pipe.to(torch.bfloat16)
         assert (draw(pipe, TEXT) - single).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.5}, {"lora": []}, {"folded": True}])
+def test_nothing_to_accelerate_with_is_refused_and_changes_nothing(pipe, options):
+    kind, scheduler = type(pipe), pipe.scheduler
+    with pytest.raises(
+        UsageError, match=r"^nothing makes this StableDiffusionPipeline a few-step one: no LoRA"
+    ) as error:
+        accelerate(pipe, **options)
+    assert error.value.hint.startswith('give one, as accelerate(pipe, "lcm-lora-sdv1-5"), or the steps and solver')
+    assert (type(pipe), pipe.scheduler) == (kind, scheduler)
+
+
+def test_without_a_lora_a_few_step_model_is_sampled_as_asked_or_as_its_recipe_says(pipe, tmp_path):
+    with accelerate(pipe, solver="lcm", steps=4) as fast:
+        assert (fast.plan.solver_name, fast.plan.steps) == ("lcm", 4)
+    with accelerate(pipe, steps=2) as fast:
+        assert fast.plan.steps == 2
+    recipe = Recipe(method="lcd", solver="lcm", steps=3, guidance_scale=1.0, k=20)
+    (tmp_path / "fewstep.json").write_text(recipe.model_dump_json())
+    pipe.register_to_config(_name_or_path=str(tmp_path))
+    with accelerate(pipe) as fast:
+        assert (fast.plan.solver_name, fast.plan.steps, fast.plan.guidance_scale) == ("lcm", 3, 1.0)
+
+
+def test_a_style_alone_is_plugged_in_and_the_plan_said(pipe, tmp_path, capsys):
+    style = random_lora(tmp_path / "style.safetensors", pipe, STYLE)
+    with accelerate(pipe, style):
+        assert (
+            "note: no LoRA given is an acceleration: dpm-solver++ in 20 steps, guidance 7.5" in capsys.readouterr().err
+        )
+    with accelerate(pipe, style, steps=10):
+        assert "acceleration" not in capsys.readouterr().err
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

@@ -85,6 +85,9 @@ def accelerate(
     which these are the defaults. folded: LoRAs are added into the weights (faster; a copy of those weights is kept on
     the CPU) instead of beside them.
 
+    Without a LoRA the model must be a few-step one itself: by its own recipe, as one that fewstep distilled whole, or as
+    the steps or the solver say that are asked for.
+
     Image-to-image and inpainting run all the steps, laid inside strength's range. Raises FewstepError for a pipeline
     without a UNet, a LoRA that does not fit, and steps or solvers that cannot be.
     """
@@ -94,6 +97,8 @@ def accelerate(
     if terms:
         check_layers(pipe, folded)
     plan = plan_sampling(schedule, recipes, solver, steps, guidance_scale)
+    if steps is None and solver == "auto" and not any(recipe.accelerates for recipe in recipes):
+        answer_slow(pipe, bool(terms), plan)
     for text in plan.notes:
         note(text)
     with ExitStack() as stack:
@@ -103,6 +108,18 @@ def accelerate(
             stack.callback(delattr, pipe.unet, MARK)
         dress(pipe, plan, stack)
         return Accelerated(pipe, plan, stack.pop_all())
+
+
+def answer_slow(pipe: Any, plugged: bool, plan: Plan) -> None:
+    """Raise UsageError where nothing makes a few-step model of the pipeline's; where LoRAs were asked for, note it."""
+    if not plugged:
+        raise UsageError(
+            f"nothing makes this {type(pipe).__name__} a few-step one: no LoRA was given, and its model has no recipe",
+            'give one, as accelerate(pipe, "lcm-lora-sdv1-5"), or the steps and solver of a few-step model',
+        )
+    note(
+        f"no LoRA given is an acceleration: {plan.solver_name} in {plan.steps} steps, guidance {plan.guidance_scale:g}"
+    )
 
 
 # --- what can be accelerated --------------------------------------------------------------------------------
