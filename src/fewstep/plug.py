@@ -85,8 +85,8 @@ def accelerate(
     which these are the defaults. folded: LoRAs are added into the weights (faster; a copy of those weights is kept on
     the CPU) instead of beside them.
 
-    Without a LoRA the model must be a few-step one itself: by its own recipe, as one that fewstep distilled whole, or as
-    the steps or the solver say that are asked for.
+    Without a LoRA the model must be a few-step one itself: by its own recipe, as of one that fewstep distilled,
+    or by the steps or the solver that are asked for.
 
     Image-to-image and inpainting run all the steps, laid inside strength's range. Raises FewstepError for a pipeline
     without a UNet, a LoRA that does not fit, and steps or solvers that cannot be.
