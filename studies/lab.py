@@ -36,14 +36,14 @@ from fewstep.pipeline import Pipeline, load_pipeline
 class Given(NamedTuple):
     """What a batch of pictures is drawn from where it is not prompts and seeds."""
 
-    told: Conditioning  # of B pictures
+    conditioning: Conditioning  # of B pictures
     noise: Tensor  # (B, C, H, W) float32 that they begin from
     seeds: tuple[int, ...]  # B; noise that is added on the way is that of these seeds' ordinary pictures
 
     @property
     def sha256(self) -> str:
         """Of all of it."""
-        parts = [*(part for part in self.told if part is not None), self.noise, torch.tensor(self.seeds)]
+        parts = [*(part for part in self.conditioning if part is not None), self.noise, torch.tensor(self.seeds)]
         return sha256_bytes(*(part.detach().cpu().contiguous().numpy().tobytes() for part in parts))
 
 
@@ -90,7 +90,7 @@ class Lab:
                 pipeline, plan, wish, {**around, "given": batch.sha256, "lab": source_sha256(Path(__file__))}
             )
             if (known := batch_facts(file)) is None:
-                pixels = pipeline.paint(plan, batch.told, GivenNoise(batch, pipeline.model.device))
+                pixels = pipeline.paint(plan, batch.conditioning, GivenNoise(batch, pipeline.model.device))
                 known = {"images": len(pixels), "nfe": plan.nfe}
                 keep(file, pixels, known)
             files.append(file)

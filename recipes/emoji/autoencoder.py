@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -50,7 +50,7 @@ class AutoencoderConfig(TrainingConfig):
     """Crops a step."""
     learning_rate: float = 1e-3
     """The peak rate of AdamW."""
-    decay: str = "cosine"
+    decay: Literal["constant", "cosine"] = "cosine"
     """How the rate goes on after the warm-up."""
     warmup: int = 200
     """Steps of linear warm-up."""
@@ -129,11 +129,12 @@ def autoencoder_loss(module: nn.Module, crops: Crops, lpips: LPIPS, config: Auto
     """Mean absolute error + LPIPS + mean KL to a standard normal, weighted."""
     pixels, mean, logvar = module(crops.pixels, crops.eps)
     kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-    return (
+    loss: Tensor = (
         (pixels - crops.pixels).abs().mean()
         + config.lpips_weight * lpips(crops.pixels, pixels).mean()
         + config.kl_weight * kl
     )
+    return loss
 
 
 @torch.no_grad()
@@ -144,15 +145,17 @@ def export(vae: AutoencoderKL, average: dict[str, Tensor], drawings: Drawings, l
     device = vae.device
     index = torch.linspace(0, len(drawings) - 1, 256).long()
     pixels = to_signed(drawings.pixels[index]).to(device)
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(32)])
-    decoded = torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in latents.split(32)])
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(pixels, 32)])
+    decoded = torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in torch.split(latents, 32)])
     if "encoder.conv_in.weight" in average:  # trained, so the latents are new
         vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
     figures = {
         "foreground_psnr_db": float(foreground_psnr(pixels, decoded).nanmean()),
         "psnr_db": float(psnr(pixels, decoded).clamp(max=60).mean()),
         "lpips": float(
-            torch.cat([lpips(a, b) for a, b in zip(pixels.split(32), decoded.split(32), strict=True)]).mean()
+            torch.cat(
+                [lpips(a, b) for a, b in zip(torch.split(pixels, 32), torch.split(decoded, 32), strict=True)]
+            ).mean()
         ),
         "latent_std": float(latents.std()),
         "drawings": len(index),
@@ -174,7 +177,7 @@ def add_features(drawings: Drawings, out: Path, device: torch.device) -> None:
     """
     vae = AutoencoderKL.from_pretrained(out / "vae", local_files_only=True).to(device).eval()
     inception, efficientnet, parts = load_inception(device), load_efficientnet(device), []
-    for pixels in tqdm(drawings.pixels.split(16), unit="x16 drawings", desc="features", file=sys.stderr):
+    for pixels in tqdm(torch.split(drawings.pixels, 16), unit="x16 drawings", desc="features", file=sys.stderr):
         signed = to_signed(pixels).to(device)
         decoded = vae.decode(vae.encode(signed).latent_dist.mean).sample.clamp(-1, 1)
         parts.append([network(images) for network in (inception, efficientnet) for images in (signed, decoded)])

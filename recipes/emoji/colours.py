@@ -64,7 +64,8 @@ def srgb(lab: Array) -> NDArray[np.uint8]:
     """OKLab (..., 3) as sRGB, cut to what a screen shows."""
     linear = np.clip(((lab @ np.linalg.inv(TO_LAB).T) ** 3) @ np.linalg.inv(TO_LMS).T, 0, 1)
     x = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.round(255 * x).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.round(255 * x).astype(np.uint8)
+    return levels
 
 
 def linear_light(level: Array) -> Array:

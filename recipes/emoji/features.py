@@ -52,6 +52,7 @@ def read_features(file: Path) -> Tensor:
     """The features in `file`, float32."""
     try:
         with safe_open(file, "pt") as opened:
-            return opened.get_tensor("features").float()
+            features: Tensor = opened.get_tensor("features")
+            return features.float()
     except (OSError, SafetensorError) as error:
         raise FewstepError(f"unreadable features: {file} ({error})", "delete the file to take them again") from error

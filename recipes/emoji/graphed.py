@@ -7,7 +7,7 @@ kernels, for 69; as one graph it takes 41.
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class GraphedStep:
 
     def __init__(self) -> None:
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.copying = torch.cuda.Stream()
+        self.copying = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.values: list[Tensor] = []  # loss and gradient norm of the step before
 
     def __call__(self, run: Run, module: nn.Module, optimizer: Any, loss: Loss, data: Data) -> dict[str, float]:
@@ -49,7 +49,8 @@ class GraphedStep:
             self.coming: TensorBatch = self.fetch(run, data)
             self.batch = self.coming.to(run.accelerator.device)
             self.rate = torch.zeros((), device=run.accelerator.device)
-            self.graph, self.results = captured(run, self.rate, self.work(run, torch.compile(module), loss))
+            compiled = cast(nn.Module, torch.compile(module))
+            self.graph, self.results = captured(run, self.rate, self.work(run, compiled, loss))
         rate = learning_rate(run.config, run.step)
         self.rate.fill_(rate)
         self.take(self.coming)
@@ -89,7 +90,7 @@ class GraphedStep:
                 parameter.grad = None
             with run.accelerator.autocast():
                 value = loss(module, self.batch)
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             return [value.detach(), nn.utils.clip_grad_norm_(parameters, run.config.gradient_clip or math.inf)]
 
         return gradients
@@ -102,7 +103,7 @@ def captured(
     optimizer = run.optimizer
     for group in optimizer.param_groups:
         group |= {"lr": rate, "fused": True, "capturable": True}
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):

@@ -11,13 +11,14 @@ none, of which the teacher is less sure, by the other.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fewstep.cli import main_of
 from fewstep.configs import DistillConfig
+from fewstep.data.cache import Encoded
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.io import cache_dir
 from fewstep.models.load import load_model, pick_device
@@ -87,7 +88,8 @@ def run(config: DistillConfig) -> None:
     parts = [captions[start : start + AT_ONCE] for start in range(0, len(captions), AT_ONCE)]
     text = torch.cat([model.embed(part).text.half().cpu() for part in parts])
     latents = torch.cat([packed.latents, packed.recoloured])
-    data = GuidedByCaption(InMemory(latents, text), model.embed([""]).to("cpu"), config.drop_captions)
+    encoded = cast(Encoded, InMemory(latents, text))  # read alike
+    data = GuidedByCaption(encoded, model.embed([""]).to("cpu"), config.drop_captions)
     distil(config, model, data)
 
 

@@ -92,7 +92,7 @@ def label(lora: str) -> str:
     return name if weight == 1 else f"{name}:{weight:g}"
 
 
-def told(result: Agreement) -> dict[str, float]:
+def numbers(result: Agreement) -> dict[str, float]:
     """Score with its standard error."""
     return {"score": result.score, "error": math.sqrt(result.score * (1 - result.score) / result.count),
             "chance": result.chance, "count": result.count}  # fmt: skip
@@ -107,7 +107,7 @@ def run(config: MeasureConfig) -> None:
     view, values = whitened(drawings.features), {}
     for name, families in (("agreement", None), ("agreement_one_fluent", FAMILIES)):
         drawn, real = (of(pictures, drawings, view, families) for of in (agreement, ceiling))
-        values[name] = {"drawn": told(drawn), "ceiling": told(real), "share_of_ceiling": drawn.score / real.score}
+        values[name] = {"drawn": numbers(drawn), "ceiling": numbers(real), "share_of_ceiling": drawn.score / real.score}
     asked = {"model": config.model, "lora": [label(text) for text in config.lora], "split": config.split}
     line = {**asked, "style": config.style, **plan, "dtype": config.dtype, **values}
     config.out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,7 @@ def copy_lora(source: Path, target: Path) -> None:
     if recipe is None:
         raise FewstepError(f"{source} has no recipe", "make it with fewstep")
     shipped = recipe.model_copy(update={"base_model": MODEL, "licence": LICENCE})
-    entries = [
-        Entry(name, tuple(value.shape), value.dtype, lambda value=value: value) for name, value in tensors.items()
-    ]
+    entries = [Entry(name, tuple(x.shape), x.dtype, partial(tensors.__getitem__, name)) for name, x in tensors.items()]
     with atomic_path(target) as temporary:
         write_safetensors(temporary, entries, to_metadata(shipped, int(metadata["ss_network_dim"])))
 
@@ -186,8 +185,8 @@ def training_list(recipe: Mapping[str, Any] | None) -> str:
     training = dict(recipe["training"])
     earlier = training_list(training.pop("began_from", None))
     how = {"method": recipe["method"], "k": recipe["k"], "guidance scale": recipe["teacher_guidance_scale"]} | training
-    told = ", ".join(f"{key} {worded(value)}" for key, value in how.items() if value is not None)
-    return f"{earlier}\n* {told}".lstrip("\n")
+    words = ", ".join(f"{key} {worded(value)}" for key, value in how.items() if value is not None)
+    return f"{earlier}\n* {words}".lstrip("\n")
 
 
 def worded(value: Any) -> str:

@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from accelerate import PartialState
@@ -118,7 +118,7 @@ class Batch(NamedTuple):
     level: NoiseLevel  # of every drawing
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(x.to(device) for x in self))
+        return Batch(self.x_0.to(device), self.tokens.to(device), self.eps.to(device), self.level.to(device))
 
     def tensors(self) -> list[Tensor]:
         return [*self[:3], *self.level]
@@ -190,7 +190,8 @@ class Following(Dataset[Batch]):
 def tokens_of(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     """Token ids (B, LENGTH), padded and cut."""
     tokens = tokenizer(list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
-    return tokens.input_ids
+    ids: Tensor = tokens.input_ids
+    return ids
 
 
 class Teacher(nn.Module):
@@ -202,7 +203,8 @@ class Teacher(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         text = self.text_encoder(tokens).last_hidden_state
-        return self.unet(x_t, t, encoder_hidden_states=text, return_dict=False)[0].float()
+        output: Tensor = self.unet(x_t, t, encoder_hidden_states=text, return_dict=False)[0]
+        return output.float()
 
 
 def new_unet(channels: Sequence[int], text_width: int, size: int) -> UNet2DConditionModel:
@@ -272,7 +274,8 @@ def teacher_loss(module: nn.Module, batch: Batch, config: TeacherConfig) -> Tens
     if config.weighting == "plain":
         return denoising_loss(output, prediction, batch.x_0, level, batch.eps)
     difference = output - prediction.aim(batch.x_0, batch.eps, level)
-    return (min_snr_weight(prediction, level) * difference**2).mean()
+    loss: Tensor = (min_snr_weight(prediction, level) * difference**2).mean()
+    return loss
 
 
 def min_snr_weight(prediction: Prediction, level: NoiseLevel, gamma: float = 5.0) -> Tensor:
@@ -289,7 +292,7 @@ class Exporter:
         self, trainable: Trainable, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TeacherConfig
     ) -> None:
         self.average = trainable.averages["export"]
-        self.teacher: Teacher = copy.deepcopy(trainable.module).eval().requires_grad_(False)
+        self.teacher = cast(Teacher, copy.deepcopy(trainable.module).eval().requires_grad_(False))
         self.vae, self.tokenizer, self.config = vae, tokenizer, config
         self.scheduler = DDIMScheduler(**SCHEDULER, prediction_type=config.prediction)
 

@@ -13,7 +13,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ class Batch(NamedTuple):
 class Seen:
     """The base drawings as the loop's Data: a caption drawn for each visit, and the drawing's targets."""
 
-    def __init__(self, seen: Tensor, rows: Sequence[dict[str, object]], tokenizer: CLIPTokenizer) -> None:
+    def __init__(self, seen: Tensor, rows: Sequence[dict[str, Any]], tokenizer: CLIPTokenizer) -> None:
         self.seen, self.rows, self.tokenizer = seen, rows, tokenizer
 
     def __len__(self) -> int:
@@ -104,7 +104,8 @@ class Predictor(nn.Module):
         self.head = nn.Linear(text_encoder.config.hidden_size, targets)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.text_encoder(tokens).pooler_output).float()
+        predicted: Tensor = self.head(self.text_encoder(tokens).pooler_output)
+        return predicted.float()
 
 
 def what_is_seen(features: Tensor, latents: Tensor, dims: int) -> Tensor:
@@ -122,7 +123,8 @@ def what_is_seen(features: Tensor, latents: Tensor, dims: int) -> Tensor:
 def predictor_loss(module: nn.Module, batch: Batch, dims: int) -> Tensor:
     """Mean squared error of the features plus that of the latents."""
     error = (module(batch.tokens) - batch.seen) ** 2
-    return error[:, :dims].mean() + error[:, dims:].mean()
+    loss: Tensor = error[:, :dims].mean() + error[:, dims:].mean()
+    return loss
 
 
 def run(config: TextConfig) -> None:

@@ -1,4 +1,4 @@
-"""What a run of the ablations may be told."""
+"""The options of the ablations."""
 
 from pathlib import Path
 from typing import Annotated

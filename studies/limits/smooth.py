@@ -77,8 +77,8 @@ def noise_path(model: Model, prompts: Sequence[Prompt], path: int) -> Given:
     """One prompt, from the noise of one seed to that of the next; fresh noise is always the first seed's."""
     shape, seed = model.latent_shape(model.size, model.size), 2 * path
     a, b = ImageNoise((seed, seed + 1), shape)()
-    told = model.embed([prompts[seed].text]).expand(POINTS)
-    return Given(told, slerp(a, b, torch.linspace(0, 1, POINTS)), (seed,) * POINTS)
+    conditioning = model.embed([prompts[seed].text]).expand(POINTS)
+    return Given(conditioning, slerp(a, b, torch.linspace(0, 1, POINTS)), (seed,) * POINTS)
 
 
 def prompt_path(model: Model, prompts: Sequence[Prompt], path: int) -> Given:

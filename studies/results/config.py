@@ -1,4 +1,4 @@
-"""What a run of the results may be told, and what both its figures and its page name."""
+"""The options of the results, and what both its figures and its page name."""
 
 from pathlib import Path
 from typing import Annotated
