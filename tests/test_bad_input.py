@@ -520,6 +520,7 @@ def test_a_full_disk_in_encoding(fewstep, monkeypatch, tiny_model_folder, tiny_d
     done = fewstep("distill", *TINY, model=tiny_model_folder, data=tiny_data_folder, out=out)
     assert done.code == 1
     assert done.error.startswith(f"no space left to write {tmp_path / 'cache'}")
+    assert done.hint == "free some space, or set FEWSTEP_CACHE to a folder on another disk"
     assert not out.exists()
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
@@ -623,7 +624,7 @@ def test_the_disk_fills_up_for_real(fewstep, tiny_model_folder, tiny_data_folder
     done = fewstep("distill", *TINY, model=tiny_model_folder, data=tiny_data_folder, out=out)
     assert done.code == 1
     assert done.error == f"no space left to write {out / 'checkpoints' / 'step-00000002.safetensors'}"
-    assert done.hint == "free some space, or choose another --out folder"
+    assert done.hint == "free some space, or choose an --out folder on another disk"
     assert sorted(path.name for path in out.rglob("*")) == ["checkpoints", "config.json", "metrics.jsonl"]
 
 

@@ -1,20 +1,27 @@
 """Configs: frozen, complete, with ranges whose refusals name the option as typed."""
 
 import json
+import re
 from pathlib import Path
+from typing import Annotated
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from fewstep.configs import (
+    CompareConfig,
+    Config,
     DistillConfig,
     DoctorConfig,
     FinetuneConfig,
+    MergeConfig,
     SampleConfig,
     TrainingConfig,
+    answers,
     build,
     option_name,
 )
+from fewstep.configs.elsewhere import HERE, NOTES, plain
 from fewstep.errors import UsageError
 
 SAMPLE = {"prompts": ("a cat",), "model": "m"}
@@ -77,11 +84,12 @@ def test_configs_survive_json():
     ],
 )
 def test_ranges_of_sampling(field, inside, outside):
+    given = SAMPLE | ({"image": "a.png"} if field == "strength" else {})
     for value in inside:
-        assert getattr(build(SampleConfig, **SAMPLE, **{field: value}), field) == value
+        assert getattr(build(SampleConfig, **given, **{field: value}), field) == value
     for value in outside:
         with pytest.raises(UsageError) as caught:
-            build(SampleConfig, **SAMPLE, **{field: value})
+            build(SampleConfig, **given, **{field: value})
         assert caught.value.message.startswith(f"{option_name(field)} {value}: ")
         assert "\n" not in caught.value.message
         assert caught.value.hint
@@ -126,6 +134,135 @@ def test_what_is_unknown_missing_or_empty():
         build(DistillConfig, data="d", out="o")
     with pytest.raises(UsageError, match=r'^no prompt was given\n\nhint: .*fewstep sample "a red fox"'):
         build(SampleConfig, prompts=(), model="m")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "told"),
+    [
+        (SampleConfig, "steps", "From 1 to 1,000."),
+        (SampleConfig, "seed", "From 0 to 2^63 - 1."),
+        (SampleConfig, "strength", "Above 0, at most 1."),
+        (DistillConfig, "train_steps", "At least 1."),
+        (DistillConfig, "learning_rate", "Above 0, below 1."),
+        (DistillConfig, "huber_c", "Above 0."),
+        (DistillConfig, "ema", "At least 0, below 1."),
+        (DistillConfig, "guidance_scale_max", "From 1 to 50."),
+        (FinetuneConfig, "drop_captions", "From 0 to 1."),
+        (DoctorConfig, "prune", "At least 0."),
+    ],
+)
+def test_help_ends_with_the_range(kind, field, told):
+    help_ = kind.model_fields[field].description
+    assert help_.endswith(f". {told}")
+    assert help_.count(told) == 1  # also of a field that was inherited twice
+
+
+def test_help_without_a_range_has_none():
+    class Widths(Config):
+        """Of two kinds."""
+
+        below: Annotated[int, Field(lt=10)] = 1
+        """Pixels."""
+        free: int = 1
+        """Pixels."""
+
+    assert Widths.model_fields["below"].description == "Pixels. At most 9."
+    assert Widths.model_fields["free"].description == "Pixels."
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan", "-inf"])
+@pytest.mark.parametrize(
+    ("kind", "given", "field"),
+    [(SampleConfig, SAMPLE, "guidance_scale"), (DistillConfig, DISTILL, "huber_c"), (DistillConfig, DISTILL, "ema")],
+)
+def test_numbers_are_finite(kind, given, field, value):
+    with pytest.raises(UsageError, match=rf"^{option_name(field)} -?(nan|inf): input should be a finite number\n"):
+        build(kind, **given, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (SampleConfig, {"strength": 0.3}, "--strength needs --image"),
+        (SampleConfig, {"mask": "m.png"}, "--mask needs --image"),
+        (SampleConfig, {"sketch": True}, "--sketch needs --controlnet"),
+        (SampleConfig, {"control_scale": 0.5}, "--control-scale needs --controlnet"),
+        (SampleConfig, {"nag_scale": 5}, "--nag-scale needs --negative-prompt"),
+        (CompareConfig, {"clip_model": "folder"}, "--clip-model needs --clip-score"),
+        (DistillConfig, {"loss": "l2", "huber_c": 0.1}, "--huber-c needs --loss huber"),
+        (DistillConfig, {"target": "student", "target_decay": 0.5}, "--target-decay needs --target ema"),
+        (DistillConfig, {"full": True, "init_lora": "a"}, "--init-lora and --full exclude each other"),
+        (FinetuneConfig, {"full": True, "modules": "attention"}, "--modules and --full exclude each other"),
+        (MergeConfig, {"into": "m", "dialect": "peft"}, "--dialect and --into exclude each other"),
+        (MergeConfig, {"into": "m", "rank": 4}, "--rank and --into exclude each other"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(kind, options, message):
+    given = {SampleConfig: SAMPLE, CompareConfig: {}, MergeConfig: {"files": ("a",), "out": "o"}}.get(kind, DISTILL)
+    with pytest.raises(UsageError) as caught:
+        build(kind, **given, **options)
+    assert caught.value.message == message
+    assert caught.value.hint
+
+
+def test_what_goes_together_is_taken():
+    build(SampleConfig, **SAMPLE, strength=0.3, image="a.png")
+    build(SampleConfig, **SAMPLE, nag_scale=1.0, control_scale=1.0, strength=None)  # the defaults, said
+    build(SampleConfig, **SAMPLE, nag_scale=5, negative_prompt="red")
+    build(DistillConfig, **DISTILL, huber_c=0.1, target_decay=0.5)
+    build(DistillConfig, **DISTILL, full=False, init_lora="a", modules="attention")
+
+
+# What options are called elsewhere: of the published training scripts, those that decide something.
+
+LCM_SCRIPT = """pretrained_teacher_model teacher_revision cache_dir output_dir logging_dir checkpointing_steps
+checkpoints_total_limit resume_from_checkpoint train_shards_path_or_url resolution dataloader_num_workers
+train_batch_size num_train_epochs max_train_steps max_train_samples scale_lr lr_scheduler lr_warmup_steps
+gradient_accumulation_steps use_8bit_adam adam_beta1 adam_beta2 adam_weight_decay adam_epsilon max_grad_norm
+proportion_empty_prompts w_min w_max num_ddim_timesteps loss_type lora_rank lora_alpha lora_dropout
+lora_target_modules ema_decay mixed_precision allow_tf32 enable_xformers_memory_efficient_attention
+validation_steps push_to_hub hub_model_id report_to"""
+LORA_SCRIPT = """pretrained_model_name_or_path revision dataset_name image_column caption_column validation_prompt
+num_validation_images train_data_dir center_crop random_flip noise_offset snr_gamma prediction_type"""
+KOHYA = """network_dim network_alpha network_module network_weights output_name max_train_epochs unet_lr
+text_encoder_lr save_every_n_steps save_every_n_epochs optimizer_type caption_extension cache_latents enable_bucket
+clip_skip xformers v2 v_parameterization sample_prompts reg_data_dir"""
+DRAWING = """num_inference_steps cfg_scale scheduler num_images_per_prompt denoising_strength init_image mask_image
+lora_scale torch_dtype outdir W H prompt controlnet_conditioning_scale"""
+
+
+@pytest.mark.parametrize("kind", [DistillConfig, FinetuneConfig])
+@pytest.mark.parametrize("option", [*LCM_SCRIPT.split(), *LORA_SCRIPT.split(), *KOHYA.split()])
+def test_options_of_published_scripts_are_answered(kind, option):
+    if kind is FinetuneConfig and option in "w_min w_max num_ddim_timesteps loss_type ema_decay":
+        return  # of distilling alone
+    [told] = answers(kind, ["--model", "m", f"--{option}", "512", "--batch-size", "2"]).values()
+    assert answers(kind, [f"--{option.replace('_', '-')}=512"]) == {f"--{option.replace('_', '-')}": told}
+    for named in re.findall(r"--[a-z0-9-]+", told.removesuffix("distill has --weighting")):
+        assert named in {"--lora", *map(option_name, kind.model_fields)}, told
+
+
+@pytest.mark.parametrize("option", DRAWING.split())
+def test_options_of_pipelines_are_answered(option):
+    assert option in HERE or any(option in others for others in HERE.values())
+    assert list(answers(SampleConfig, [f"--{option}", "4"])) == [f"--{option}"]
+
+
+def test_answers_name_our_options():
+    assert answers(DistillConfig, ["--w_min", "3"]) == {
+        "--w_min": "here it is --guidance-scale (a guidance scale is 1 + w)"
+    }
+    assert answers(SampleConfig, ["--resolution", "5"]) == {"--resolution": "here it is --width (in pixels)"}
+    assert answers(SampleConfig, ["-W", "5"]) == {"-W": "here it is --width"}
+    assert answers(SampleConfig, ["--prompt", "5"]) == {"--prompt": "here it is PROMPT, without an option"}
+    assert answers(SampleConfig, ["--negative_prompt", "-1", "x", "--steps=3", "--stepz"]) == {}
+
+
+def test_every_field_known_elsewhere_is_a_field():
+    kinds = (SampleConfig, CompareConfig, DistillConfig, MergeConfig)
+    assert HERE.keys() <= {field for kind in kinds for field in kind.model_fields}
+    known = {plain(name) for others in HERE.values() for name in others}
+    assert set(map(plain, NOTES)) <= known
 
 
 def test_spellings():

@@ -101,6 +101,24 @@ def test_a_parent_that_is_a_file_is_said(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize(
+    ("place", "hint"),
+    [
+        ("cache/encoded/x", "set FEWSTEP_CACHE to a folder"),
+        ("hub/models--owner--name/refs/main", "set HF_HUB_CACHE to a folder"),
+        ("out/x", "choose an --out folder"),
+    ],
+)
+def test_the_hint_names_what_decides_the_place(monkeypatch, tmp_path, place, hint):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(FewstepError) as caught:
+        write_half(tmp_path / place, FULL)
+    assert caught.value.hint == f"free some space, or {hint} on another disk"
+    with pytest.raises(FewstepError) as caught:
+        write_half(tmp_path / place, OSError(errno.EROFS, "Read-only file system"))
+    assert caught.value.hint == f"{hint} that you can write to"
+
+
 def test_a_folder_takes_the_old_ones_place_whole(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()

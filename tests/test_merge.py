@@ -288,7 +288,11 @@ def test_a_files_own_words_reach_no_terminal(fewstep, two):
         (["merge", "nowhere.safetensors", "--out", "x"], 1, "LoRA file not found: nowhere.safetensors"),
         (["merge", "a.safetensors:1,left=2", "--out", "x"], 2, "LoRA a.safetensors:1,left=2: there is no block 'left'"),
         (["merge", "a.safetensors", "--into", "nowhere", "--out", "x"], 1, "model nowhere not found"),
-        (["merge", "a.safetensors", "--into", "m", "--rank", "2", "--out", "x"], 2, "--rank and --energy are of LoRA"),
+        (
+            ["merge", "a.safetensors", "--into", "m", "--rank", "2", "--out", "x"],
+            2,
+            "--rank and --into exclude each other",
+        ),
         (
             ["merge", "a.safetensors", "--into", "m", "--out", "a.safetensors"],
             2,

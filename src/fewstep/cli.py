@@ -6,8 +6,9 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from fewstep.configs import (
     ResizeConfig,
     SampleConfig,
     TuneConfig,
+    answers,
     build,
     option_name,
     usage_error,
@@ -40,6 +42,8 @@ OPTIONS = Parameter(negative=())  # no --no-json, no --empty-lora
 SPINS = (
     "10000"  # of a GNU OpenMP thread that waits, before it sleeps; with its 300,000 a busy core slows others 50 times
 )
+
+ALIKE = 0.65  # of two options' names, for one to be meant by the other
 
 Run = Callable[[Any], None]
 
@@ -120,7 +124,8 @@ def spelling(field: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; its exit code."""
-    return guarded(new_app(), sys.argv[1:] if argv is None else argv)
+    kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
+    return guarded(new_app(), sys.argv[1:] if argv is None else argv, kinds)
 
 
 def main_of(kind: type[Config], run: Run, argv: Sequence[str] | None = None) -> int:
@@ -133,11 +138,14 @@ def main_of(kind: type[Config], run: Run, argv: Sequence[str] | None = None) -> 
         suppress_keyboard_interrupt=False,
     )
     app.default(command(kind, run))
-    return guarded(app, sys.argv[1:] if argv is None else argv)
+    return guarded(app, sys.argv[1:] if argv is None else argv, {"": kind})
 
 
-def guarded(app: App, argv: Sequence[str]) -> int:
-    """Run `app`, turning every expected error into one line and a hint on stderr, and an exit code."""
+def guarded(app: App, argv: Sequence[str], kinds: Mapping[str, type[Config]]) -> int:
+    """Run `app`, turning every expected error into one line and a hint on stderr, and an exit code.
+
+    kinds: of its commands by name; "" is the name of a program of one command.
+    """
     try:
         with termination_as_ctrl_c():
             app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
@@ -147,7 +155,8 @@ def guarded(app: App, argv: Sequence[str]) -> int:
     except ValidationError as error:
         return complain(usage_error(error))
     except CycloptsError as error:
-        return complain(explained(error))
+        kind = kinds.get("".join(error.command_chain or ()))
+        return complain(explained(error, kind, argv))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -183,12 +192,18 @@ def complain(error: FewstepError, exit_code: int | None = None) -> int:
     return error.exit_code if exit_code is None else exit_code
 
 
-def explained(error: CycloptsError) -> UsageError:
-    """A command-line mistake in our words."""
+def explained(error: CycloptsError, kind: type[Config] | None, argv: Sequence[str]) -> UsageError:
+    """A command-line mistake in our words. kind: of the command that argv names, if it names one."""
+    if kind is not None and (known := answers(kind, argv)):
+        told = [text if len(known) == 1 else f"{option}: {text}" for option, text in known.items()]
+        return UsageError(f"unknown option{'s' * (len(known) > 1)}: {', '.join(known)}", "; ".join(told))
     if isinstance(error.__cause__, ValidationError):
         return usage_error(error.__cause__)
     text = re.sub(r'^Command "[^"]*" parameter ', "", " ".join(str(error).split()))
     text = re.sub(r"^(--\S+) requires an argument\.?$", r"\1 is required", text)
+    suggestion = re.search(r"option: -*(\S+)\. Did you mean -*(\S+)\?$", text)
+    if suggestion and SequenceMatcher(None, suggestion[1], suggestion[2]).ratio() < ALIKE:
+        text = text[: text.index(" Did you mean")]
     return UsageError(text[0].lower() + text[1:].rstrip("."), "see --help for what there is")
 
 

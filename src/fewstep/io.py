@@ -135,9 +135,19 @@ def _says_full(error: Exception) -> bool:
 
 
 def _explained(error: OSError, path: Path) -> FewstepError:
+    elsewhere = place_setting(path)
     if error.errno in _FULL:
-        return FewstepError(f"no space left to write {path}", "free some space, or choose another --out folder")
-    return FewstepError(f"cannot write {path}: {error.strerror or error}", "choose an --out folder you can write to")
+        return FewstepError(f"no space left to write {path}", f"free some space, or {elsewhere} on another disk")
+    return FewstepError(f"cannot write {path}: {error.strerror or error}", f"{elsewhere} that you can write to")
+
+
+def place_setting(path: Path) -> str:
+    """How to have a file written elsewhere, in words that a place follows: by an option, or of a cache a variable."""
+    if any(part.startswith("models--") for part in path.parts):  # as the hub names what it keeps
+        return "set HF_HUB_CACHE to a folder"
+    if path.absolute().is_relative_to(cache_dir().absolute()):
+        return "set FEWSTEP_CACHE to a folder"
+    return "choose an --out folder"
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -52,8 +52,6 @@ class Fitted(NamedTuple):
 def run(config: MergeConfig) -> None:
     """Write the linear combination of the LoRAs, or a model with it folded in; what was done goes to stdout."""
     check_out(config, config.into is not None)
-    if config.into and (config.rank is not None or config.energy is not None):
-        raise UsageError("--rank and --energy are of LoRA files, and --into writes a model", "leave them out")
     fitted = fit([parse_reference(text) for text in config.files], config.into or config.model, config.allow_partial)
     modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
     if config.into:

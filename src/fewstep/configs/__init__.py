@@ -21,6 +21,7 @@ from fewstep.configs.drawing import (
     SampleConfig,
     TuneConfig,
 )
+from fewstep.configs.elsewhere import answers
 from fewstep.configs.files import (
     AdapterOutput,
     DifferenceConfig,
@@ -64,6 +65,7 @@ __all__ = [
     "SumOutput",
     "TrainingConfig",
     "TuneConfig",
+    "answers",
     "build",
     "option_name",
     "usage_error",

@@ -1,12 +1,15 @@
 """What every command's config shares, and how it is built from what was typed."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from fewstep.configs.ranges import range_of
 from fewstep.errors import UsageError, is_text
 
+ANY = object()  # in Config.needs: whatever is not off
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Modules = Literal["all", "transformer", "attention", "cross-attention"]  # that a LoRA adapts
@@ -38,14 +41,33 @@ Grid = Literal["auto", "lcm", "quadratic", "trailing", "leading", "linspace"]
 class Config(BaseModel):
     """What every command's config shares: it does not change, and unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    needs: ClassVar[Mapping[str, tuple[str, object]]] = {}  # field: without which other, and its value, it does nothing
+    excludes: ClassVar[Mapping[str, str]] = {}  # field: beside which other it does nothing
     argument: ClassVar[tuple[str, str] | None] = None  # the field typed without an option, and what help calls it
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Help is wrapped where it is shown, not where a docstring's lines end."""
+        """Help is wrapped where it is shown, not where a docstring's lines end, and it ends with the field's range."""
         for field in cls.model_fields.values():
-            field.description = " ".join((field.description or "").split())
+            words = " ".join((field.description or "").split()).removesuffix(range_of(field))
+            field.description = f"{words.rstrip()} {range_of(field)}".strip()
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Self:
+        """Raise UsageError for a field that would change nothing as the others are."""
+        fields = type(self).model_fields
+        given = {name for name in self.model_fields_set if getattr(self, name) != fields[name].default}
+        for name, (other, value) in self.needs.items():
+            if name in given and not (getattr(self, other) if value is ANY else getattr(self, other) == value):
+                spelled = option_name(other) if value in (ANY, True) else f"{option_name(other)} {value}"
+                raise UsageError(f"{option_name(name)} needs {spelled}", "give both, or leave it out")
+        for name, other in self.excludes.items():
+            if name in given and other in given:
+                raise UsageError(
+                    f"{option_name(name)} and {option_name(other)} exclude each other", "leave out one of them"
+                )
+        return self
 
     @field_validator("*")
     @classmethod
@@ -79,8 +101,10 @@ def usage_error(error: ValidationError) -> UsageError:
         return UsageError(f"there is no option {name}", "see --help for the options of this command")
     if first["type"] == "missing":
         return UsageError(f"{name} is required", "see --help for what it takes")
+    outside = first["type"].startswith(("greater_than", "less_than"))
     return UsageError(
-        f"{name} {given}: {first['msg'][0].lower()}{first['msg'][1:]}", "see --help for the range of values"
+        f"{name} {given}: {first['msg'][0].lower()}{first['msg'][1:]}",
+        "see --help for the range of values" if outside else "see --help for what it takes",
     )
 
 

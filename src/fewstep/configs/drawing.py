@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from cyclopts import Parameter
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.configs.base import Config, Device, Grid, ModelName, Precision, Solver
+from fewstep.configs.base import ANY, Config, Device, Grid, ModelName, Precision, Solver
 from fewstep.errors import UsageError
 
 
@@ -14,6 +14,14 @@ class SampleConfig(Config):
     """Draw images from prompts, in 1 to 8 steps with an acceleration LoRA."""
 
     argument = ("prompts", "PROMPT")
+    needs = {  # noqa: RUF012
+        "strength": ("image", ANY),
+        "mask": ("image", ANY),
+        "outpaint": ("image", ANY),
+        "sketch": ("controlnet", ANY),
+        "control_scale": ("controlnet", ANY),
+        "nag_scale": ("negative_prompt", ANY),
+    }
 
     prompts: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     """What to draw; several prompts give several images."""
@@ -89,9 +97,6 @@ class SampleConfig(Config):
 
     @model_validator(mode="after")
     def _belong_together(self) -> Self:
-        for name, value in (("mask", self.mask), ("outpaint", self.outpaint)):
-            if value is not None and self.image is None:
-                raise UsageError(f"--{name} needs --image", "give the picture to change")
         if self.mask and self.outpaint:
             raise UsageError("--mask and --outpaint exclude each other", "outpaint first, then inpaint the result")
         if (self.controlnet is None) != (self.control_image is None):
@@ -101,6 +106,8 @@ class SampleConfig(Config):
 
 class CompareConfig(Config):
     """Compare ways to sample in one table with its protocol: time, FID, KID, LPIPS, agreement, diversity."""
+
+    needs = {"clip_model": ("clip_score", True)}  # noqa: RUF012
 
     model: ModelName = "emoji"
     rows: Annotated[tuple[str, ...], Field(min_length=1), Parameter(consume_multiple=True)] = (

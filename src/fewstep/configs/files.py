@@ -46,6 +46,7 @@ class MergeConfig(SumOutput):
     """Add LoRAs up, exactly: sum of WEIGHT x LoRA over any ranks, layouts and signs, to one file or into a model."""
 
     argument = ("files", "LORA")
+    excludes = dict.fromkeys(("rank", "energy", "dialect", "dtype", "model", "max_rank"), "into")
 
     files: Loras = ()
     """FILE, FILE:WEIGHT or FILE:WEIGHT,BLOCK=WEIGHT,... with blocks te, te1, te2, down, mid, up, down0, up1, ..."""

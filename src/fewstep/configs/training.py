@@ -78,6 +78,8 @@ class TrainingConfig(Config):
 class AdapterConfig(TrainingConfig, Source):
     """What distilling and fine-tuning a model on images share."""
 
+    excludes = {"init_lora": "full", "modules": "full"}  # noqa: RUF012
+
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
     """Rank of the LoRA."""
     modules: Modules = "all"
@@ -95,6 +97,8 @@ class AdapterConfig(TrainingConfig, Source):
 
 class DistillConfig(AdapterConfig):
     """Turn a model into a few-step one: latent consistency distillation (LCM-LoRA, arXiv 2311.05556)."""
+
+    needs = {"huber_c": ("loss", "huber"), "target_decay": ("target", "ema")}  # noqa: RUF012
 
     method: Literal["lcd", "tcd", "lcf"] = "lcd"
     """lcd: latent consistency distillation. tcd: trajectory consistency distillation, whose jumps may end anywhere
