@@ -5,18 +5,20 @@ What a folder may say and no Stable Diffusion model does is refused; what diffus
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
 from fewstep.errors import FewstepError
 from fewstep.images import image_size
-from fewstep.models.load import load_model
-from tests.tiny import tiny_sdxl
+from fewstep.models.load import load_clip, load_controlnet, load_model
+from tests.tiny import tiny_clip, tiny_sdxl
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -240,7 +242,7 @@ def test_weights_that_are_not_finite(model, part):
 
         rewrite(path, spoil)
         error = refusal(model)
-        assert error.message.startswith(f"{model}/{part} holds values that are not finite: 1 of ")
+        assert error.message.startswith(f"{model}/{part} holds values that are not finite: 1 in ")
 
 
 def test_weights_whose_sum_overflows_are_finite(model):
@@ -303,7 +305,56 @@ def test_pictures_that_are_not_finite_are_never_written(fewstep, model, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-# --- names and other networks ---------------------------------------------------------------------------------
+# --- other networks, and names ---------------------------------------------------------------------------------
+
+
+def test_controlnets_that_do_not_fit(model, tmp_path):
+    loaded = load_model(str(model))
+    folder = tmp_path / "net"
+    ControlNetModel.from_unet(loaded.unet, conditioning_embedding_out_channels=(8, 8)).save_pretrained(folder)
+    path, text = folder / "config.json", (folder / "config.json").read_text()
+    load_controlnet(str(folder), loaded)
+    for key, value in (("cross_attention_dim", 24), ("layers_per_block", 10**6), ("layers_per_block", 2),
+                       ("conditioning_channels", 1), ("in_channels", 9), ("norm_num_groups", 0), ("norm_eps", None),
+                       ("attention_head_dim", 0), ("conditioning_embedding_out_channels", [8, 8, 8]),
+                       ("conditioning_embedding_out_channels", None), ("_class_name", "T2IAdapter")):  # fmt: skip
+        replace(path, text)
+        change(path, **{key: value})
+        with pytest.raises(FewstepError, match=f"{path}|{folder} does not fit the model: {key} ") as caught:
+            load_controlnet(str(folder), loaded)
+        assert "\n" not in caught.value.message
+    replace(path, text)
+    rewrite(folder / WEIGHTS["unet"], lambda tensors: tensors["conv_in.bias"].fill_(torch.nan))
+    with pytest.raises(FewstepError, match=r"/net holds values that are not finite: 16 in conv_in\.bias"):
+        load_controlnet(str(folder), loaded)
+
+
+def test_image_processors_of_another_network(tmp_path):
+    folder = tiny_clip(tmp_path / "clip")
+    path, text = folder / "preprocessor_config.json", (folder / "preprocessor_config.json").read_text()
+    load_clip(str(folder), "cpu")
+    for spoil in SPOILT.values():
+        replace(path, spoil(text))
+        with pytest.raises(FewstepError, match=re.escape(str(path))):
+            load_clip(str(folder), "cpu")
+    for key, value in (("size", 10**9), ("size", {"shortest_edge": 10**9}), ("size", []), ("crop_size", 8),
+                       ("crop_size", {"height": "x"}), ("image_mean", [0.5]), ("image_std", [0, 0, 0])):  # fmt: skip
+        replace(path, text)
+        change(path, **{key: value})
+        with pytest.raises(FewstepError, match=re.escape(str(path))):
+            load_clip(str(folder), "cpu")
+
+
+def test_a_weight_that_is_not_finite_is_not_merged_into(fewstep, model, tmp_path):
+    key = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    lora = {f"unet.{key.removesuffix('weight')}lora_{part}.weight": torch.ones(size) * 0.01
+            for part, size in (("A", (2, 32)), ("B", (32, 2)))}  # fmt: skip
+    save_file(lora, tmp_path / "lora.safetensors")
+    rewrite(model / "unet" / WEIGHTS["unet"], lambda tensors: tensors[key].view(-1)[:3].fill_(torch.inf))
+    done = fewstep("merge", tmp_path / "lora.safetensors", into=model, out=tmp_path / "out")
+    assert done.code == 1
+    assert done.error == f"{model}/unet/{WEIGHTS['unet']} holds values that are not finite: 3 in {key}"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_short_name_that_is_none(tmp_path, monkeypatch):

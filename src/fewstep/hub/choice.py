@@ -1,6 +1,5 @@
 """Which files of a repository are needed: weights as safetensors, JSON and text; never pickles, never code."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 
 from fewstep.errors import FewstepError
 from fewstep.hub.names import LORA_FILE, HubName
+from fewstep.io import read_object
 
 INDEX = "model_index.json"  # of a model folder; downloaded last, so that its presence says that the rest is there
 OWN = ("README.md", "fewstep.json")  # the card, for its licence; the recipe of models that fewstep distilled
@@ -102,12 +102,12 @@ def parts_of(index: Path) -> list[str]:
 
 def shards_of(index: Path) -> set[str]:
     """The files a list of shards names."""
-    return set(_json(index).get("weight_map", {}).values())
+    listed = _json(index).get("weight_map")
+    return set(map(str, listed.values())) if isinstance(listed, dict) else set()
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path, "index")
+    except FewstepError:
         return {}
-    return found if isinstance(found, dict) else {}

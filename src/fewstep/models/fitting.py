@@ -82,3 +82,27 @@ def _of_text(parts: Mapping[str, Any]) -> Iterator[Misfit]:
             size = parts[name].config.vocab_size
             if last >= size:
                 yield Misfit(f"{name}/config.json", "vocab_size", size, f"its tokenizer has a token {last}")
+
+
+def check_control(name: str, config: Any, model: Any) -> None:
+    """Raise FewstepError for the config of a ControlNet that is not of the model's kind. name: as it was given."""
+    unet, vae = model.unet.config, model.vae.config
+    same = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
+    wanted = {key: unet[key] for key in same} | {"conditioning_channels": 3, "in_channels": vae.latent_channels}
+    for key, value in wanted.items():
+        if _plain(config[key]) != _plain(value):
+            raise FewstepError(
+                f"controlnet {name} does not fit the model: {key} is {config[key]}, not {value}",
+                "use a ControlNet made for this model's family",
+            )
+    levels = len(config.conditioning_embedding_out_channels or ())
+    if levels != len(vae.block_out_channels):
+        raise FewstepError(
+            f"controlnet {name} does not fit the model: conditioning_embedding_out_channels has {levels} levels, and"
+            f" the autoencoder {len(vae.block_out_channels)}",
+            "use a ControlNet made for this model's family",
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

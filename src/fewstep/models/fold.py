@@ -15,7 +15,7 @@ from fewstep.io import atomic_folder, atomic_path
 from fewstep.lora.low_rank import LowRank
 from fewstep.lora.rounding import Rounding, lost_share, rounding, some_rows
 from fewstep.lora.writing import Entry, write_safetensors
-from fewstep.models.weights import TYPES, Place, all_places, at_origin, module_places, opened
+from fewstep.models.weights import TYPES, Place, all_places, at_origin, module_places, opened, refuse_lost
 
 Changes = dict[tuple[Path, str], list[tuple[Origin, str]]]  # tensor of a file -> what parts of it are which modules
 WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}  # what files of weights end in
@@ -76,7 +76,7 @@ def rewrite(
         part = file.get_slice(key)
         dtype, shape = TYPES[part.get_dtype()], tuple(part.get_shape())
         entries.append(
-            Entry(key, shape, dtype, maker(file, key, dtype, changes.get((source, key), ()), modules, found))
+            Entry(key, shape, dtype, maker(file, source, key, dtype, changes.get((source, key), ()), modules, found))
         )
     write_safetensors(target, entries, {**(file.metadata() or {}), **notes})
     return found
@@ -84,6 +84,7 @@ def rewrite(
 
 def maker(
     file: Any,
+    path: Path,
     key: str,
     dtype: torch.dtype,
     changed: Sequence[tuple[Origin, str]],
@@ -99,6 +100,7 @@ def maker(
         tensor: Tensor = file.get_tensor(key)
         if changed:
             tensor = tensor.to(torch.float32, copy=True)
+            refuse_lost(path, key, tensor)
         for origin, name in changed:
             weight = at_origin(tensor, origin)
             added = modules[name].delta().view(weight.shape)  # the shapes may differ in a kernel of 1 x 1

@@ -17,10 +17,10 @@ from fewstep.events import doing
 from fewstep.hub import not_found, resolved
 from fewstep.io import brief, read_json
 from fewstep.lora.recipe import Recipe, checked_recipe
-from fewstep.models.fitting import check_parts
+from fewstep.models.fitting import check_control, check_parts
 from fewstep.models.model import PARTS, Model
 from fewstep.models.part_configs import checked_config
-from fewstep.models.parts import COPY, checked_part, load_part, load_tokenizer, loaded_part, part_config
+from fewstep.models.parts import COPY, checked_part, load_part, load_processor, load_tokenizer, loaded_part, part_config
 from fewstep.models.safety import SafetyChecker
 from fewstep.models.single_file import load_single_file
 
@@ -93,20 +93,13 @@ def load_controlnet(name: str, model: Model) -> Any:
         raise FewstepError(
             f"controlnet {name} not found", "give the folder with its config.json and weights, or a hub id owner/name"
         )
-    network = load_part(ControlNetModel, folder, model.unet.dtype, model.device)
-    for part in ("cross_attention_dim", "block_out_channels", "addition_embed_type"):
-        if network.config[part] != model.unet.config[part]:
-            raise FewstepError(
-                f"controlnet {name} does not fit the model: {part} is {network.config[part]},"
-                f" not {model.unet.config[part]}",
-                "use a ControlNet made for this model's family",
-            )
-    return network
+    check_control(name, checked_part(ControlNetModel, folder).config, model)
+    return loaded_part(ControlNetModel, folder, model.unet.dtype, model.device)
 
 
 def load_clip(name: str, device: torch.device | str) -> tuple[Path, Any, Any, Any]:
     """The folder of a CLIP model, here or of the hub; its CLIPModel, tokenizer and image processor."""
-    from transformers import CLIPImageProcessor, CLIPModel  # few ask for them
+    from transformers import CLIPModel  # few ask for them
 
     folder = resolved(name)
     if not (folder / "config.json").is_file():
@@ -115,10 +108,7 @@ def load_clip(name: str, device: torch.device | str) -> tuple[Path, Any, Any, An
             "give --clip-model the folder with CLIP's configs, vocabulary and .safetensors weights, or a hub id",
         )
     network = load_part(CLIPModel, folder, torch.float32, device)
-    try:
-        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise FewstepError(f"cannot load the image processor of {folder}", "copy the CLIP folder again") from error
+    processor = load_processor(folder, network.config.vision_config.image_size)
     return folder, network, load_tokenizer(folder), processor
 
 
@@ -168,13 +158,12 @@ def model_recipe(folder: Path) -> Recipe | None:
 def _safety_checker(path: Path, device: torch.device | str) -> SafetyChecker:
     # Imported here because it is slow, and few models have one.
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from transformers import CLIPImageProcessor
 
     network = load_part(StableDiffusionSafetyChecker, path / "safety_checker", torch.float32, device)
     try:
-        return SafetyChecker(network, CLIPImageProcessor.from_pretrained(path / "feature_extractor"))
-    except (OSError, ValueError, TypeError) as error:
+        processor = load_processor(path / "feature_extractor", network.config.vision_config.image_size)
+    except FewstepError as error:
         raise FewstepError(
-            f"cannot load {path / 'feature_extractor'}, which its safety checker needs",
-            "copy the whole model folder again, or give --no-safety-checker",
+            f"the safety checker's {error.message}", f"{error.hint}, or give --no-safety-checker"
         ) from error
+    return SafetyChecker(network, processor)

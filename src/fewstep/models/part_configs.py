@@ -63,6 +63,10 @@ _BETAS = Rule(
     "a list of 2 to 10000 numbers from 0 to 1",
     lambda x: isinstance(x, list) and 2 <= len(x) <= 10_000 and all(map(_SHARE.holds, x)),
 )
+_PIXELS = Rule(
+    "a number of pixels up to 8192, or a few by names",
+    lambda x: all(map(_or_null(_whole(1, 8192)).holds, x.values() if isinstance(x, dict) else [x])),
+)
 _RULES = (  # of diffusers' and CLIP's configs alike: no name means one thing here and another there
     (_SIZE, "in_channels out_channels latent_channels conditioning_channels conv_in_kernel conv_out_kernel"),
     (_SIZE, "hidden_size intermediate_size num_hidden_layers max_position_embeddings vocab_size projection_dim"),
@@ -73,6 +77,7 @@ _RULES = (  # of diffusers' and CLIP's configs alike: no name means one thing he
     (_or_null(_each(_SIZE)), "num_attention_heads conditioning_embedding_out_channels"),
     (_or_null(_each(_whole(0))), "transformer_layers_per_block reverse_transformer_layers_per_block"),
     (_or_null(_pair(_whole(1, 2**14))), "sample_size"),
+    (_PIXELS, "size crop_size"),
     (_whole(0, 1), "downsample_padding"),
     (_FLAG, "center_input_sample flip_sin_to_cos dual_cross_attention use_linear_projection upcast_attention"),
     (_FLAG, "resnet_skip_time_act class_embeddings_concat force_upcast use_quant_conv use_post_quant_conv"),

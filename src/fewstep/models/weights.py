@@ -122,7 +122,7 @@ def fits(shapes: Mapping[str, ModuleShape], modules: Mapping[str, ModuleShape]) 
 def weights_of(model: str) -> tuple[Base, dict[str, ModuleShape]]:
     """What reads the weights of a model's modules, one at a time, in float32, and their shapes."""
     places = module_places(model_path(model))
-    return (lambda name: read(places[name]).float()), shapes_of(places)
+    return (lambda name: read(places[name])), shapes_of(places)
 
 
 def stored_types(model: str) -> set[torch.dtype]:
@@ -161,8 +161,30 @@ def at_origin(tensor: Tensor, origin: Origin) -> Tensor:
 
 
 def read(place: Place) -> Tensor:
-    """One weight, in the type it is stored in."""
-    return at_origin(opened(place.file).get_tensor(place.origin.key), place.origin)
+    """One weight, in float32. Raises FewstepError for one that is not finite."""
+    tensor = at_origin(opened(place.file).get_tensor(place.origin.key), place.origin).float()
+    refuse_lost(place.file, place.origin.key, tensor)
+    return tensor
+
+
+def refuse_lost(file: Path, key: str, tensor: Tensor) -> None:
+    """Raise FewstepError for a weight of a file that holds NaN or infinity."""
+    if lost := lost_values({key: tensor}).get(key):
+        raise FewstepError(f"{file} holds values that are not finite: {lost} in {key}", "get the model again")
+
+
+def lost_values(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many values of each tensor are NaN or infinite, of those tensors that have any.
+
+    A sum of finite numbers is finite unless it overflows, and takes a tenth of the time of looking at each.
+    """
+    named = [(name, x) for name, x in tensors.items() if x.is_floating_point() and x.numel()]
+    if not named:
+        return {}
+    finite = torch.stack([x.sum(dtype=torch.float32) for _, x in named]).isfinite().tolist()
+    suspects = [pair for pair, good in zip(named, finite, strict=True) if not good]
+    counts = {name: int(x.isfinite().logical_not().sum()) for name, x in suspects}
+    return {name: lost for name, lost in counts.items() if lost}
 
 
 def module_of(key: str) -> str | None:
