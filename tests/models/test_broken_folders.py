@@ -140,7 +140,7 @@ VALUES = [  # file, key, values that cannot be
     ("text_encoder/config.json", "max_position_embeddings", [0, -1, 10**9, float("inf"), {}, 15]),
     ("text_encoder/config.json", "hidden_act", [0, [], None, "no such function"]),
     ("text_encoder/config.json", "layer_norm_eps", [-1, "text", float("nan")]),
-    ("text_encoder/config.json", "eos_token_id", [{}, float("inf"), "x"]),
+    ("text_encoder/config.json", "eos_token_id", [{}, float("inf"), "x", None, [], -1]),
     ("text_encoder/config.json", "model_type", ["t5", 3, "clip_vision_model"]),
     ("scheduler/scheduler_config.json", "num_train_timesteps", [0, 1, -1, 10**9, 10**400, None, "1000", 0.5, []]),
     ("scheduler/scheduler_config.json", "beta_start", [-1, 2, float("nan"), None, "small", [], {}]),

@@ -77,6 +77,7 @@ _RULES = (  # of diffusers' and CLIP's configs alike: no name means one thing he
     (_or_null(_each(_SIZE)), "num_attention_heads conditioning_embedding_out_channels"),
     (_or_null(_each(_whole(0))), "transformer_layers_per_block reverse_transformer_layers_per_block"),
     (_or_null(_pair(_whole(1, 2**14))), "sample_size"),
+    (_whole(0), "eos_token_id"),
     (_PIXELS, "size crop_size"),
     (_whole(0, 1), "downsample_padding"),
     (_FLAG, "center_input_sample flip_sin_to_cos dual_cross_attention use_linear_projection upcast_attention"),
