@@ -157,8 +157,11 @@ def test_unreadable_pictures(tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(FewstepError, match=rf"^unreadable image: .*{name} \(.*\)\n\nhint: replace the file"):
+        with pytest.raises(
+            FewstepError, match=rf"^unreadable image: .*{name} \(.*\)\n\nhint: replace the file"
+        ) as caught:
             read_image(tmp_path / name, 4, 4)
+        assert str(caught.value).count(name) == 1
 
 
 def test_a_pointer_in_place_of_a_picture_is_named(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -62,8 +62,10 @@ def opened(path: Path) -> Image.Image:
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         refuse_stand_in(path)
         reason = getattr(error, "strerror", None) or error
+        if isinstance(error, UnidentifiedImageError):  # whose own words are the path again
+            reason = "of no kind that is known here"
         raise FewstepError(
-            f"unreadable image: {path} ({reason})", "replace the file, or take it out of the folder"
+            f"unreadable image: {path} ({reason})", "replace the file by a PNG or JPEG, or take it out of the folder"
         ) from error
 
 

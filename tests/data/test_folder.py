@@ -213,7 +213,7 @@ def test_a_caption_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", denied)
     with pytest.raises(FewstepError, match=r"^cannot read .*a\.txt \(Permission denied\)"):
         read_items(tmp_path)
-    monkeypatch.setattr("pathlib.Path.iterdir", denied)
+    monkeypatch.setattr("os.scandir", denied)
     with pytest.raises(FewstepError, match=r"^cannot read .* \(Permission denied\)"):
         read_items(tmp_path)
 

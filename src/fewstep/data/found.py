@@ -1,5 +1,6 @@
 """What lies in a folder of images: those that are read, and how many of what else there is."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -33,19 +34,22 @@ def find_images(folder: Path) -> Found:
     seen = set[tuple[int, int]]()
     while folders or links:
         here = folders.pop() if folders else links.pop()
-        identity, paths = _listed(here)
+        identity, entries = _listed(here)
         if identity in seen:
             found.left_out[AGAIN] += 1
             continue
         seen.add(identity)
-        for path in paths:
+        for entry in entries:
+            path, linked = here / entry.name, entry.is_symlink()  # what is no link tells its kind without being asked
             suffix = path.suffix.lower()
-            if is_folder(path) and suffix not in SUFFIXES:
-                (links if path.is_symlink() else folders).append(path)
-            elif is_folder(path):
-                found.left_out[NAMED] += 1
+            if is_folder(path) if linked else entry.is_dir():
+                if suffix in SUFFIXES:
+                    found.left_out[NAMED] += 1
+                else:
+                    (links if linked else folders).append(path)
             elif suffix in SUFFIXES:
-                (found.images if is_file(path) else found.broken).append(path)
+                whole = is_file(path) if linked else entry.is_file()
+                (found.images if whole else found.broken).append(path)
             elif suffix in OTHERS:
                 found.left_out[f"{suffix} file{{s}}"] += 1
     found.images.sort()
@@ -53,16 +57,17 @@ def find_images(folder: Path) -> Found:
     return found
 
 
-def _listed(folder: Path) -> tuple[tuple[int, int], list[Path]]:
+def _listed(folder: Path) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
     """What tells this folder from every other, and what is in it and not hidden, sorted."""
     try:
         status = folder.stat()
-        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        with os.scandir(folder) as entries:
+            shown = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
     except OSError as error:
         raise FewstepError(
             f"cannot read {folder} ({error.strerror or error})", "make it readable, or take it out"
         ) from None
-    return (status.st_dev, status.st_ino), paths
+    return (status.st_dev, status.st_ino), shown
 
 
 def counted(left_out: Counter[str]) -> str:
