@@ -50,7 +50,7 @@ def measured(pictures: Sequence[Picture], time_s: float) -> Result:
     return Result(float(each.mean()), error, clipped, pictures[0].recipe["nfe"], time_s / len(pictures))
 
 
-def drawn(**options: Any) -> Result:
+def draw(**options: Any) -> Result:
     """Draw all prompts one way, on the embedded model with its acceleration LoRA."""
     config = build(SampleConfig, prompts=PROMPTS, count=COUNT, device="cpu", **options)
     pipeline = load_pipeline(config.model, loras_of(config), device="cpu")
@@ -61,8 +61,8 @@ def drawn(**options: Any) -> Result:
 
 def page() -> str:
     """The page, in Markdown."""
-    drawn()  # warm
-    results = {name: drawn(**options) for name, options in WAYS.items()}
+    draw()  # warm
+    results = {name: draw(**options) for name, options in WAYS.items()}
     base = results["no negative prompt, guidance 1"]
     rows = [
         f"| {name} | {r.redness:.3f} ± {r.error:.3f} | {100 * r.clipped:.1f} % | {r.nfe:g} |"

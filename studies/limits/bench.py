@@ -134,3 +134,10 @@ def facts(bench: Bench) -> dict[str, Any]:
         "dtype": bench.lab.dtype,
         "device": bare.model.device.type,
     }
+
+
+def with_changes(names: Sequence[str], values: Sequence[Estimate], teacher: Sequence[Estimate]) -> dict[str, Any]:
+    """Values by name as data, and as NAME_change each less the teacher's."""
+    named = zip(names, values, teacher, strict=True)
+    changes = {f"{name}_change": value.less(of_teacher).numbers for name, value, of_teacher in named}
+    return {name: value.numbers for name, value in zip(names, values, strict=True)} | changes

@@ -21,7 +21,7 @@ from fewstep.metrics.reference import agreement_with
 from recipes.emoji.captions import main_caption
 from recipes.emoji.sheet import OWN_WORDS
 from studies.lab import Lab, base_styles, drawings_of, take
-from studies.limits.bench import CELL, TEACHER, Bench, Measured, all_base, lcm, mean, of_values
+from studies.limits.bench import CELL, TEACHER, Bench, Measured, all_base, lcm, mean, of_values, with_changes
 from studies.limits.words import Figures, bullets, change_text, code, picture, sign, sorted_out, value_text
 
 STYLE_WEIGHT = 0.8  # section 6
@@ -104,21 +104,15 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
                 for i, (file, those) in enumerate(zip(files, asked, strict=True))
             ]
             drawn = joined(parts)
+            far = [far_from(bench.lab, part, original) for part, original in zip(parts, originals, strict=True)]
             values = [
-                of_values(
-                    mean, torch.cat([far_from(bench.lab, part, x) for part, x in zip(parts, originals, strict=True)])
-                ),
+                of_values(mean, torch.cat(far)),
                 bench.lab.agreement(drawn, prompts, families),
                 bench.lab.distance(drawn, target),
             ]
             teacher = teacher or values
-            names = ("lpips", "agreement", "distance")
-            rows.append(
-                {"strength": strength, "drawn_with": way.name}
-                | {name: value.numbers for name, value in zip(names, values, strict=True)}
-                | {f"{name}_change": value.less(of_teacher).numbers
-                   for name, value, of_teacher in zip(names, values, teacher, strict=True)}
-            )  # fmt: skip
+            numbers = with_changes(("lpips", "agreement", "distance"), values, teacher)
+            rows.append({"strength": strength, "drawn_with": way.name, **numbers})
             columns[f"{way.name}\nat {strength:g}"] = [part.first(1)[0] for part in parts]
     figures = {
         "sketches": len(sketches),

@@ -25,6 +25,7 @@ from studies.limits.bench import (
     median,
     of_values,
     shipped,
+    with_changes,
     worst_decile,
 )
 from studies.limits.words import (
@@ -60,12 +61,7 @@ def inputs(bench: Bench) -> Measured:
         values = [of_values(what, those) for those in (far[way.name], apart) for what in (median, worst_decile)]
         teacher = teacher or values
         names = ("far", "far_worst", "apart", "apart_worst")
-        rows.append(
-            {"drawn_with": way.name}
-            | {name: value.numbers for name, value in zip(names, values, strict=True)}
-            | {f"{name}_change": value.less(of_teacher).numbers
-               for name, value, of_teacher in zip(names, values, teacher, strict=True)}
-        )  # fmt: skip
+        rows.append({"drawn_with": way.name, **with_changes(names, values, teacher)})
     order = far[lcm(4).name].argsort(descending=True).tolist()
     figures = {
         "truth": TRUTH.name,

@@ -114,6 +114,13 @@ def document() -> dict[str, Any]:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
+def test_changes_are_those_from_the_teacher() -> None:
+    one, other = (estimate(lambda some, x=x: x + 0.1 * float(some[0]), 4) for x in (3.0, 1.0))
+    numbers = limits.bench.with_changes(("a", "b"), (one, other), (other, other))
+    assert numbers["a_change"]["value"] == pytest.approx(2)
+    assert (numbers["a"], numbers["b"]["value"], numbers["b_change"]["value"]) == (one.numbers, other.value, 0)
+
+
 def test_the_page_is_what_its_figures_make() -> None:
     kept = json.loads((DOCS / "limits.json").read_text(encoding="utf-8"))
     assert limits.page.page(kept) == (DOCS / "limits.md").read_text(encoding="utf-8")
