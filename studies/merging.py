@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fewstep.families import ModuleShape
 from fewstep.lora.compress import compressed
 from fewstep.lora.low_rank import LowRank, linear_combination
+from studies import merging_alone, merging_rounding
 from studies.pages import template, write_page
 
 Terms = Sequence[tuple[float, LowRank]]  # weight, update; alpha = rank, so that nothing else scales
@@ -69,6 +70,29 @@ def kohya_concatenated(terms: Terms) -> Tensor:
     return terms[0][1].rank / len(A) * LowRank(A, B).delta()
 
 
+def ai_toolkit(stored_alpha: bool) -> Callable[[Terms], Tensor]:
+    """Every tensor of a file times its weight, then added, where ranks differ with zeros for the rest.
+
+    stored_alpha: whether the files hold `.alpha`, which is a tensor as well; else loaders take a scale of 1.
+    """
+
+    def merged(terms: Terms) -> Tensor:
+        rank = max(u.rank for _, u in terms)
+        A = sum((w * padded(u.A, 0, rank) for w, u in terms), torch.zeros(()))
+        B = sum((w * padded(u.B, 1, rank) for w, u in terms), torch.zeros(()))
+        alpha = sum(w * u.rank for w, u in terms) if stored_alpha else rank
+        return alpha / rank * LowRank(A, B).delta()
+
+    return merged
+
+
+def padded(factor: Tensor, dimension: int, rank: int) -> Tensor:
+    """The factor at a higher rank, its new part zero."""
+    missing = list(factor.shape)
+    missing[dimension] = rank - factor.shape[dimension]
+    return torch.cat([factor, factor.new_zeros(missing)], dim=dimension)
+
+
 def peft(combination_type: Literal["linear", "svd", "cat"]) -> Callable[[Terms], Tensor]:
     """PEFT's add_weighted_adapter, run on a network of one layer."""
 
@@ -103,6 +127,8 @@ COLUMNS: dict[str, Callable[[Terms], Tensor]] = {
     "PEFT `cat`": peft("cat"),
     "kohya": kohya_added,
     "kohya `--concat`": kohya_concatenated,
+    "ai-toolkit": ai_toolkit(stored_alpha=False),
+    "ai-toolkit, `.alpha`": ai_toolkit(stored_alpha=True),
     "fewstep": ours,
     "fewstep at the largest rank": ours_compressed,
 }
@@ -160,7 +186,13 @@ def page() -> str:
     import peft as library
 
     text = template("merging")
-    return text.format(table=table(), refusals=refusals(), version=library.__version__)
+    return text.format(
+        table=table(),
+        alone=merging_alone.table(),
+        rounding=merging_rounding.table(),
+        refusals=refusals(),
+        version=library.__version__,
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,139 @@
+"""One LoRA at weight 1, whose scale is not 1: what tools make of it, for docs/merging.md."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fewstep.families import ModuleShape
+from fewstep.lora.files import load_adapter
+from fewstep.lora.low_rank import LowRank, linear_combination
+
+NAME, SHAPE, RANK = "mid_block.attentions.0.proj_in", ModuleShape(256, 192, 0), 8
+HEADER = "lora_adapter_metadata"  # where diffusers keeps PEFT's config in a file
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A LoRA of one Linear as PEFT trains it, and the layer it is for."""
+
+    config: Mapping[str, Any]  # PEFT's, beside the rank
+    W0: Tensor  # (out, in)
+    A: Tensor  # (R, in)
+    B: Tensor  # (out, R), small beside W0
+    magnitude: Tensor | None  # (out,) of a DoRA
+
+    def change(self) -> Tensor:
+        """W' - W0 as PEFT computes it when it runs: its papers' formulas, in float64."""
+        alpha, W0 = float(self.config.get("lora_alpha", RANK)), self.W0.double()
+        scale = alpha / (RANK**0.5 if self.config.get("use_rslora") else RANK)
+        W = W0 + scale * self.B.double() @ self.A.double()
+        if self.magnitude is not None:
+            W = self.magnitude.double()[:, None] * W / W.norm(dim=1, keepdim=True)
+        return W - W0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As diffusers writes them to a file; the scale stands in the file's metadata."""
+        found = {f"unet.{NAME}.lora_A.weight": self.A, f"unet.{NAME}.lora_B.weight": self.B}
+        norms = {} if self.magnitude is None else {f"unet.{NAME}.lora_magnitude_vector.weight": self.magnitude}
+        return found | norms
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "`lora_alpha` = R": {"lora_alpha": RANK},
+    "`lora_alpha` = 2 R": {"lora_alpha": 2 * RANK},
+    "rslora, `lora_alpha` = R": {"lora_alpha": RANK, "use_rslora": True},
+    "DoRA, `lora_alpha` = R": {"lora_alpha": RANK, "use_dora": True},
+}
+
+
+def trained(config: Mapping[str, Any]) -> Trained:
+    """Random factors; the norms of a DoRA 0.8 to 1.2 times those of the weight."""
+    draw = torch.Generator().manual_seed(0)
+    W0, A, B = (torch.randn(*size, generator=draw) for size in ((SHAPE.out, SHAPE.in_), (RANK, SHAPE.in_), (256, RANK)))
+    m = W0.norm(dim=1) * (0.8 + 0.4 * torch.rand(len(W0), generator=draw)) if config.get("use_dora") else None
+    return Trained(config, W0, A, 0.1 * B, m)
+
+
+def read(lora: Trained, metadata: Mapping[str, str] | None) -> Tensor:
+    """W' - W0 of a file of these tensors and this metadata, as fewstep reads and stacks it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "lora.safetensors"
+        save_file(lora.tensors(), path, None if metadata is None else dict(metadata))
+        adapter, _ = load_adapter(path, {NAME: SHAPE}, lambda name: lora.W0)
+        return linear_combination([(1.0, LowRank(*adapter.modules[NAME]))]).delta()
+
+
+def ours(lora: Trained) -> Tensor:
+    """fewstep, from a file as diffusers writes it."""
+    config = {f"unet.{key}": value for key, value in ({"r": RANK} | dict(lora.config)).items()}
+    return read(lora, {HEADER: json.dumps(config)})
+
+
+def ai_toolkit(lora: Trained) -> Tensor:
+    """ai-toolkit: the tensors times 1, the metadata gone, so that what reads the result takes a scale of 1."""
+    return read(lora, None)
+
+
+def peft(combination_type: str) -> Callable[[Trained], Tensor]:
+    """PEFT's add_weighted_adapter of the one adapter at weight 1, and what the layer then adds."""
+
+    def merged(lora: Trained) -> Tensor:
+        from peft import LoraConfig, get_peft_model
+
+        layer = nn.Linear(SHAPE.in_, SHAPE.out, bias=False)
+        layer.weight.data = lora.W0.clone()
+        config = LoraConfig(r=RANK, target_modules=["layer"], **lora.config)
+        model = get_peft_model(nn.ModuleDict({"layer": layer}), config, "0")
+        inside = model.base_model.model["layer"]
+        inside.lora_A["0"].weight.data, inside.lora_B["0"].weight.data = lora.A.clone(), lora.B.clone()
+        if lora.magnitude is not None:
+            inside.lora_magnitude_vector["0"].weight.data = lora.magnitude.clone()
+        check(lora, added(inside, lora.W0))
+        model.add_weighted_adapter(["0"], [1.0], "merged", combination_type)
+        model.set_adapter("merged")
+        return added(inside, lora.W0)
+
+    return merged
+
+
+@torch.no_grad()
+def added(layer: Any, W0: Tensor) -> Tensor:
+    """W' - W0 of a layer, by its outputs."""
+    outputs: Tensor = layer(torch.eye(W0.shape[1]))
+    return outputs.T - W0
+
+
+def check(lora: Trained, change: Tensor) -> None:
+    """That what is called exact here is what PEFT does before merging."""
+    assert (change - lora.change()).norm() < 1e-5 * lora.change().norm()
+
+
+COLUMNS: dict[str, Callable[[Trained], Tensor]] = {
+    "PEFT `linear`": peft("linear"),
+    "PEFT `svd`": peft("svd"),
+    "PEFT `cat`": peft("cat"),
+    "ai-toolkit": ai_toolkit,
+    "fewstep": ours,
+}
+
+
+def cell(method: Callable[[Trained], Tensor], lora: Trained) -> str:
+    """||merged - exact|| / ||exact||; 0 means below 1e-5, since differences of float32 weights are taken."""
+    wanted = lora.change()
+    relative = float((method(lora) - wanted).norm() / wanted.norm())
+    return "0" if relative < 1e-5 else f"{100 * relative:.0f} %"
+
+
+def table() -> str:
+    """Every case by every tool, in Markdown."""
+    loras = {row: trained(config) for row, config in CASES.items()}
+    rows = [f"{row} | " + " | ".join(cell(method, lora) for method in COLUMNS.values()) for row, lora in loras.items()]
+    head = " | ".join(["one LoRA at weight 1", *COLUMNS])
+    return "\n".join(f"| {line} |" for line in (head, " | ".join("---" for _ in range(len(COLUMNS) + 1)), *rows))
