@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save_file
@@ -81,7 +81,7 @@ def ai_toolkit(lora: Trained) -> Tensor:
     return read(lora, None)
 
 
-def peft(combination_type: str) -> Callable[[Trained], Tensor]:
+def peft(combination_type: Literal["linear", "svd", "cat"]) -> Callable[[Trained], Tensor]:
     """PEFT's add_weighted_adapter of the one adapter at weight 1, and what the layer then adds."""
 
     def merged(lora: Trained) -> Tensor:
@@ -91,7 +91,7 @@ def peft(combination_type: str) -> Callable[[Trained], Tensor]:
         layer.weight.data = lora.W0.clone()
         config = LoraConfig(r=RANK, target_modules=["layer"], **lora.config)
         model = get_peft_model(nn.ModuleDict({"layer": layer}), config, "0")
-        inside = model.base_model.model["layer"]
+        inside = cast(Any, model.base_model).model["layer"]
         inside.lora_A["0"].weight.data, inside.lora_B["0"].weight.data = lora.A.clone(), lora.B.clone()
         if lora.magnitude is not None:
             inside.lora_magnitude_vector["0"].weight.data = lora.magnitude.clone()
