@@ -58,6 +58,50 @@ def test_the_recipes_own_part_of_the_grid():
     assert plan_sampling(SCHEDULE, [dense], grid="lcm").timesteps == tuple(lcm_grid(4, 50))
 
 
+def test_the_skipping_step_can_be_asked_for():
+    """So that a row without the LoRA samples where the row with it does."""
+    with_lora = plan_sampling(SCHEDULE, [LCM.model_copy(update={"k": 100, "grid": "quadratic"})])
+    assert with_lora.timesteps == (999, 599, 199, 99)
+    without = plan_sampling(SCHEDULE, [], "lcm", 4, grid="quadratic", k=100)
+    assert (without.timesteps, without.k, without.grid) == (with_lora.timesteps, 100, "quadratic")
+    assert plan_sampling(SCHEDULE, [LCM], k=100).timesteps == (999, 799, 499, 299)
+    assert plan_sampling(SCHEDULE, [], "ddim", 4, k=100).grid == "lcm"  # a k asks for the grid that has one
+    with pytest.raises(
+        UsageError, match=r"^--k is of the training grid, and --grid is trailing\n\nhint: add --grid lcm"
+    ):
+        plan_sampling(SCHEDULE, [], "ddim", 4, grid="trailing", k=100)
+    with pytest.raises(UsageError, match=r"^skipping step k = 1001 is outside 1 to 1000"):
+        plan_sampling(SCHEDULE, [], "lcm", 4, k=1001)
+
+
+@pytest.mark.parametrize("grid", ["lcm", "quadratic"])
+def test_steps_beyond_the_training_grid_are_refused(grid):
+    coarse = LCM.model_copy(update={"k": 100, "grid": grid})
+    assert plan_sampling(SCHEDULE, [coarse], steps=10).timesteps == tuple(range(999, 0, -100))
+    for solver, steps, most in (("lcm", 11, 10), ("tcd", 12, 10), ("heun", 22, 20), ("dpm-solver-3", 33, 30)):
+        message = rf"^--steps {steps} are too many for the {grid} grid, which has 10 timesteps \(k = 100\)"
+        with pytest.raises(UsageError, match=rf"{message}\n\nhint: use at most {most}, or --grid trailing"):
+            plan_sampling(SCHEDULE, [coarse], solver, steps)
+        assert plan_sampling(SCHEDULE, [coarse], solver, most).steps == most
+    assert plan_sampling(SCHEDULE, [coarse], steps=12, grid="trailing").timesteps == tuple(trailing_grid(12))
+
+
+def test_a_grid_shortened_by_strength_keeps_the_steps_and_says_that_they_are_not_the_trained_ones():
+    coarse = LCM.model_copy(update={"k": 100, "grid": "quadratic"})
+    told = "strength 0.5 leaves too few of the trained timesteps (k = 100): the steps lie between them"
+    enough = plan_sampling(SCHEDULE, [coarse], steps=5, strength=0.5)
+    assert (enough.timesteps, enough.grid, enough.notes) == ((499, 399, 299, 199, 99), "quadratic", ())
+    plan = plan_sampling(SCHEDULE, [coarse], steps=6, strength=0.5)
+    assert (plan.timesteps, plan.grid, plan.notes) == (tuple(trailing_grid(6, 500)), "trailing", (told,))
+    low = plan_sampling(SCHEDULE, [coarse], steps=1, strength=0.05)
+    assert (low.timesteps, low.grid, len(low.notes)) == ((49,), "trailing", 1)  # 99 is the first trained one
+
+
+def test_recommended_steps_are_as_many_as_the_training_grid_has():
+    assert plan_sampling(SCHEDULE, [LCM.model_copy(update={"k": 400})]).timesteps == (799, 399)
+    assert plan_sampling(SCHEDULE, [LCM.model_copy(update={"k": 100, "steps": None})], "heun").steps == 20
+
+
 def test_wishes_come_before_the_recipe():
     plan = plan_sampling(SCHEDULE, [LCM], "ddim", 2, 1.5)
     assert (plan.solver_name, plan.steps, plan.guidance_scale, plan.nfe) == ("ddim", 2, 1.5, 4)

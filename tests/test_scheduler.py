@@ -1,5 +1,6 @@
 """FewstepScheduler: inside a diffusers pipeline it draws what fewstep's own loop draws, for every solver."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fewstep.diffusion.consistency import ConsistencyDenoiser
 from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
+from fewstep.diffusion.schedule import trailing_grid
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import FewstepError, UsageError
 from fewstep.models.network import UNetNetwork
@@ -101,6 +103,25 @@ def test_a_run_from_the_middle_ends_at_what_the_network_says(solver):
         torch.testing.assert_close(x, x_0, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("solver", ["dpm-solver-3", "dpm-solver++3m", "euler-a"])
+@pytest.mark.parametrize("begin", range(4))
+def test_a_copy_amid_a_run_goes_on_by_itself(solver, begin):
+    """Between steps of the solver as if nothing had been; amid one at first order, as whoever begins there."""
+    scheduler = FewstepScheduler(**STABLE_DIFFUSION, solver=solver, prediction_type="sample")
+    scheduler.set_timesteps(STEPS)
+    x = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps[:begin]:
+        x = scheduler.step(x * 0.3, t, x, generator=torch.Generator().manual_seed(1)).prev_sample
+    ends = []
+    for one in (deepcopy(scheduler), scheduler):
+        there = x
+        for t in one.timesteps[begin:]:
+            there = one.step(there * 0.3, t, there, generator=torch.Generator().manual_seed(1)).prev_sample
+        ends.append(there)
+    assert torch.equal(*ends) or begin % one.solver.calls
+    torch.testing.assert_close(*ends, rtol=0, atol=0.5)
+
+
 def test_it_begins_at_the_timestep_it_is_told():
     scheduler = FewstepScheduler(**STABLE_DIFFUSION, solver="heun")
     scheduler.set_timesteps(6)
@@ -153,6 +174,27 @@ def test_noise_and_velocity_equal_diffusers():
     assert ours.add_noise(x_0.half(), eps.half(), t).dtype == torch.float16
     assert ours.scale_model_input(x_0, 3) is x_0
     assert len(ours) == 1000
+
+
+@pytest.mark.parametrize("config", [{}, {"rescale_betas_zero_snr": True}, {"beta_schedule": "squaredcos_cap_v2"}])
+def test_betas_and_their_product_equal_diffusers(config):
+    config = STABLE_DIFFUSION | {"prediction_type": "v_prediction"} | config
+    ours, theirs = FewstepScheduler(**config), DDIMScheduler(**config)
+    for name in ("betas", "alphas_cumprod"):
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        assert (mine.dtype, mine.shape) == (other.dtype, other.shape)
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+    given = [0.1, 0.3, 0.2]
+    torch.testing.assert_close(FewstepScheduler(trained_betas=given).betas, torch.tensor(given))
+
+
+def test_more_steps_than_the_training_grid_has():
+    scheduler = FewstepScheduler(**STABLE_DIFFUSION, solver="lcm", grid="quadratic", k=100)
+    with pytest.raises(UsageError, match=r"^--steps 12 are too many for the quadratic grid, which has 10 timesteps"):
+        scheduler.set_timesteps(12)
+    with pytest.warns(UserWarning, match=r"^strength 0.5 leaves too few of the trained timesteps \(k = 100\)"):
+        scheduler.set_timesteps(6, strength=0.5)
+    assert scheduler.timesteps.tolist() == trailing_grid(6, 500)
 
 
 def test_a_step_says_its_estimate_and_keeps_the_type():

@@ -36,7 +36,7 @@ from fewstep.models.load import DTYPES, load_controlnet, load_model, pick_device
 from fewstep.models.model import Model
 from fewstep.models.nag import use_guided_attention
 from fewstep.models.network import UNetNetwork
-from fewstep.planning import DISTILLED_ONLY, Plan, plan_sampling
+from fewstep.planning import Plan, plan_sampling, solver_named
 
 DECODED_AT_ONCE = 64 * 64  # latent pixels: one image of 512 x 512, or several smaller ones
 Lap = Callable[[str], object]  # told "text", "network" or "decoder" when that part of a batch is done
@@ -81,6 +81,7 @@ class Pipeline:
             config.grid,
             config.eta,
             config.gamma,
+            config.k,
         )
         return replace(plan, notes=plan.notes + self.notes)
 
@@ -198,7 +199,7 @@ class Pipeline:
 
 def loras_of(config: SampleConfig) -> tuple[str, ...]:
     """The LoRAs asked for; with none, the embedded model's own acceleration, if the solver is one for such."""
-    own = config.model == MODEL and config.solver in {"auto", *DISTILLED_ONLY}
+    own = config.model == MODEL and (config.solver == "auto" or solver_named(config.solver).distilled_only)
     return config.lora or ((ACCELERATION,) if own else ())
 
 

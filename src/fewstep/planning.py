@@ -2,10 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fewstep.diffusion.schedule import NoiseSchedule, lcm_grid, leading_grid, linspace_grid, trailing_grid
-from fewstep.diffusion.solvers import DDIM, SOLVERS, TCD, Solver
+from fewstep.diffusion.schedule import (
+    NoiseSchedule,
+    lcm_grid,
+    leading_grid,
+    linspace_grid,
+    skipping_grid,
+    trailing_grid,
+)
+from fewstep.diffusion.solvers import SOLVERS, Solver
 from fewstep.errors import UsageError
 from fewstep.lora.recipe import Recipe
 
@@ -13,10 +20,7 @@ DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE_SCALE = 7.5
 DEFAULT_K = 20
 GRIDS = {"trailing": trailing_grid, "leading": leading_grid, "linspace": linspace_grid}
-FOLLOWS_CONSISTENCY = {"lcm"}  # solvers that step with the consistency function
 TRAINING_GRIDS = ("lcm", "quadratic")  # parts of the timesteps that a network was distilled at
-DISTILLED_ONLY = {"lcm", "tcd"}  # solvers for distilled networks, sampled on the training grid
-DIVIDES_BY_ALPHA = {"dpm-solver", "dpm-solver-3"}  # refused on zero-terminal-SNR schedules (trap 10)
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Plan:
     @property
     def consistency(self) -> bool:
         """Whether the solver steps with the consistency function rather than the bare x_0 estimate."""
-        return self.solver_name in FOLLOWS_CONSISTENCY
+        return self.solver.follows_consistency
 
     @property
     def steps(self) -> int:
@@ -64,28 +68,34 @@ def plan_sampling(
     grid: str = "auto",
     eta: float | None = None,
     gamma: float | None = None,
+    k: int | None = None,
 ) -> Plan:
     """The plan for sampling with models and LoRAs of these recipes; None and auto follow them.
 
     grid: auto is that of an acceleration that was trained on one, lcm if it names none, else trailing.
     eta, gamma: how much noise ddim and tcd replace by fresh one, in [0, 1]; the others have none to choose.
-    strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked.
+    k: skipping step of the training grid, which lcm and quadratic are parts of; with auto it asks for such a grid.
+    strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked; where
+    fewer trained timesteps than that are left, it is the trailing one, and a note says so.
     Raises UsageError for what cannot be.
     """
     fast = next((recipe for recipe in recipes if recipe.accelerates), None)
     name = (fast.solver if fast else "dpm-solver++") if solver == "auto" else solver
-    if steps is None:
-        steps = (fast and fast.steps) or DEFAULT_STEPS
     if guidance_scale is None:
         recommended = (recipe.guidance_scale for recipe in ([fast] if fast else recipes))
         guidance_scale = next((scale for scale in recommended if scale is not None), DEFAULT_GUIDANCE_SCALE)
     refuse_zero_snr(name, schedule)
-    if grid == "auto" and fast is not None and (fast.grid or fast.k is not None):
-        grid = fast.grid or "lcm"
-    grid, k = grid_named(grid, name), (fast and fast.k) or DEFAULT_K
+    asked, k = _training_grid(grid, k, name, fast)
+    if steps is None:
+        steps = (fast and fast.steps) or DEFAULT_STEPS
+        if asked in TRAINING_GRIDS:
+            steps = min(steps, len(skipping_grid(k, len(schedule))) * solver_named(name).calls)
+    grid = reachable_grid(name, steps, asked, k, len(schedule), strength)
     timesteps = lay_timesteps(name, steps, grid, k, len(schedule), strength)
     notes = _notes(name, fast, steps, guidance_scale, negative_prompt)
-    fresh = (_fresh_noise("eta", "ddim", eta, name, fast), _fresh_noise("gamma", "tcd", gamma, name, fast))
+    if grid != asked:
+        notes.append(between_trained(strength, k))
+    fresh = (_fresh_noise("eta", eta, name, fast), _fresh_noise("gamma", gamma, name, fast))
     return Plan(name, tuple(timesteps), guidance_scale, tuple(notes), grid, k, *fresh)
 
 
@@ -93,38 +103,83 @@ def solver_named(name: str, eta: float | None = None, gamma: float | None = None
     """The solver of that name; eta and gamma, of ddim and tcd, None for its own. UsageError for an unknown one."""
     if name not in SOLVERS:
         raise UsageError(f"unknown solver {name!r}", f"known ones: {', '.join(SOLVERS)}")
-    if name == "ddim" and eta is not None:
-        return DDIM(eta)
-    return TCD(gamma) if name == "tcd" and gamma is not None else SOLVERS[name]
+    given = {"eta": eta, "gamma": gamma}
+    own = {option: value for option, value in given.items() if value is not None and _solver_with(option) == name}
+    return replace(SOLVERS[name], **own) if own else SOLVERS[name]  # type: ignore[type-var]
+
+
+def _solver_with(option: str) -> str:
+    """The name whose solver has the option; its other names are for one value of it."""
+    return next(name for name, solver in SOLVERS.items() if hasattr(solver, option))
 
 
 def grid_named(grid: str, solver: str) -> str:
     """A name of GRIDS or TRAINING_GRIDS; of auto, lcm for the solvers of distilled networks, else trailing."""
     if grid == "auto":
-        return "lcm" if solver in DISTILLED_ONLY else "trailing"
+        return "lcm" if solver_named(solver).distilled_only else "trailing"
     if grid not in (*TRAINING_GRIDS, *GRIDS):
         raise UsageError(f"unknown grid {grid!r}", f"known ones: auto, {', '.join((*TRAINING_GRIDS, *GRIDS))}")
     return grid
 
 
+def _training_grid(grid: str, k: int | None, solver: str, fast: Recipe | None) -> tuple[str, int]:
+    """The grid asked for by name, and the skipping step of the training grid: the wishes, else the recipe's."""
+    own = fast.k if fast else None
+    if grid == "auto" and fast and (fast.grid or own):
+        grid = fast.grid or "lcm"
+    grid = grid_named("lcm" if grid == "auto" and k else grid, solver)
+    if k and grid not in TRAINING_GRIDS:
+        raise UsageError(f"--k is of the training grid, and --grid is {grid}", "add --grid lcm or --grid quadratic")
+    return grid, k or own or DEFAULT_K
+
+
+def reachable_grid(solver: str, steps: int, grid: str, k: int, T: int, strength: float = 1.0) -> str:
+    """The grid; but trailing where strength leaves fewer timesteps of the training grid than there are steps.
+
+    Raises UsageError where the whole training grid has fewer.
+    """
+    count = solver_steps(solver, steps)
+    if grid not in TRAINING_GRIDS or count <= _reach(count, strength, T) // k:
+        return grid
+    if strength < 1:
+        return "trailing"
+    points, calls = len(skipping_grid(k, T)), solver_named(solver).calls
+    raise UsageError(
+        f"--steps {steps} are too many for the {grid} grid, which has {points} timesteps (k = {k})",
+        f"use at most {points * calls}, or --grid trailing, which is not bound to the timesteps of training",
+    )
+
+
+def between_trained(strength: float, k: int) -> str:
+    """What is said where strength leaves fewer timesteps of the training grid than there are steps."""
+    return f"strength {strength:g} leaves too few of the trained timesteps (k = {k}): the steps lie between them"
+
+
 def lay_timesteps(solver: str, steps: int, grid: str, k: int, T: int, strength: float = 1.0) -> list[int]:
     """The timesteps, descending, at which the steps of a solver begin: `steps` network evaluations in all.
 
-    strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked.
+    grid: one that `reachable_grid` gave. strength: of image-to-image, in (0, 1]: the grid is laid on
+    [0, strength * T], so the steps stay as asked.
     """
-    count = _solver_steps(solver, steps)
-    if not 0 < strength <= 1:
-        raise UsageError(
-            f"strength {strength:g} is outside 0 to 1", "0.6 keeps the picture's layout; 1 forgets the picture"
-        )
-    reach = max(math.ceil(strength * T), count)
+    count = solver_steps(solver, steps)
+    reach = _reach(count, strength, T)
     if grid in TRAINING_GRIDS:
         return lcm_grid(count, k, reach, grid == "quadratic")
     return GRIDS[grid](count, reach)
 
 
-def _fresh_noise(option: str, of: str, wish: float | None, name: str, fast: Recipe | None) -> float | None:
-    """The wish, else the recipe's if its solver is used; UsageError for a wish where the solver is not `of`."""
+def _reach(count: int, strength: float, T: int) -> int:
+    """Timesteps below which image-to-image begins: strength * T, or as many as there are steps."""
+    if not 0 < strength <= 1:
+        raise UsageError(
+            f"strength {strength:g} is outside 0 to 1", "0.6 keeps the picture's layout; 1 forgets the picture"
+        )
+    return max(math.ceil(strength * T), count)
+
+
+def _fresh_noise(option: str, wish: float | None, name: str, fast: Recipe | None) -> float | None:
+    """The wish, else the recipe's if its solver is used; UsageError for a wish where the solver has no such option."""
+    of = _solver_with(option)
     if name == of:
         own = getattr(fast, option) if fast and fast.solver == name else None
         return own if wish is None else wish
@@ -133,7 +188,7 @@ def _fresh_noise(option: str, of: str, wish: float | None, name: str, fast: Reci
     return None
 
 
-def _solver_steps(name: str, steps: int) -> int:
+def solver_steps(name: str, steps: int) -> int:
     """Solver steps for `steps` network evaluations."""
     calls = solver_named(name).calls
     if steps < 1 or steps % calls:
@@ -163,7 +218,7 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
         notes.append(f"{steps} steps: an acceleration LoRA gains nothing past 8")
     if fast and fast.solver not in ("auto", name):
         notes.append(f"this LoRA was made for the {fast.solver} solver, and {name} was asked for")
-    if not fast and name in DISTILLED_ONLY:
+    if not fast and solver_named(name).distilled_only:
         notes.append(
             f"the {name} solver needs an acceleration LoRA or a distilled model; without one images are blurry"
         )
@@ -188,5 +243,5 @@ def psi_named(name: str) -> Solver:
 
 def refuse_zero_snr(name: str, schedule: NoiseSchedule) -> None:
     """Raise UsageError for the solvers that divide by alpha on a schedule that begins at pure noise (trap 10)."""
-    if name in DIVIDES_BY_ALPHA and schedule.zero_terminal_snr:
+    if solver_named(name).divides_by_alpha and schedule.zero_terminal_snr:
         raise UsageError(f"{name} divides by alpha, which is 0 where this model starts", "use dpm-solver++ instead")

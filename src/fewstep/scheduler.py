@@ -1,5 +1,6 @@
 """fewstep's solvers, grids and consistency function as a scheduler that every diffusers pipeline can be given."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,9 +19,16 @@ from fewstep.diffusion.prediction import V, prediction_named, refuse_blind
 from fewstep.diffusion.sampler import sampling_levels
 from fewstep.diffusion.schedule import NoiseLevel, schedule_from_config
 from fewstep.diffusion.solvers import DDIM
-from fewstep.diffusion.solvers.base import Levels, State
+from fewstep.diffusion.solvers.base import Levels, State, Step, run_step
 from fewstep.errors import UsageError
-from fewstep.planning import FOLLOWS_CONSISTENCY, grid_named, lay_timesteps, refuse_zero_snr, solver_named
+from fewstep.planning import (
+    between_trained,
+    grid_named,
+    lay_timesteps,
+    reachable_grid,
+    refuse_zero_snr,
+    solver_named,
+)
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -37,8 +45,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A solver of fewstep, turned inside out: the pipeline evaluates the network, `step` does the rest.
 
     `num_inference_steps` are network evaluations of one branch, as fewstep's steps are everywhere. A solver that makes
-    several a step has as many timesteps, those at its inner levels fractional; it is run again, with the estimates
-    so far, until it asks for one that is not there yet. So one piece of code steps here and in `fewstep sample`.
+    several a step has as many timesteps, those at its inner levels fractional: what the solver asks for waits until
+    the pipeline brings it. So one piece of code steps here and in `fewstep sample`.
 
     With an image-to-image pipeline `num_inference_steps * strength` of the steps are run, by diffusers' rule, and with
     4 steps a strength below 0.25 leaves none. `fewstep.accelerate` lays all the steps inside strength's range.
@@ -75,6 +83,9 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eta, gamma: of ddim and tcd, in [0, 1]; None is their own.
         """
         self.schedule = schedule_from_config(self.config)
+        bar = self.schedule.alpha_bar
+        self.alphas_cumprod = bar.float()  # (T,), by its name in diffusers
+        self.betas = (1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])).float()  # (T,)
         self.prediction = prediction_named(prediction_type)
         self.solver = solver_named(solver, eta, gamma)
         self.grid = grid_named(grid, solver)
@@ -91,10 +102,13 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __len__(self) -> int:
         return len(self.schedule)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_step": None, "_answers": 0}  # a copy made amid a step goes on at first order
+
     def _restart(self) -> None:
         self._state: State = None
-        self._x_s: Tensor | None = None  # where the solver's present step began
-        self._estimates: list[Tensor] = []  # of x_0 in that step
+        self._step: Step | None = None  # the solver's, while it waits for an answer
+        self._answers = 0  # that it has had
 
     def set_timesteps(
         self,
@@ -115,7 +129,11 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if num_inference_steps is None:
                 raise UsageError("neither num_inference_steps nor timesteps given", "4 steps are usual with an LCM")
             k = T // original_inference_steps if original_inference_steps else self.config.k
-            timesteps = lay_timesteps(self.config.solver, num_inference_steps, self.grid, k, T, strength)
+            wish = (self.config.solver, num_inference_steps)
+            grid = reachable_grid(*wish, self.grid, k, T, strength)
+            if grid != self.grid:
+                warnings.warn(between_trained(strength, k), stacklevel=2)
+            timesteps = lay_timesteps(*wish, grid, k, T, strength)
         self.lay(timesteps, device)
 
     def lay(self, timesteps: Sequence[int], device: torch.device | str | None = None) -> None:
@@ -176,21 +194,24 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         number, call = divmod(self.step_index, self.solver.calls)
         levels = tuple(level.to(x.device) for level in self._steps[number])
         x_0 = self._estimate(output, x, levels[call])
-        if call != len(self._estimates):  # the pipeline began amid a step: on to the next level at first order
-            x_t, _ = DDIM().step(lambda x_t, level: x_0, x, levels[call : call + 2], None, None)
+        if call != self._answers:  # the pipeline began amid a step: on to the next level at first order
+            x_t, _ = run_step(DDIM().step(x, levels[call : call + 2], None, None), lambda x_t, level: x_0)
             return x_0, x_t
-        self._x_s = x if self._x_s is None else self._x_s
-        self._estimates.append(x_0)
+        if self._step is None:
+            self._step = self.solver.step(x, levels, self._state, noise)
+            next(self._step)
         try:
-            x_t, self._state = self.solver.step(Replay(self._estimates), self._x_s, levels, self._state, noise)
-        except Wanted as wanted:
-            return x_0, wanted.x
-        self._x_s, self._estimates = None, []
-        return x_0, x_t
+            wanted = self._step.send(x_0)
+        except StopIteration as end:
+            x_t, self._state = end.value
+            self._step, self._answers = None, 0
+            return x_0, x_t
+        self._answers += 1
+        return x_0, wanted.x
 
     def _estimate(self, output: Tensor, x: Tensor, level: NoiseLevel) -> Tensor:
         x_0 = self.prediction.to_x_0(output, x, level)
-        if self.config.solver not in FOLLOWS_CONSISTENCY:
+        if not self.solver.follows_consistency:
             return x_0
         return consistency(lambda x_t, level: x_0, x, level)
 
@@ -209,26 +230,6 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Levels that broadcast over x (B, ...)."""
         t, *scales = self.schedule.at(timesteps.to(x.device))
         return NoiseLevel(t, *(scale.view(-1, *(1,) * (x.ndim - 1)) for scale in scales))
-
-
-class Wanted(Exception):
-    """The solver asks for an estimate that is not there yet, at x."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        self.x = x
-
-
-class Replay:
-    """A denoiser that gives the estimates of x_0 known so far, one after another; then it raises Wanted."""
-
-    def __init__(self, estimates: Sequence[Tensor]) -> None:
-        self._left = list(estimates)
-
-    def __call__(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        if not self._left:
-            raise Wanted(x_t)
-        return self._left.pop(0)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.diffusion.consistency import ConsistencyDenoiser, boundary_scalings, consistency
 from fewstep.diffusion.schedule import NoiseLevel, clean_level
-from fewstep.diffusion.solvers import DDIM, DPMSolver2, DPMSolverPP2S
+from fewstep.diffusion.solvers import DDIM, DPMSolver2, DPMSolverPP2S, run_step
 from tests.diffusion.gaussian import draws, several_gaussians, slope, stable_diffusion_schedule
 
 law = settings(max_examples=40, deadline=None)
@@ -107,7 +107,7 @@ def test_distillation_residual_falls_at_the_local_order_of_psi(psi, t_s):
     x_s, sizes, residuals = DATA.x(Z, s), [2.0**-k for k in (4, 5, 6, 7)], []
     for h in sizes:
         t = SCHEDULE.at_half_log_snr(s.half_log_snr + h, torch.float64)
-        x_t, _ = psi.step(DATA.denoise, x_s, psi.levels(SCHEDULE, s, t), None, None)
+        x_t, _ = run_step(psi.step(x_s, psi.levels(SCHEDULE, s, t), None, None), DATA.denoise)
         residuals.append(residual(x_s, s, x_t, t))
     assert slope(sizes, residuals) == pytest.approx(psi.order + 1, abs=0.15)
 
@@ -117,6 +117,9 @@ def test_second_order_psi_leaves_a_smaller_residual_than_ddim_on_the_training_gr
     """At the method's own k = 20, s = 20 i - 1 (trap 9)."""
     s, t = at(20.0 * s_index + 19), at(20.0 * s_index - 1)
     x_s = DATA.x(Z, s)
-    ends = [psi.step(DATA.denoise, x_s, psi.levels(SCHEDULE, s, t), None, None)[0] for psi in (DDIM(), DPMSolverPP2S())]
+    ends = [
+        run_step(psi.step(x_s, psi.levels(SCHEDULE, s, t), None, None), DATA.denoise)[0]
+        for psi in (DDIM(), DPMSolverPP2S())
+    ]
     first_order, second_order = (residual(x_s, s, x_t, t) for x_t in ends)
     assert second_order < first_order

@@ -5,7 +5,7 @@ import torch
 
 from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser, concatenate
 from fewstep.diffusion.prediction import PREDICTIONS
-from fewstep.diffusion.solvers import DDIM, DPMSolver2, DPMSolverPP2S
+from fewstep.diffusion.solvers import DDIM, DPMSolver2, DPMSolverPP2S, run_step
 from tests.diffusion.gaussian import draws, slope, stable_diffusion_schedule
 from tests.diffusion.tiny import TinyNetwork, text
 
@@ -99,7 +99,7 @@ def guided_step(psi, prediction, w, s, t):
     """
 
     def step(denoise):
-        return psi.step(denoise, X, psi.levels(SCHEDULE, s, t), None, None)[0]
+        return run_step(psi.step(X, psi.levels(SCHEDULE, s, t), None, None), denoise)[0]
 
     with_text = step(GuidedDenoiser(TinyNetwork(), prediction, TEXT))
     without = step(GuidedDenoiser(TinyNetwork(), prediction, EMPTY))

@@ -17,6 +17,7 @@ from fewstep.diffusion.solvers import (
     DPMSolverPP3M,
     Heun,
     Solver,
+    run_step,
 )
 from tests.diffusion.gaussian import draws, several_gaussians, slope, stable_diffusion_schedule
 
@@ -48,14 +49,14 @@ def sampling_error(solver: Solver, steps: int, exact_starts: int = 1) -> float:
     x, state = DATA.x(Z, levels[0]), None
     for i, (s, t) in enumerate(pairwise(levels)):
         x = DATA.x(Z, s) if i < exact_starts else x
-        x, state = solver.step(DATA.denoise, x, solver.levels(SCHEDULE, s, t), state, no_noise)
+        x, state = run_step(solver.step(x, solver.levels(SCHEDULE, s, t), state, no_noise), DATA.denoise)
     return float((x - DATA.x(Z, levels[-1])).square().mean().sqrt())
 
 
 def local_error(solver: Solver, h: float, start: float) -> float:
     """RMS distance to the exact solution after one step of size h in half_log_snr."""
     s, t = level(start), level(start + h)
-    x_t, _ = solver.step(DATA.denoise, DATA.x(Z, s), solver.levels(SCHEDULE, s, t), None, None)
+    x_t, _ = run_step(solver.step(DATA.x(Z, s), solver.levels(SCHEDULE, s, t), None, None), DATA.denoise)
     return float((x_t - DATA.x(Z, t)).square().mean().sqrt())
 
 
@@ -94,7 +95,7 @@ def test_with_fresh_noise_the_distribution_converges_at_first_order(eta):
         for s, t in pairwise(levels):
             zero, one = torch.zeros_like(mean), torch.ones_like(mean)
             b, moved, noisy = (
-                DDIM(eta).step(DATA.denoise, x, (s, t), None, lambda z=z: z)[0]
+                run_step(DDIM(eta).step(x, (s, t), None, lambda z=z: z), DATA.denoise)[0]
                 for x, z in ((zero, zero), (one, zero), (zero, one))
             )
             mean, std = (moved - b) * mean + b, (((moved - b) * std) ** 2 + (noisy - b) ** 2).sqrt()
@@ -123,8 +124,8 @@ def test_multistep_solver_without_history_is_ddim_and_says_it_is_no_psi():
     s, t = level(-1.0), level(0.0)
     x_s = DATA.x(Z, s)
     for solver in (DPMSolverPP2M(), DPMSolverPP3M()):
-        first, _ = solver.step(DATA.denoise, x_s, (s, t), None, None)
-        expected, _ = DDIM().step(DATA.denoise, x_s, (s, t), None, None)
+        first, _ = run_step(solver.step(x_s, (s, t), None, None), DATA.denoise)
+        expected, _ = run_step(DDIM().step(x_s, (s, t), None, None), DATA.denoise)
         torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -133,7 +134,7 @@ def test_ddim_is_exact_for_a_point_of_data():
     point = type(DATA)(DATA.mean, torch.zeros_like(DATA.std))
     s, t = level(-2.0), level(2.5)
     for solver in (DDIM(), DPMSolverPP2S()):
-        x_t, _ = solver.step(point.denoise, point.x(Z, s), solver.levels(SCHEDULE, s, t), None, None)
+        x_t, _ = run_step(solver.step(point.x(Z, s), solver.levels(SCHEDULE, s, t), None, None), point.denoise)
         torch.testing.assert_close(x_t, point.x(Z, t), rtol=1e-12, atol=1e-12)
 
 
@@ -142,13 +143,13 @@ def test_ddim_is_eulers_step_of_x_over_alpha_in_sigma_over_alpha():
     x_s = DATA.x(Z, s)
     scaled, slope_s = x_s / s.alpha, (x_s - s.alpha * DATA.denoise(x_s, s)) / s.sigma
     expected = t.alpha * (scaled + (t.sigma / t.alpha - s.sigma / s.alpha) * slope_s)
-    x_t, _ = DDIM().step(DATA.denoise, x_s, (s, t), None, None)
+    x_t, _ = run_step(DDIM().step(x_s, (s, t), None, None), DATA.denoise)
     torch.testing.assert_close(x_t, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_heun_is_dpm_solver_2_with_its_inner_level_at_the_end():
     s, t = level(-1.0), level(0.0)
     x_s = DATA.x(Z, s)
-    x_t, _ = Heun().step(DATA.denoise, x_s, Heun().levels(SCHEDULE, s, t), None, None)
-    expected, _ = DPMSolver2().step(DATA.denoise, x_s, (s, t, t), None, None)
+    x_t, _ = run_step(Heun().step(x_s, Heun().levels(SCHEDULE, s, t), None, None), DATA.denoise)
+    expected, _ = run_step(DPMSolver2().step(x_s, (s, t, t), None, None), DATA.denoise)
     torch.testing.assert_close(x_t, expected, rtol=1e-12, atol=1e-12)

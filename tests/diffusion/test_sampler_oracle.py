@@ -33,6 +33,7 @@ from fewstep.diffusion.solvers import (
     DPMSolverPP3M,
     Heun,
     Solver,
+    run_step,
 )
 from tests.diffusion.gaussian import STABLE_DIFFUSION, stable_diffusion_schedule
 from tests.diffusion.tiny import TinyNetwork, text
@@ -80,7 +81,7 @@ def our_sample_through(solver: Solver, denoise: Denoiser, levels: list[NoiseLeve
     """Steps of a solver of several stages over that many levels, the ones between being its inner levels."""
     x = ImageNoise(SEEDS, SHAPE)()
     for start in range(0, len(levels) - 1, solver.calls):
-        x, _ = solver.step(denoise, x, tuple(levels[start : start + solver.calls + 1]), None, None)
+        x, _ = run_step(solver.step(x, tuple(levels[start : start + solver.calls + 1]), None, None), denoise)
     return x
 
 

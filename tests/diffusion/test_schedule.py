@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fewstep.diffusion.sampler import sampling_levels
@@ -154,13 +154,23 @@ def test_quadratic_grid_is_the_training_grid_by_squares():
 @law
 @given(st.integers(1, 60), st.integers(1, 100), st.integers(100, 1000))
 def test_quadratic_grid_descends_through_the_training_grid(steps, k, T):
-    grid, points = lcm_grid(steps, k, T, quadratic=True), skipping_grid(k, T)
+    points = skipping_grid(k, T)
+    assume(steps <= len(points))
+    grid = lcm_grid(steps, k, T, quadratic=True)
     assert len(grid) == steps
     assert all(s > t for s, t in pairwise(grid))
-    if steps <= len(points):
-        assert set(grid) <= set(points)
-        assert grid[0] == points[-1]
-        assert all(s <= t for s, t in zip(grid, lcm_grid(steps, k, T), strict=True))  # nowhere earlier than evenly
+    assert set(grid) <= set(points)
+    assert grid[0] == points[-1]
+    assert all(s <= t for s, t in zip(grid, lcm_grid(steps, k, T), strict=True))  # nowhere earlier than evenly
+
+
+@pytest.mark.parametrize("quadratic", [False, True])
+def test_the_training_grid_is_never_left(quadratic):
+    assert lcm_grid(10, 100, quadratic=quadratic) == skipping_grid(100)[::-1]
+    with pytest.raises(UsageError, match=r"^steps = 11 are more than the 10 timesteps of the training grid, k = 100"):
+        lcm_grid(11, 100, quadratic=quadratic)
+    with pytest.raises(UsageError, match=r"^skipping step k = 100 is outside 1 to 60"):
+        lcm_grid(1, 100, 60, quadratic)
 
 
 @pytest.mark.parametrize("steps", [*range(1, 9), 50])
@@ -215,7 +225,8 @@ def test_grid_differs_from_diffusers_only_where_a_timestep_is_halfway(spacing):
 def test_grid_descends_inside_the_range_at_the_length_asked(steps_and_range):
     steps, T = steps_and_range
     grids = {name: grid(steps, T) for name, grid in GRIDS.items()}
-    grids |= {"leading from 0": leading_grid(steps, T, offset=0), "lcm": lcm_grid(steps, T=T)}
+    grids["leading from 0"] = leading_grid(steps, T, offset=0)
+    grids["lcm"] = lcm_grid(steps, T // steps, T)
     for name, grid in grids.items():
         assert len(grid) == steps, name
         assert all(a > b for a, b in pairwise(grid)), name

@@ -18,6 +18,7 @@ from fewstep.diffusion.solvers import (
     DPMSolverPP2S,
     DPMSolverPP3M,
     Heun,
+    run_step,
 )
 from tests.diffusion.gaussian import STABLE_DIFFUSION, draws, several_gaussians, stable_diffusion_schedule
 from tests.diffusion.tiny import TinyNetwork, text
@@ -94,7 +95,7 @@ def test_a_step_to_the_clean_end_is_finite(solver, last):
 def test_a_one_call_step_to_the_clean_end_is_the_estimate_of_x_0(solver):
     s, x = at(499), draws(3, 4, 3, 3)
     levels = solver.levels(SCHEDULE, s, clean_level(1, torch.float64))
-    close(solver.step(denoiser(), x, levels, None, None)[0], denoiser()(x, s))
+    close(run_step(solver.step(x, levels, None, None), denoiser())[0], denoiser()(x, s))
 
 
 @several_stages
@@ -104,7 +105,7 @@ def test_a_step_of_several_stages_to_the_clean_end_is_first_order_steps(solver, 
     levels = solver.levels(SCHEDULE, at(499), clean_level(1, torch.float64))
     assert [float(u.t) for u in levels[1:-1]] == pytest.approx(inner, abs=1e-9)
     expected = sample(denoise, DDIM(), SCHEDULE, levels, x, draws)
-    close(solver.step(denoise, x, levels, None, None)[0], expected)
+    close(run_step(solver.step(x, levels, None, None), denoise)[0], expected)
 
 
 @midpoint
@@ -123,7 +124,7 @@ def test_two_stage_step_is_second_order_at_any_inner_level(solver):
     for h in (0.1, 0.05):
         s = at(500)
         u, t = (SCHEDULE.at_half_log_snr(s.half_log_snr + part * h, torch.float64) for part in (1 / 3, 1))
-        x_t, _ = solver.step(DATA.denoise, x, (s, u, t), None, None)
+        x_t, _ = run_step(solver.step(x, (s, u, t), None, None), DATA.denoise)
         errors.append(float((x_t - DATA.flow(x, s, t)).abs().max()))
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.15)
 
@@ -145,9 +146,9 @@ def test_from_pure_noise_two_stages_are_two_first_order_steps_and_beside_it_othe
     s, t = schedule.at([999, 999, 499], torch.float64), schedule.at([749, 499, 249], torch.float64)
     _, u, _ = levels = solver.levels(schedule, s, t)
     assert u.t[:2].tolist() == [874, 749]
-    x_t, _ = solver.step(denoise, x, levels, None, None)
-    x_u, _ = DDIM().step(denoise, x, (s, u), None, None)
-    first_order, _ = DDIM().step(denoise, x_u, (u, t), None, None)
+    x_t, _ = run_step(solver.step(x, levels, None, None), denoise)
+    x_u, _ = run_step(DDIM().step(x, (s, u), None, None), denoise)
+    first_order, _ = run_step(DDIM().step(x_u, (u, t), None, None), denoise)
     close(x_t[:2], first_order[:2])
     assert float((x_t[2] - first_order[2]).abs().max()) > 1e-6
 
@@ -177,7 +178,7 @@ def test_noise_is_drawn_once_a_step_and_not_for_the_last(solver, name):
     sample(denoiser(), solver, SCHEDULE, levels, draws(3, 4, 2, 2), noise)
     assert len(drawn) == 3
     with pytest.raises(ValueError, match=f"{name}'s step adds noise and needs a source of it"):
-        solver.step(denoiser(), draws(3, 4, 2, 2), solver.levels(SCHEDULE, at(999), at(499)), None, None)
+        run_step(solver.step(draws(3, 4, 2, 2), solver.levels(SCHEDULE, at(999), at(499)), None, None), denoiser())
 
 
 @pytest.mark.parametrize("solver", [DDIM(eta=0.5), DDIM(eta=1.0), TCD(), TCD(gamma=1.0)])
@@ -185,14 +186,14 @@ def test_fresh_noise_replaces_as_much_as_it_adds(solver):
     """At a known x_0 of 0, x_t has the level's variance, sigma_t**2, whatever part of its noise is fresh."""
     s, t = at(800), at(300)
     x_s, z = s.sigma * draws(1, 4, 200, 200), draws(1, 4, 200, 200, seed=5)
-    x_t, _ = solver.step(lambda x, level: 0 * x, x_s, solver.levels(SCHEDULE, s, t), None, lambda: z)
+    x_t, _ = run_step(solver.step(x_s, solver.levels(SCHEDULE, s, t), None, lambda: z), lambda x, level: 0 * x)
     assert float(x_t.std() / t.sigma) == pytest.approx(1, abs=0.01)
 
 
 def test_without_fresh_noise_tcd_is_ddim_and_how_much_noise_is_said_by_the_order():
     s, t, x = at(800), at(300), draws(3, 4, 3, 3)
-    x_t, _ = TCD(gamma=0.0).step(denoiser(), x, TCD(gamma=0.0).levels(SCHEDULE, s, t), None, lambda: x)
-    close(x_t, DDIM().step(denoiser(), x, (s, t), None, None)[0])
+    x_t, _ = run_step(TCD(gamma=0.0).step(x, TCD(gamma=0.0).levels(SCHEDULE, s, t), None, lambda: x), denoiser())
+    close(x_t, run_step(DDIM().step(x, (s, t), None, None), denoiser())[0])
     assert (DDIM().order, DDIM(eta=0.5).order) == (1, 0)
 
 

@@ -25,7 +25,7 @@ CONFIG = build(CompareConfig, model="m", batch_size=3, dtype="bf16", device="cpu
     ],
 )
 def test_rows_are_understood(text, solver, steps, guidance_scale, loras):
-    assert parse_row(text) == (text.strip(), solver, steps, guidance_scale, loras, None, None, "auto", False)
+    assert parse_row(text) == (text.strip(), solver, steps, guidance_scale, loras, None, None, "auto", None, False)
 
 
 @pytest.mark.parametrize("text", ["ddim:32@best", "lcm:4@best+lcm:1", "ddim,eta=0.5:4@best"])
@@ -41,6 +41,8 @@ def test_fresh_noise_and_grid_stand_after_the_solver():
         "ddim", 10, 7.5, ("lcm:1",), 0.5, None
     )  # fmt: skip
     assert wanted(parse_row("ddim,eta=0.5,grid=quadratic:4"), CONFIG, ("a cat",)).grid == "quadratic"
+    wish = wanted(parse_row("lcm,k=20:4+lcm:0"), CONFIG, ("a cat",))
+    assert (wish.solver, wish.k, wish.grid, wish.steps, wish.lora) == ("lcm", 20, "auto", 4, ("lcm:0",))
     wish = wanted(parse_row("tcd,gamma=.2:4"), CONFIG, ("a cat",))
     assert (wish.solver, wish.steps, wish.eta, wish.gamma) == ("tcd", 4, None, 0.2)
 
@@ -50,12 +52,13 @@ def test_fresh_noise_and_grid_stand_after_the_solver():
     [
         ("ddim", "this is not SOLVER:STEPS", "a row is SOLVER:STEPS[@GUIDANCE]"),
         ("", "this is not SOLVER:STEPS", "a row is"),
-        ("dimm:32", "unknown solver 'dimm'", "known ones: ddim, euler, dpm-solver-1, dpm-solver"),
+        ("dimm:32", "unknown solver 'dimm'", "known ones: ddim, euler, dpm-solver-1, euler-a, "),
         ("ddim:", "steps '' are no whole number", "a row is"),
         ("ddim:4.5", "steps '4.5' are no whole number", "a row is"),
         ("ddim:²", "steps '²' are no whole number", "a row is"),
         ("ddim:-4", "steps '-4' are no whole number", "a row is"),
-        ("ddim,eta=x:4", "'eta=x' is no eta=NUMBER, gamma=NUMBER or grid=auto|lcm|quadratic", "a row is"),
+        ("ddim,eta=x:4", "'eta=x' is no eta=NUMBER, gamma=NUMBER, k=NUMBER or grid=auto|lcm|quadratic", "a row is"),
+        ("lcm,k=2.5:4", "'k=2.5' is no eta=NUMBER, gamma=NUMBER, k=NUMBER or", "a row is"),
         ("ddim,grid=even:4", "'grid=even' is no eta=NUMBER", "a row is"),
         ("ddim,:4", "'' is no eta=NUMBER", "a row is"),
         ("ddim,noise=1:4", "'noise=1' is no eta=NUMBER", "a row is"),
@@ -82,6 +85,7 @@ def test_what_is_wrong_is_said_with_the_row(text, message, hint):
         ("ddim:1001", "--steps 1001: "),
         ("ddim:4@51", "--guidance-scale"),
         ("ddim,eta=2:4", "--eta 2.0: "),
+        ("lcm,k=0:4", "--k 0: "),
     ],
 )
 def test_values_out_of_range_are_said_with_the_row(text, message):

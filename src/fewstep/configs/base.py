@@ -1,8 +1,9 @@
 """What every command's config shares, and how it is built from what was typed."""
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -20,21 +21,21 @@ ModelName = Annotated[
         " checkpoint; or one of the hub: sd15, sd21, ssd-1b, sdxl, owner/name[@revision]."
     ),
 ]
-Solver = Literal[
-    "auto",
-    "lcm",
-    "ddim",
-    "euler",
-    "dpm-solver-1",
-    "tcd",
-    "euler-a",
-    "heun",
-    "dpm-solver",
-    "dpm-solver-3",
-    "dpm-solver++",
-    "dpm-solver++2s",
-    "dpm-solver++3m",
-]
+
+
+def solver_names() -> Iterator[str]:
+    """The names in the solvers' files, which are read and not imported: importing them takes torch."""
+    for file in sorted((Path(__file__).parents[1] / "diffusion" / "solvers").glob("*.py")):
+        for line in ast.parse(file.read_bytes()).body:
+            if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "SOLVERS":
+                assert isinstance(line.value, ast.Dict), f"the SOLVERS of {file} are no dict that can be read"
+                yield from (ast.literal_eval(name) for name in line.value.keys if name is not None)
+
+
+if TYPE_CHECKING:
+    Solver = str
+else:
+    Solver = Literal["auto", *solver_names()]
 Grid = Literal["auto", "lcm", "quadratic", "trailing", "leading", "linspace"]
 
 

@@ -43,6 +43,9 @@ class SampleConfig(Config):
     grid: Grid = "auto"
     """Spacing of the timesteps; auto: what the LoRA asks for, lcm or quadratic (denser at the end) of its training
     grid, else trailing."""
+    k: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Only for the grids lcm and quadratic: the training grid has every k-th timestep. By default the LoRA's own k,
+    else 20."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
     """1 = off; by default what the LoRA was trained for, else 7.5."""
     negative_prompt: Annotated[str, Parameter(show_default=False)] = ""
@@ -117,8 +120,8 @@ class CompareConfig(Config):
         "lcm:4",
     )
     """Each SOLVER[,OPTION=VALUE]...:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5, tcd,gamma=0.2:4 or
-    lcm:4+lcm:1+high-contrast:0.8; options are eta, gamma and grid; @best is the guidance of --guidance-grid with the
-    smallest KID to --reference."""
+    lcm:4+lcm:1+high-contrast:0.8; options are eta, gamma, grid and k; @best is the guidance of --guidance-grid with
+    the smallest KID to --reference."""
     prompt_file: Path | None = None
     """One a line, or .jsonl with text, style and concept; by default the captions of --reference, or what ships."""
     images: Annotated[int, Field(ge=1, le=1_000_000)] = 64

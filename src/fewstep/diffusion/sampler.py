@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, clean_level
-from fewstep.diffusion.solvers.base import Noise, Solver
+from fewstep.diffusion.solvers.base import Noise, Solver, run_step
 
 OnStep = Callable[[int, NoiseLevel, Tensor], object]
 
@@ -34,7 +34,7 @@ def sample(
     """
     state = None
     for index, (s, t) in enumerate(pairwise(levels)):
-        x, state = solver.step(denoise, x, solver.levels(schedule, s, t), state, noise)
+        x, state = run_step(solver.step(x, solver.levels(schedule, s, t), state, noise), denoise)
         on_step(index, t, x)
     return x
 

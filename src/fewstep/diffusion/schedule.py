@@ -169,14 +169,13 @@ def lcm_grid(steps: int, k: int = 20, T: int = 1000, quadratic: bool = False) ->
 
     quadratic: by the squares of evenly spaced numbers instead, denser towards the clean end, so that the last step
     has less left to guess (DDIM, arXiv 2010.02502, appendix D.2).
-    With fewer grid points than steps (a low strength, say) the trailing grid is returned instead,
-    so the number of steps is always the one asked.
+    Raises UsageError where the grid has fewer timesteps than that.
     """
     _check_steps(steps, T)
-    points = skipping_grid(min(k, T), T)[::-1]
-    if steps > len(points):
-        return trailing_grid(steps, T)
+    points = skipping_grid(k, T)[::-1]
     n = len(points)
+    if steps > n:
+        raise UsageError(f"steps = {steps} are more than the {n} timesteps of the training grid, k = {k}", f"use {n}")
     if not quadratic:
         return [points[math.floor(i * n / steps)] for i in range(steps)]
     left = [round(n * ((steps - i) / steps) ** 2) for i in range(steps)]

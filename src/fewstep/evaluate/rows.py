@@ -15,7 +15,9 @@ OPTIONS = {  # after the solver, and what may be written there
     "eta": r"[0-9]*\.?[0-9]+",
     "gamma": r"[0-9]*\.?[0-9]+",
     "grid": "|".join(get_args(Grid)),
+    "k": "[0-9]{1,6}",
 }
+READ = {"eta": float, "gamma": float, "grid": str, "k": int}  # what is written, as a value
 BEST = "best"  # typed as a guidance
 HEAD = re.compile(
     r"(?P<solver>[^:@,]+)(?P<options>(,[^:@,]*)*):(?P<steps>[^@+]*)(@(?P<guidance>[^+]*))?(?P<loras>\+.*)?"
@@ -36,6 +38,7 @@ class RowSpec(NamedTuple):
     eta: float | None = None  # None is the solver's own
     gamma: float | None = None
     grid: Grid = "auto"
+    k: int | None = None  # None is the LoRA's own, else 20
     best: bool = False  # the guidance is to be found, by KID
 
 
@@ -67,14 +70,14 @@ def parse_row(text: str) -> RowSpec:
 
 
 def _options(terms: str, text: str) -> dict[str, Any]:
-    """What stands after the solver: ,eta=0.5 or ,gamma=0.2 or ,grid=quadratic."""
+    """What stands after the solver: ,eta=0.5 or ,gamma=0.2 or ,grid=quadratic or ,k=100."""
     found: dict[str, Any] = {}
     for term in terms.split(",")[1:]:
         option, _, value = term.partition("=")
         if option not in OPTIONS or not re.fullmatch(OPTIONS[option], value):
-            known = f"eta=NUMBER, gamma=NUMBER or grid={'|'.join(get_args(Grid))}"
+            known = f"eta=NUMBER, gamma=NUMBER, k=NUMBER or grid={'|'.join(get_args(Grid))}"
             raise UsageError(f"--rows {text}: {term!r} is no {known}", f"a row is {GRAMMAR}")
-        found[option] = value if option == "grid" else float(value)
+        found[option] = READ[option](value)
     return found
 
 
@@ -121,6 +124,7 @@ def wanted(row: RowSpec, config: CompareConfig, prompts: tuple[str, ...]) -> Sam
             eta=row.eta,
             gamma=row.gamma,
             grid=row.grid,
+            k=row.k,
             batch_size=config.batch_size,
             dtype=config.dtype,
             device=config.device,

@@ -123,7 +123,7 @@ def at(points: Tensor, place: Tensor) -> Tensor:
 
 def few_step_timesteps(k: int, T: int, grid: str) -> list[int]:
     """Where LCM's sampler evaluates the network in FEW steps, ascending."""
-    return sorted({t for steps in FEW for t in lay_timesteps("lcm", steps, grid, k, T) if t % k == k - 1})
+    return sorted({t for steps in FEW if steps <= T // k for t in lay_timesteps("lcm", steps, grid, k, T)})
 
 
 def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) -> float | Tensor:
@@ -136,7 +136,7 @@ def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) 
 def weights(config: DistillConfig, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Tensor | float:
     """Of each sample's distance, (B, 1, 1, 1): all alike, or 1 / length of its step in sigma / alpha.
 
-    Source of the latter: iCT, arXiv 2310.14189, section 3.5. Its mean over the grid is made 1.
+    Source of the latter: iCT, arXiv 2310.14189, section 3.1. Its mean over the grid is made 1.
     """
     if config.weighting == "uniform":
         return 1.0
@@ -172,7 +172,8 @@ def recipe_of(model: Model, config: DistillConfig, samples: int) -> Recipe:
     described = describe(model, config, config.method, samples, **training)
     own = "tcd" if config.method == "tcd" else "lcm"
     solver = own if config.sampler == "auto" else config.sampler
-    sampling = {"solver": solver, "steps": 4, "guidance_scale": 1.0, "k": config.k, "grid": config.grid}
+    steps = min(4, len(model.schedule) // config.k)
+    sampling = {"solver": solver, "steps": steps, "guidance_scale": 1.0, "k": config.k, "grid": config.grid}
     return described.model_copy(update=sampling | {"teacher_guidance_scale": guidance})
 
 

@@ -9,7 +9,7 @@ from fewstep.diffusion.consistency import consistency
 from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule
-from fewstep.diffusion.solvers.base import Solver
+from fewstep.diffusion.solvers.base import Solver, run_step
 
 Distance = Callable[[Tensor], Tensor]  # differences (B, C, H, W) -> of each value, the same shape
 Jump = Callable[[Denoiser, Tensor, NoiseLevel], Tensor]  # x (B, C, H, W) at a level -> where the ODE through it leads
@@ -52,7 +52,7 @@ def lcd_loss(
     """
     x_s = s.alpha * x_0 + s.sigma * eps
     with torch.no_grad():
-        x_t, _ = psi.step(teacher, x_s, psi.levels(schedule, s, t), None, None)
+        x_t, _ = run_step(psi.step(x_s, psi.levels(schedule, s, t), None, None), teacher)
     return _apart(student, target, x_s, s, x_t, t, distance, jump, weight)
 
 

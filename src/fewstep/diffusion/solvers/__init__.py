@@ -1,6 +1,13 @@
-"""The solvers, by the names people type."""
+"""The solvers, by the names people type: one file each, found by being in this folder.
 
-from fewstep.diffusion.solvers.base import Solver
+A file names its solvers in a dict SOLVERS, and with that they are everywhere: in --solver, plans, rows of comparisons,
+the diffusers scheduler.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from fewstep.diffusion.solvers.base import Solver, run_step
 from fewstep.diffusion.solvers.ddim import DDIM
 from fewstep.diffusion.solvers.dpm_solver import DPMSolver2, DPMSolver3
 from fewstep.diffusion.solvers.dpm_solver_pp import DPMSolverPP2M, DPMSolverPP2S, DPMSolverPP3M
@@ -8,20 +15,13 @@ from fewstep.diffusion.solvers.heun import Heun
 from fewstep.diffusion.solvers.lcm import LCM
 from fewstep.diffusion.solvers.tcd import TCD
 
-SOLVERS: dict[str, Solver] = {
-    "ddim": DDIM(),
-    "euler": DDIM(),  # the same step (see DDIM), by the name it has elsewhere
-    "dpm-solver-1": DDIM(),  # likewise
-    "dpm-solver": DPMSolver2(),
-    "dpm-solver-3": DPMSolver3(),
-    "dpm-solver++": DPMSolverPP2M(),
-    "dpm-solver++2s": DPMSolverPP2S(),
-    "dpm-solver++3m": DPMSolverPP3M(),
-    "heun": Heun(),
-    "euler-a": DDIM(eta=1.0),
-    "lcm": LCM(),
-    "tcd": TCD(),
-}
+
+def _solvers() -> dict[str, Solver]:
+    files = [import_module(f"{__name__}.{file.name}") for file in iter_modules(__path__)]
+    return {name: solver for file in files for name, solver in getattr(file, "SOLVERS", {}).items()}
+
+
+SOLVERS = _solvers()
 
 __all__ = [
     "DDIM",
@@ -35,4 +35,5 @@ __all__ = [
     "DPMSolverPP3M",
     "Heun",
     "Solver",
+    "run_step",
 ]

@@ -5,9 +5,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.schedule import NoiseLevel
-from fewstep.diffusion.solvers.base import EndsOnly, Levels, Midpoint, Noise, State, at_an_end
+from fewstep.diffusion.solvers.base import Ask, EndsOnly, Levels, Midpoint, Noise, Solver, State, Step, at_an_end
 
 
 def data_step(x_s: Tensor, x_0: Tensor, s: NoiseLevel, t: NoiseLevel) -> Tensor:
@@ -24,12 +23,10 @@ class DPMSolverPP2M(EndsOnly):
     order: ClassVar[int] = 2
     multistep: ClassVar[bool] = True
 
-    def step(
-        self, denoise: Denoiser, x_s: Tensor, levels: Levels, state: State, noise: Noise | None
-    ) -> tuple[Tensor, State]:
+    def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
         """x_s (B, C, H, W) -> x_t and the history (x_0, h); first order without history and to the clean end."""
         s, t = levels
-        x_0, h = denoise(x_s, s), t.half_log_snr - s.half_log_snr
+        x_0, h = (yield Ask(x_s, s)), t.half_log_snr - s.half_log_snr
         x_0_bar = x_0
         if state is not None:
             last_x_0, last_h = state
@@ -46,16 +43,13 @@ class DPMSolverPP2S(Midpoint):
 
     calls: ClassVar[int] = 2
     order: ClassVar[int] = 2
-    multistep: ClassVar[bool] = False
 
-    def step(
-        self, denoise: Denoiser, x_s: Tensor, levels: Levels, state: State, noise: Noise | None
-    ) -> tuple[Tensor, State]:
+    def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
         """x_s (B, C, H, W) -> x_t, with the slope of x_0 taken between s and the inner level u."""
         s, u, t = levels
-        x_0_s = denoise(x_s, s)
+        x_0_s = yield Ask(x_s, s)
         x_u = data_step(x_s, x_0_s, s, u)
-        x_0_u = denoise(x_u, u)
+        x_0_u = yield Ask(x_u, u)
         r = (u.half_log_snr - s.half_log_snr) / (t.half_log_snr - s.half_log_snr)
         x_0_bar = x_0_s + (x_0_u - x_0_s) / (2 * r)
         return torch.where(at_an_end(s, t), data_step(x_u, x_0_u, u, t), data_step(x_s, x_0_bar, s, t)), None
@@ -74,12 +68,10 @@ class DPMSolverPP3M(EndsOnly):
     order: ClassVar[int] = 3
     multistep: ClassVar[bool] = True
 
-    def step(
-        self, denoise: Denoiser, x_s: Tensor, levels: Levels, state: State, noise: Noise | None
-    ) -> tuple[Tensor, State]:
+    def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
         """x_s (B, C, H, W) -> x_t and the last two (x_0, h), newest first; first order to the clean end."""
         s, t = levels
-        x_0, h = denoise(x_s, s), t.half_log_snr - s.half_log_snr
+        x_0, h = (yield Ask(x_s, s)), t.half_log_snr - s.half_log_snr
         history = ((x_0, h), *(state or ()))[:2]
         x_t = first_order = data_step(x_s, x_0, s, t)
         if state is not None:
@@ -94,3 +86,10 @@ class DPMSolverPP3M(EndsOnly):
             phi_2 = phi_1 / h + 1
             x_t = first_order + t.alpha * (phi_2 * slope - 2 * (phi_2 / h - 1 / 2) * bend)
         return torch.where(h.isfinite(), x_t, first_order), history
+
+
+SOLVERS: dict[str, Solver] = {
+    "dpm-solver++": DPMSolverPP2M(),
+    "dpm-solver++2s": DPMSolverPP2S(),
+    "dpm-solver++3m": DPMSolverPP3M(),
+}

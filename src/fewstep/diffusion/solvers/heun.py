@@ -5,15 +5,25 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.prediction import eps_from_x_0
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule
-from fewstep.diffusion.solvers.base import Levels, Noise, State, at_an_end, either, inner_level
+from fewstep.diffusion.solvers.base import (
+    Ask,
+    Facts,
+    Levels,
+    Noise,
+    Solver,
+    State,
+    Step,
+    at_an_end,
+    either,
+    inner_level,
+)
 from fewstep.diffusion.solvers.dpm_solver import first_order_weight
 
 
 @final
-class Heun:
+class Heun(Facts):
     """Heun's step of x / alpha in sigma / alpha: second order, two network calls a step (Algorithm 1, no churn).
 
     Its inner level is t itself: DPM-Solver-2 with r = 1. A step from pure noise or to the clean end is two
@@ -22,20 +32,20 @@ class Heun:
 
     calls: ClassVar[int] = 2
     order: ClassVar[int] = 2
-    multistep: ClassVar[bool] = False
 
     def levels(self, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Levels:
         return s, either(at_an_end(s, t), inner_level(schedule, s, t, 1 / 2), t), t
 
-    def step(
-        self, denoise: Denoiser, x_s: Tensor, levels: Levels, state: State, noise: Noise | None
-    ) -> tuple[Tensor, State]:
+    def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
         """x_s (B, C, H, W) -> x_t along the mean of eps at s and at the Euler step's end."""
         s, u, t = levels
-        x_0_s = denoise(x_s, s)
+        x_0_s = yield Ask(x_s, s)
         eps_s = eps_from_x_0(x_0_s, x_s, s)
         x_u = u.alpha * x_0_s + u.sigma * eps_s
-        x_0_u = denoise(x_u, u)
+        x_0_u = yield Ask(x_u, u)
         eps_u = eps_from_x_0(x_0_u, x_u, u)
         x_t = x_u - first_order_weight(s, t) * (eps_u - eps_s) / 2
         return torch.where(at_an_end(s, t), t.alpha * x_0_u + t.sigma * eps_u, x_t), None
+
+
+SOLVERS: dict[str, Solver] = {"heun": Heun()}

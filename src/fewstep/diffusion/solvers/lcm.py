@@ -4,24 +4,25 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from fewstep.diffusion.guidance import Denoiser
-from fewstep.diffusion.solvers.base import EndsOnly, Levels, Noise, State, draw
+from fewstep.diffusion.solvers.base import Ask, EndsOnly, Levels, Noise, Solver, State, Step, draw
 
 
 @final
 class LCM(EndsOnly):
-    """Jump to the clean end, then add fresh noise for the next level; `denoise` is the consistency function."""
+    """Jump to the clean end, where the consistency function is, then add fresh noise for the next level."""
 
     calls: ClassVar[int] = 1
     order: ClassVar[int] = 0
-    multistep: ClassVar[bool] = False
+    distilled_only: ClassVar[bool] = True
+    follows_consistency: ClassVar[bool] = True
 
-    def step(
-        self, denoise: Denoiser, x_s: Tensor, levels: Levels, state: State, noise: Noise | None
-    ) -> tuple[Tensor, State]:
+    def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
         """x_t = alpha_t f(x_s, s) + sigma_t z; nothing is drawn on the way to the clean end."""
         s, t = levels
-        x_0 = denoise(x_s, s)
+        x_0 = yield Ask(x_s, s)
         if not bool((t.sigma > 0).any()):
             return x_0, None
         return t.alpha * x_0 + t.sigma * draw(noise, "LCM"), None
+
+
+SOLVERS: dict[str, Solver] = {"lcm": LCM()}

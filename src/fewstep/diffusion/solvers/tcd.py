@@ -5,15 +5,14 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.prediction import eps_from_x_0
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule
-from fewstep.diffusion.solvers.base import Levels, Noise, State, draw, either
+from fewstep.diffusion.solvers.base import Ask, Facts, Levels, Noise, Solver, State, Step, draw, either
 
 
 @final
 @dataclass(frozen=True)
-class TCD:
+class TCD(Facts):
     """A deterministic jump past t, to timestep (1 - gamma) t, then fresh noise up to t.
 
     gamma: 0 is DDIM; 1 jumps to the lowest level as LCM does; the paper's default is 0.3.
@@ -22,20 +21,21 @@ class TCD:
     gamma: float = 0.3
     calls: ClassVar[int] = 1
     order: ClassVar[int] = 0
-    multistep: ClassVar[bool] = False
+    distilled_only: ClassVar[bool] = True
 
     def levels(self, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Levels:
         past = schedule.at(((1 - self.gamma) * t.t).floor(), t.alpha.dtype)  # whole, as in the published code
         return s, either(t.sigma == 0, t, past), t
 
-    def step(
-        self, denoise: Denoiser, x_s: Tensor, levels: Levels, state: State, noise: Noise | None
-    ) -> tuple[Tensor, State]:
+    def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
         """x_s (B, C, H, W) -> x_t through the inner level u; nothing is drawn on the way to the clean end."""
         s, u, t = levels
-        x_0 = denoise(x_s, s)
+        x_0 = yield Ask(x_s, s)
         x_u = u.alpha * x_0 + u.sigma * eps_from_x_0(x_0, x_s, s)
         if not bool((t.sigma > 0).any()):
             return x_u, None
         kept = t.alpha / u.alpha
         return kept * x_u + (1 - kept**2).sqrt() * draw(noise, "TCD"), None
+
+
+SOLVERS: dict[str, Solver] = {"tcd": TCD()}
