@@ -58,7 +58,8 @@ class TrainingConfig(Config):
     gradient_clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest gradient norm; 0 = off."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay of the average that is exported; 0 = the last weights themselves."""
+    """Decay of the average that is exported; 0 = the last weights themselves. Of a LoRA it is the average of A and that
+    of B, not the average of their product B A."""
     precision: Precision = "fp32"
     """Of the networks' arithmetic; trained weights are always kept in fp32."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

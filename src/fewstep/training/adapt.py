@@ -128,7 +128,7 @@ class Roles:
     trainable: Trainable  # its module is the student
     teacher: Network  # without one in a full run, the student
     target: Network
-    export: Callable[[Recipe], None]  # write the averaged result under --out
+    export: Callable[[Recipe], None]  # write the averaged result under --out; of a LoRA, A and B averaged (see Average)
 
 
 @doing("preparing the networks")

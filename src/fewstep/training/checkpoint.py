@@ -16,7 +16,11 @@ from fewstep.io import atomic_path
 
 
 class Average(NamedTuple):
-    """An exponential moving average that follows the trained parameters (eq. theta- of LCM's Algorithm 1)."""
+    """An exponential moving average that follows the trained parameters (eq. theta- of LCM's Algorithm 1).
+
+    A LoRA's parameters are A and B, and each is averaged by itself: the product of the two averages is not the average
+    of the products B A.
+    """
 
     decay: float  # 0 copies; near 1 is slow
     shadow: dict[str, Tensor]  # same names and shapes as the parameters; updated in place
