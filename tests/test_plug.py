@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -236,8 +237,10 @@ def test_no_strength_takes_steps_away(tmp_path, strength):
         row = row_named(title)
         pipe = pipes.build(row, "sd15")
         calls = unet_calls(pipe)
+        said = pytest.warns(UserWarning, match="leaves too few of the trained") if strength < 0.08 else nullcontext()
         with accelerate(pipe, random_lora(tmp_path / f"{title[:5]}.safetensors", pipe)):
-            assert draw(pipe, row, strength=strength).isfinite().all()
+            with said:
+                assert draw(pipe, row, strength=strength).isfinite().all()
             assert len(calls) == 4
             assert pipe.scheduler.timesteps[0] <= max(strength * 1000, 4)
 
