@@ -95,7 +95,7 @@ def test_help_of_the_program_names_every_command(fewstep):
             "distill --pretrained_teacher_model m --lora_rank 8",
             r"unknown options: --pretrained_teacher_model, --lora_rank$",
         ),
-        ("sample x --model m --solver leap", r"--solver leap: input should be 'auto', 'lcm', 'ddim'"),
+        ("sample x --model m --solver leap", r"--solver leap: input should be 'auto', 'ddim', 'euler'"),
         ("sample x --model m --device tpu", r"--device tpu: input should be 'auto', 'cpu'"),
         ("distill --model m --data d --out o --guidance-scale 0.5", r"--guidance-scale 0\.5: .* equal to 1"),
         ("distill --model m --data d --out o --steps 0", r"--steps 0: input should be greater"),
