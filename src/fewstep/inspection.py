@@ -19,7 +19,17 @@ from fewstep.models.weights import base_name, weights_of
 
 SHOWN = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
          VERSION, "fewstep.sources")  # fmt: skip
-SAMPLING = ("method", "solver", "steps", "guidance_scale", "k", "grid", "teacher_guidance_scale")
+SAMPLING = (
+    "method",
+    "solver",
+    "steps",
+    "guidance_scale",
+    "k",
+    "grid",
+    "teacher_guidance_scale",
+    "recognised_by",
+    "caveat",
+)
 READABLE = 300  # characters of a line; --json has all of it
 UNTOLD = "depends on the weights of its model, as of every DoRA: give --model"
 

@@ -40,7 +40,6 @@ MODELS = [  # a module as some tool spells it, the width of its inputs, whose it
     ("diffusion_model.double_blocks.0.img_mlp.fc1", 3072, "HunyuanVideo"),
     ("lora_prior_unet_down_blocks_0_1_attention_attn_to_q", 2048, "Stable Cascade"),
     ("down_blocks.0.2.attention.attn.to_q", 2048, "Stable Cascade"),
-    ("down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attn1.to_q", 320, "AnimateDiff"),
     ("unet.mid_block.attentions.0.temporal_transformer_blocks.0.attn1.to_q", 1280, "Stable Video Diffusion"),
     ("transformer.joint_transformer_blocks.0.attn.to_q", 3072, "AuraFlow"),
     ("diffusion_model.double_stream_blocks.0.block.attn1.to_q", 2560, "HiDream"),
@@ -87,9 +86,17 @@ def test_no_module_of_stable_diffusion_is_taken_for_another_models(family: str) 
 
 
 def test_most_keys_must_be_of_the_other_model() -> None:
-    keys = ["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", "x.motion_modules.0.lora_down.weight"]
+    keys = [
+        "lora_unet_mid_block_attentions_0_proj_in.lora_down.weight",
+        "x.joint_transformer_blocks.0.lora_down.weight",
+    ]
     assert model_of(keys, lambda _: (4, 320)) is None
-    assert model_of(keys[1:], lambda _: (4, 320)) == "AnimateDiff"
+    assert model_of(keys[1:], lambda _: (4, 320)) == "AuraFlow"
+
+
+def test_motion_modules_are_left_to_the_pipeline_which_may_have_them() -> None:
+    key = "down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+    assert model_of([key], lambda _: (4, 320)) is None
 
 
 @pytest.mark.parametrize(

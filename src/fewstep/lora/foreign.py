@@ -17,7 +17,6 @@ MODELS = (  # what keys contain: whose LoRA it is; the first that fits
     (rf"\bblocks\.\d+\.attn[12]\.|blocks{_S}\d+{_S}(self_attn|cross_attn|ffn){_S}", "Wan"),
     (rf"noise_refiner|context_refiner|layers{_S}\d+{_S}(attention|feed_forward|attn){_S}", "Z-Image or Lumina"),
     (r"lora_prior_|(down|up)_blocks[._]\d+[._]\d+[._](attention|channelwise|depthwise|kv_mapper)", "Stable Cascade"),
-    (r"motion_modules", "AnimateDiff"),
     (r"temporal_transformer_block|temporal_res_block|time_mixer|time_stack", "Stable Video Diffusion"),
     (r"temp_attentions|temp_convs", "ModelScope's text-to-video model"),
     (rf"(?<!\d[._])transformer_blocks{_S}\d+{_S}attn[12]{_S}", "attn1"),
