@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewstep.evaluate.beside import COLUMNS, beside, others, over, told
+from fewstep.evaluate.beside import COLUMNS, beside, others, title, told
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.table import cells
 from fewstep.metrics.agreement import Agreement
@@ -13,7 +13,7 @@ HITS = (True, True, True, False) * 8
 
 
 def row(name, **numbers):
-    return {"row": name, "time_s": 1.0} | numbers
+    return {"row": name, "speedup": 1.0} | numbers
 
 
 def kid(*values):
@@ -30,10 +30,10 @@ def distance(value, *without):
 
 def test_the_numbers():
     found = beside(
-        row("b", time_s=0.5),
+        row("b", speedup=4.0),
         Measures([Estimate(24.0, (24.0, 24.0)), Estimate(26.0, (26.0, 29.0))], kid(3.0, 4.5, 6.0),
                  agreement=agreement((True, False) * 16), efficientnet_distance=distance(6.0, 7.0, 5.0)),
-        row("a", time_s=2.0),
+        row("a"),
         Measures([Estimate(18.0, (18.0, 18.0)), Estimate(22.0, (22.0, 22.0))], kid(1.0, 2.0, 3.0),
                  agreement=agreement(HITS), efficientnet_distance=distance(8.0, 9.0, 7.0)),
     )  # fmt: skip
@@ -54,7 +54,6 @@ def test_what_is_not_measured_of_both_is_none():
     found = beside(row("b"), Measures(distance(3.0, 2.0, 4.0)), row("a"), first)
     assert found.pop("speedup") == 1
     assert set(found.values()) == {None}
-    assert (over(1.0, 0.0), over(0.0, 2.0)) == (None, 0)
 
 
 def test_the_table_shows_what_was_measured():
@@ -67,3 +66,22 @@ def test_the_table_shows_what_was_measured():
     difference, ratio = told(rows)
     assert difference.startswith("KID difference: a row's less that of a; 95 % interval of the differences block by")
     assert ratio.startswith("FID ratio: a row's over that of a; 95 % interval by the jackknife over groups of images")
+
+
+def test_times_as_fast_are_left_out_of_rows_not_timed_in_turns():
+    first, other = row("a", speedup=None), row("b", speedup=None)
+    rows = [first | {"beside_first": None}, other | {"beside_first": beside(other, Measures(), first, Measures())}]
+    assert cells(others(rows), COLUMNS)[0] == ["row"]
+    assert told(rows) == ["times as fast: left out, since rows are timed in turns only with --timing-rounds"]
+    assert told(rows[:1]) == []
+
+
+def test_what_is_in_a_row_though_nobody_typed_it_is_said():
+    shipped = [{"file": "lcm", "weight": 1.0}]
+    rows = [row("lcm:4@1", lora=shipped), row("lcm:4+lcm:1", lora=shipped), row("ddim:4", lora=[]), row("ddim:8")]
+    rows = [one | {"beside_first": {"speedup": 2.0}} for one in rows]
+    expected = ["lcm:4@1 (with lcm:1)", "lcm:4+lcm:1", "ddim:4", "ddim:8"]
+    assert [line[0] for line in cells(rows)[1]] == expected
+    assert [line[0] for line in cells(others(rows), COLUMNS)[1]] == expected[1:]
+    assert [line[0] for line in cells(others(rows[::-1]), COLUMNS)[1]] == expected[2::-1]
+    assert title(rows) == "Beside lcm:4@1 (with lcm:1)"

@@ -131,7 +131,7 @@ def test_the_document_has_its_schema(fewstep, config, tmp_path):
     }  # fmt: skip
     assert beside["kid_difference"] == pytest.approx(rows[1]["kid"] - rows[0]["kid"])
     assert beside["kid_difference_low"] < beside["kid_difference"] < beside["kid_difference_high"]
-    assert beside["speedup"] == rows[0]["time_s"] / rows[1]["time_s"]
+    assert beside["speedup"] is None  # the rows were not timed in turns
     assert (beside["fid_ratio"], beside["agreement_ratio"], beside["efficientnet_distance_ratio"]) == (None,) * 3
     assert protocol["guidance_search"] is None
     assert protocol["model"]["name"] == wish.model
@@ -165,7 +165,7 @@ def test_the_table_is_printed_with_its_protocol(fewstep, config):
 def test_a_row_twice_is_drawn_once_and_equal(config, drawings):
     document = compare.compare(config(rows=("ddim:2@1", "ddim:2@1")))
     first, second = document["rows"]
-    assert second["beside_first"]["speedup"] == 1  # times too are stored with the images
+    assert second["time_s"] == first["time_s"]  # times too are stored with the images
     assert first == second | {"beside_first": None}
     once = len(drawings)
     assert once == 2 + 2 + 6  # teacher, row, three prompts' four images
@@ -228,6 +228,28 @@ def test_rows_are_timed_anew_where_asked(config, drawings):
         assert one["time_s"] != other["time_s"]
         assert one["nfe"] == other["nfe"]
     assert "3 batches drawn anew" in again["protocol"]["times"]
+
+
+def test_every_row_is_timed_in_turn_with_the_first(config, drawings, tmp_path):
+    lora = lora_file(tmp_path / "fast.safetensors")
+    wish = config(rows=("ddim:3@1", "ddim:2@1", f"lcm:2+{lora}:1"), timing_rounds=2)
+    compare.compare(wish)
+    drawings.clear()
+    first, second, third = compare.compare(wish)["rows"]
+    timed = [(plan.solver_name, plan.steps) for _, plan, *_ in drawings]
+    assert timed == [("ddim", 3), ("ddim", 2)] * 2 + [("ddim", 3), ("lcm", 2)] * 2
+    assert first["speedup"] == 1
+    assert second["beside_first"]["speedup"] == second["speedup"] > 0
+    assert third["beside_first"]["speedup"] == third["speedup"] > 0
+
+
+def test_times_as_fast_is_the_median_of_the_rounds():
+    def of(*seconds):
+        return tuple({"seconds": {"text": s / 4, "network": 3 * s / 4}} for s in seconds)
+
+    row = drawn.Drawn((), (), None, (), of(1.0, 2.0, 4.0), of(4.0, 20.0, 12.0))
+    assert row.speedup == 4  # of 4, 10 and 3: a busy second round sways it little
+    assert row._replace(timed_first=()).speedup is None
 
 
 def test_rows_start_from_the_same_noise(config, monkeypatch):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fewstep.evaluate.measure import Measures
-from fewstep.evaluate.table import Column, Row, number
+from fewstep.evaluate.table import Column, Row, called, number
 from fewstep.metrics.estimate import Estimate, mean, ratio
 
 
@@ -25,7 +25,7 @@ def beside(row: Row, values: Measures, first: Row, of_first: Measures) -> dict[s
         "kid_difference_high": kid.high if kid else None,
         **interval("agreement_ratio", agreement),
         **interval("efficientnet_distance_ratio", distance),
-        "speedup": over(first["time_s"], row["time_s"]),
+        "speedup": row["speedup"],
     }
 
 
@@ -41,11 +41,6 @@ def interval(name: str, found: Estimate | None) -> dict[str, float | None]:
     return {name: found.value if found else None, f"{name}_low": low, f"{name}_high": high}
 
 
-def over(value: float | None, other: float | None) -> float | None:
-    """The ratio of two numbers; None if one was not measured or there is nothing to divide by."""
-    return None if value is None or not other else value / other
-
-
 def kid_difference(row: Row) -> str:
     """The difference and its confidence interval, in thousandths."""
     parts = (1000 * row[f"kid_difference{end}"] for end in ("", "_low", "_high"))
@@ -59,7 +54,7 @@ def ratio_of(key: str) -> Callable[[Row], str]:
 
 CERTAIN = " [95 %]"  # of titles, where an interval is told
 COLUMNS = (
-    Column("row", "row", lambda row: str(row["row"])),
+    Column("row", "row", called),
     Column(f"FID ratio{CERTAIN}", "fid_ratio", ratio_of("fid_ratio")),
     Column(f"KID difference x 1000{CERTAIN}", "kid_difference", kid_difference),
     Column(f"agreement ratio{CERTAIN}", "agreement_ratio", ratio_of("agreement_ratio")),
@@ -72,12 +67,12 @@ COLUMNS = (
 
 def others(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """All rows but the first, beside it, as COLUMNS read them."""
-    return [{"row": row["row"], **row["beside_first"]} for row in rows[1:]]
+    return [{"row": row["row"], "lora": row.get("lora"), **row["beside_first"]} for row in rows[1:]]
 
 
 def title(rows: Sequence[Row]) -> str:
     """What stands over the table."""
-    return f"Beside {rows[0]['row']}"
+    return f"Beside {called(rows[0])}"
 
 
 def told(rows: Sequence[Row]) -> list[str]:
@@ -89,6 +84,8 @@ def told(rows: Sequence[Row]) -> list[str]:
             f"KID difference: a row's less that of {rows[0]['row']}; 95 % interval of the differences block by block,"
             " in both rows the same real images and images of the same prompts and noise"
         )
+    if rows[1:] and "speedup" not in shown:
+        lines.append("times as fast: left out, since rows are timed in turns only with --timing-rounds")
     ratios = [c.title.removesuffix(CERTAIN) for c in COLUMNS if c.key in shown and c.key.endswith("_ratio")]
     if ratios:
         lines.append(

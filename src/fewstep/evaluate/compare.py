@@ -43,6 +43,14 @@ class Result(NamedTuple):
     search: tuple[Tried, ...] | None  # None of a row that does not ask for its best guidance
 
 
+class Timed(NamedTuple):
+    """A row that is to be timed."""
+
+    pipeline: Pipeline
+    spec: RowSpec
+    drawn: Drawn
+
+
 class Comparison(NamedTuple):
     """The document, and what of the pictures is shown."""
 
@@ -132,8 +140,12 @@ def draw_rows(
     around: dict[str, Any],
     tools: Tools,
 ) -> list[Result]:
-    """What each row draws; rows with the same LoRAs share a pipeline, and only one more is in memory."""
+    """What each row draws; rows with the same LoRAs share a pipeline, and only one more is in memory.
+
+    To be timed in turn with the others, the first row's stays in memory too.
+    """
     results: dict[int, Result] = {}
+    first: Timed | None = None
     loras = [loras_of(wanted(spec, config, ("",))) for spec in specs]
     for group in dict.fromkeys(loras):
         with naming(specs[loras.index(group)]):
@@ -142,9 +154,11 @@ def draw_rows(
             if loras[number] == group:
                 results[number] = draw_row(pipeline, config, spec, prompts, around, tools)
         members = [number for number in results if loras[number] == group]
-        timed = time_rows(pipeline, config, [(specs[n], results[n].drawn) for n in members], prompts)
+        rows = [Timed(pipeline, specs[n], results[n].drawn) for n in members]
+        first = first or (rows[0] if config.timing_rounds else None)
+        timed = time_rows(config, rows, first, prompts)
         results |= {n: results[n]._replace(drawn=drawn) for n, drawn in zip(members, timed, strict=True)}
-        del pipeline
+        del pipeline, rows
     return [results[number] for number in range(len(specs))]
 
 
@@ -174,15 +188,30 @@ def draw_row(
 
 
 def time_rows(
-    pipeline: Pipeline, config: CompareConfig, rows: Sequence[tuple[RowSpec, Drawn]], prompts: Sequence[Prompt]
+    config: CompareConfig, rows: Sequence[Timed], first: Timed | None, prompts: Sequence[Prompt]
 ) -> list[Drawn]:
-    """The rows with times of now: of config.timing_rounds batches each, drawn in turn so that load sways all alike."""
+    """The rows with times of now: of config.timing_rounds batches each, drawn in turn so that load sways all alike.
+
+    first: the row that the others are put beside; in every round one of its batches is drawn before theirs, too.
+    """
     batch = tuple(prompt.text for prompt in prompts[: config.batch_size])
-    times: list[list[dict[str, Any]]] = [[] for _ in rows]
+    own: list[list[dict[str, Any]]] = [[] for _ in rows]
+    of_first: list[dict[str, Any]] = []
+
+    def time_now(row: Timed) -> dict[str, Any]:
+        wish = wanted(row.spec._replace(guidance_scale=None), config, batch)
+        return time_of(row.pipeline, row.drawn.plan, wish)
+
     for _ in range(config.timing_rounds):
-        for (spec, drawn), found in zip(rows, times, strict=True):
-            found.append(time_of(pipeline, drawn.plan, wanted(spec._replace(guidance_scale=None), config, batch)))
-    return [drawn._replace(timed=tuple(found)) for (_, drawn), found in zip(rows, times, strict=True)]
+        if first is not None and first is not rows[0]:
+            of_first.append(time_now(first))
+        for row, found in zip(rows, own, strict=True):
+            found.append(time_now(row))
+    beside_first = own[0] if first is rows[0] else of_first
+    return [
+        row.drawn._replace(timed=tuple(found), timed_first=tuple(beside_first))
+        for row, found in zip(rows, own, strict=True)
+    ]
 
 
 def search_guidance(

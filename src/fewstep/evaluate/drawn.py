@@ -38,6 +38,7 @@ class Drawn(NamedTuple):
     plan: Plan
     loras: tuple[dict[str, Any], ...]
     timed: tuple[dict[str, Any], ...] = ()  # likewise, of batches drawn for their time alone, which then counts
+    timed_first: tuple[dict[str, Any], ...] = ()  # likewise, of the first row's batches, each drawn just before these
 
     def batches(self) -> Iterator[Tensor]:
         """Pixels (B, 3, H, W) float32 in [-1, 1], on 256 levels as in a PNG, batch by batch."""
@@ -61,6 +62,13 @@ class Drawn(NamedTuple):
         most = max(batch["images"] for batch in batches)
         full = [batch for batch in batches if batch["images"] == most]
         return {part: median(batch["seconds"][part] / most for batch in full) for part in PARTS}
+
+    @property
+    def speedup(self) -> float | None:
+        """Times as fast as the first row, the median over rounds; None where the two were not timed in turns."""
+        pairs = zip(self.timed_first, self.timed, strict=True) if self.timed_first else ()
+        ratios = [sum(first["seconds"].values()) / sum(own["seconds"].values()) for first, own in pairs]
+        return median(ratios) if ratios else None
 
 
 @dataclass

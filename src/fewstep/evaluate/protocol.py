@@ -83,7 +83,10 @@ def protocol_of(
 def times_of(rounds: int) -> str:
     """What the times are."""
     if rounds:
-        return f"seconds an image, median over {rounds} batches drawn anew, rows with the same LoRAs in turn"
+        return (
+            f"seconds an image, median over {rounds} batches drawn anew, rows with the same LoRAs and the first row in"
+            " turn; times as fast: the first row's over a row's, median over the rounds"
+        )
     return "seconds an image, median over full batches, after a warm-up"
 
 
@@ -145,6 +148,9 @@ def told(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
     if p["reference"]:
         real = p["reference"]
         lines.append(f"reference: {real['images']} images of {real['source']} (sha256 {cut(real['sha256'])})")
+    lines.append("NFE: rows through the network for an image")
+    if any(row["fid"] is not None or row["kid"] is not None for row in rows):
+        lines.append("FID, KID: how far a row's images as a set are from the reference's; lower is nearer")
     if any(row["fid_spread"] is not None for row in rows):
         lines.append("FID: mean of the seed sets; spread: the largest of theirs less the smallest")
     lines += best_guidance.told(p["guidance_search"])

@@ -31,6 +31,7 @@ def entry(spec: RowSpec, drawn: Drawn, values: Measures, search: list[dict[str, 
         "nfe": drawn.nfe,
         "time_s": sum(split.values()),
         "time_split_s": split,
+        "speedup": drawn.speedup,
         "fid": values.fid and mean(values.fid).value,
         "fid_spread": spread(values.fid),
         "kid": kid.value if kid else None,
@@ -54,6 +55,12 @@ def spread(sets: Sequence[Estimate] | None) -> float | None:
 def short(text: str) -> str:
     """A row as typed, of its LoRA files only the last folder and the name."""
     return re.sub(r"\+[^+]*[/\\](?=[^+/\\]+[/\\][^+/\\]+(\+|$))", "+", text).replace(".safetensors:", ":")
+
+
+def called(row: Row) -> str:
+    """A row as typed, and what is in it although nobody typed it: the acceleration that ships with the model."""
+    untyped = [] if "+" in row["row"] else row.get("lora") or []
+    return " ".join([str(row["row"]), *(f"(with {lora['file']}:{lora['weight']:g})" for lora in untyped)])
 
 
 class Column(NamedTuple):
@@ -85,7 +92,7 @@ def split(row: Row) -> str:
 
 
 COLUMNS = (
-    Column("row", "row", lambda row: str(row["row"])),
+    Column("row", "row", called),
     Column("steps", "steps", number("steps", "d")),
     Column("NFE", "nfe", number("nfe", "g")),
     Column("guidance", "guidance_scale", number("guidance_scale", "g")),
