@@ -93,7 +93,9 @@ def test_resize_says_what_it_loses(fewstep, two, tmp_path):
     facts = {line[:12].strip(): line[14:] for line in lines}
     assert all(line[12:14] == "  " and line[14] != " " for line in lines)
     for name in ("energy", "mean_error", "worst_error"):
-        assert float(facts[name.replace("_", " ")]) == pytest.approx(told[name], rel=1e-3)
+        value, meaning = facts[name.replace("_", " ")].split("  ")
+        assert float(value) == pytest.approx(told[name], rel=1e-3)
+        assert re.fullmatch(r"\(.+\)", meaning)
     assert facts["worst module"] == told["worst_module"]
 
 
@@ -257,6 +259,7 @@ def test_inspect_tells_what_a_file_is(fewstep, two, tmp_path):
     assert told["strength"]["mid"] == pytest.approx(norm, rel=1e-4)
     lines = fewstep("inspect", a).out
     assert "fits" in lines
+    assert "Frobenius norm" in lines
     assert "emoji" in lines
 
 

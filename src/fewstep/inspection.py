@@ -31,6 +31,7 @@ SAMPLING = (
     "caveat",
 )
 READABLE = 300  # characters of a line; --json has all of it
+STRENGTH = " (Frobenius norm of what it adds to the weights, by block)"
 UNTOLD = "depends on the weights of its model, as of every DoRA: give --model"
 
 Models = Mapping[str, Mapping[str, ModuleShape]]  # name -> module -> shape
@@ -139,6 +140,7 @@ def sampling(recipe: Recipe | None) -> dict[str, Any]:
 def as_text(facts: Mapping[str, Any]) -> str:
     """The facts as lines a person reads."""
     covered = [Coverage(**c) for c in facts["coverage"]]
+    strengths = [f"{block} {norm:.3g}" for block, norm in facts["strength"].items()]
     lines = {
         "file": facts["file"],
         "sha256": facts["sha256"],
@@ -148,7 +150,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
         "touched": facts["touched"],
         "parameters": f"{facts['parameters']:,} in {facts['modules']} modules",
         "rank": ", ".join(f"{rank} ({count} modules)" for rank, count in facts["ranks"].items()),
-        "strength": ", ".join(f"{block} {norm:.3g}" for block, norm in facts["strength"].items()) or UNTOLD,
+        "strength": ", ".join(strengths) + STRENGTH if strengths else UNTOLD,
         "sampling": ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()) or "not said",
         **facts["metadata"],
     }

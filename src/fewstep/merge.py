@@ -27,6 +27,12 @@ from fewstep.models.licences import joined, licences_named, licences_of, told_by
 from fewstep.models.load import DTYPES
 from fewstep.models.weights import base_name, model_path, stored_types, weights_of
 
+MEANINGS = {  # of what is printed where something is lost
+    "energy": "the share kept of ||change of the weights||^2, all modules together",
+    "mean_error": "||change - kept|| / ||change|| of a module, mean over the modules",
+    "worst_error": "the largest of these",
+}
+
 
 class Term(NamedTuple):
     """One LoRA of a sum."""
@@ -266,7 +272,8 @@ def tell(config: AdapterOutput, facts: Mapping[str, Any], loss: Loss | None) -> 
         return
     for name, value in facts.items():
         for item in value if isinstance(value, list) else [value]:
-            print(f"{name.replace('_', ' '):<12}  {said(item)}")
+            meaning = f"  ({MEANINGS[name]})" if name in MEANINGS else ""
+            print(f"{name.replace('_', ' '):<12}  {said(item)}{meaning}")
 
 
 def said(value: Any) -> str:
