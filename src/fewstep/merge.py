@@ -64,7 +64,7 @@ def run(config: MergeConfig) -> None:
         notes = sources_of(fitted, licences_of(config.into))
         lost = fold_on_disk(model_path(config.into), config.out, modules, notes)
         tell_loss(lost)
-        about = {"out": str(config.out), "into": config.into, "lost_in_rounding": max(lost.values(), default=0.0)}
+        about = {"out": str(config.out), "into": config.into, "lost_in_rounding": round(max([0.0, *lost.values()]), 4)}
         tell(config, {**about, **told_of(fitted)}, None)
         return
     if config.rank is None and config.energy is None:
