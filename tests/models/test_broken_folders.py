@@ -124,7 +124,7 @@ VALUES = [  # file, key, values that cannot be
     ("unet/config.json", "class_embed_type", ["timestep", "projection", 0]),
     ("unet/config.json", "addition_embed_type", ["text_time", "image", "x", 3]),
     ("unet/config.json", "encoder_hid_dim_type", ["image_proj", "x", 3]),
-    ("unet/config.json", "use_linear_projection", [None, 1, "no", []]),
+    ("unet/config.json", "use_linear_projection", [1, "no", []]),
     ("unet/config.json", "_class_name", ["SD3Transformer2DModel", "AutoencoderKL", 3, None, ["UNet2DConditionModel"]]),
     ("vae/config.json", "scaling_factor", [0, -0.18, float("nan"), float("inf"), None, "0.18215", [0.18], 10**400]),
     ("vae/config.json", "shift_factor", [float("nan"), float("-inf"), "0", [0.0]]),
@@ -140,7 +140,7 @@ VALUES = [  # file, key, values that cannot be
     ("text_encoder/config.json", "max_position_embeddings", [0, -1, 10**9, float("inf"), {}, 15]),
     ("text_encoder/config.json", "hidden_act", [0, [], None, "no such function"]),
     ("text_encoder/config.json", "layer_norm_eps", [-1, "text", float("nan")]),
-    ("text_encoder/config.json", "eos_token_id", [{}, float("inf"), "x", None, [], -1]),
+    ("text_encoder/config.json", "eos_token_id", [{}, float("inf"), "x", None, []]),
     ("text_encoder/config.json", "model_type", ["t5", 3, "clip_vision_model"]),
     ("scheduler/scheduler_config.json", "num_train_timesteps", [0, 1, -1, 10**9, 10**400, None, "1000", 0.5, []]),
     ("scheduler/scheduler_config.json", "beta_start", [-1, 2, float("nan"), None, "small", [], {}]),
@@ -148,13 +148,13 @@ VALUES = [  # file, key, values that cannot be
     ("scheduler/scheduler_config.json", "beta_schedule", ["sinus", None, 3, []]),
     ("scheduler/scheduler_config.json", "trained_betas", [0, [], [0.1], [0.1, "x"], [0.1, float("nan")], "x", {}]),
     ("scheduler/scheduler_config.json", "prediction_type", ["flow", None, 3, []]),
-    ("scheduler/scheduler_config.json", "rescale_betas_zero_snr", [None, 1, "no", []]),
+    ("scheduler/scheduler_config.json", "rescale_betas_zero_snr", [1, "no", []]),
     ("tokenizer/tokenizer_config.json", "model_max_length", [0, -1, 1, float("nan"), None, "16", {}, []]),
     ("model_index.json", "unet", [3, [], ["diffusers"], ["diffusers", 3], ["diffusers", "FluxTransformer2DModel"], {}]),
     ("model_index.json", "text_encoder", ["x", ["transformers", "T5EncoderModel"], [None, 1]]),
     ("model_index.json", "transformer", [["diffusers", "SD3Transformer2DModel"]]),
     ("model_index.json", "_class_name", [3, None, [], {}]),
-    ("model_index.json", "force_zeros_for_empty_prompt", [3, None, "no"]),
+    ("model_index.json", "force_zeros_for_empty_prompt", [3, "no"]),
     ("fewstep.json", "k", [0, -20, 10**6, 0.5, "many", float("nan"), []]),
     ("fewstep.json", "steps", [-4, 0, 10**6, "many", float("inf"), [4]]),
     ("fewstep.json", "guidance_scale", [float("nan"), float("inf"), -1, 1000, "much", [1]]),
@@ -200,7 +200,7 @@ def test_what_diffusers_reads_is_read(model):
         assert loaded.height_and_width == height_and_width
         assert loaded.size == min(height_and_width)
     replace(path, text)
-    change(path, attention_head_dim=[2, 2], _diffusers_version=None, an_unknown_key={"a": [1]})
+    change(path, attention_head_dim=[2, 2], upcast_attention=None, _diffusers_version=None, an_unknown_key={"a": [1]})
     change(model / "tokenizer" / "tokenizer_config.json", model_max_length=1000000000000000019884624838656)
     change(model / "model_index.json", text_encoder_2=[None, None], tokenizer_2=[None, None])
     load_model(str(model))

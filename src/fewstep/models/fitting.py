@@ -79,9 +79,11 @@ def _of_text(parts: Mapping[str, Any]) -> Iterator[Misfit]:
     for name in ("text_encoder", "text_encoder_2"):
         if name in parts:
             last = max(parts[name.replace("text_encoder", "tokenizer")].get_vocab().values())
-            size = parts[name].config.vocab_size
-            if last >= size:
-                yield Misfit(f"{name}/config.json", "vocab_size", size, f"its tokenizer has a token {last}")
+            config, file = parts[name].config, f"{name}/config.json"
+            if last >= config.vocab_size:
+                yield Misfit(file, "vocab_size", config.vocab_size, f"its tokenizer has a token {last}")
+            if type(config.eos_token_id) is not int:
+                yield Misfit(file, "eos_token_id", config.eos_token_id, "a text ends with a token")
 
 
 def check_control(name: str, config: Any, model: Any) -> None:
