@@ -346,7 +346,7 @@ def damaged_recipe(tensors, path):
 LORAS = pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (not_safetensors, r"LoRA .*x\.safetensors is not a readable safetensors file \("),
+        (not_safetensors, r"LoRA .*x\.safetensors is text: 'a LoRA'"),
         (cut_lora, r"LoRA .*x\.safetensors is not a readable safetensors file \("),
         (no_up, r"LoRA .*x\.safetensors: the factors of lora_unet_.* do not fit \(up is missing\)"),
         (not_finite, r"LoRA .*x\.safetensors holds values that are not finite"),
