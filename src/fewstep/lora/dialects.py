@@ -65,21 +65,29 @@ TEXT = ("text_encoder.", "text_encoder_2.")
 PROCESSORS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # in text encoders, once
 
 
+def longest_of(words: Iterable[str]) -> re.Pattern[str]:
+    """Matches the longest of these that a text begins with."""
+    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
+
+
+PREFIX, ENDING = longest_of(PREFIXES), longest_of(part[::-1] for part in PARTS)  # ENDING: of a key read backwards
+
+
 def taken_apart(keys: Iterable[str], what: str) -> dict[str, dict[str, str]]:
     """Module as the file spells it -> part -> key. Raises FewstepError for a key that is no part of a LoRA.
 
     what: the file, for errors.
     """
-    endings = sorted(PARTS, key=len, reverse=True)
     modules: dict[str, dict[str, str]] = {}
     for key in sorted(keys):
-        found = next((ending for ending in endings if key.endswith(ending)), None)
+        found = ENDING.match(key[::-1])
         if found is None:
             raise unusable(key, what)
-        parts = modules.setdefault(key.removesuffix(found), {})
-        if PARTS[found] in parts:
+        ending = found[0][::-1]
+        parts = modules.setdefault(key.removesuffix(ending), {})
+        if PARTS[ending] in parts:
             raise FewstepError(f"LoRA {what} says the same twice: {key}", "get the file again from its source")
-        parts[PARTS[found]] = key
+        parts[PARTS[ending]] = key
     return modules
 
 
@@ -131,7 +139,8 @@ class Spellings:
 
 def prefix_of(spelled: str) -> str:
     """The longest of PREFIXES that a module as a file spells it begins with, or nothing."""
-    return max((prefix for prefix in PREFIXES if spelled.startswith(prefix)), key=len, default="")
+    found = PREFIX.match(spelled)
+    return found[0] if found else ""
 
 
 def component_of(spelled: str) -> str:

@@ -1,9 +1,10 @@
 """From the tensors a file keeps of one module to Delta W = B A, exactly: LoRA, LoCon, LoHa and LoKr.
 
-Shapes are checked before anything is multiplied: `size_of_parts` runs the same code on tensors without values.
+Shapes are checked before anything is multiplied: `size_of_parts` takes the same factors without their values.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -11,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fewstep.families import ModuleShape
 from fewstep.lora.low_rank import COLUMNS, LowRank, Size, squared_norm, squares
 
 Parts = Mapping[str, Tensor]
@@ -22,6 +24,14 @@ class Factors(Protocol):
     @property
     def divisor(self) -> int:
         """The rank that alpha is divided by; 0 = alpha does not count."""
+
+    @property
+    def rank(self) -> int:
+        """Of the update."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of Delta W: (out, in) or (out, in, k, k), or (out, in k k) where the kernel is not kept."""
 
     def low_rank(self) -> LowRank:
         """The update, its scale left out."""
@@ -41,8 +51,12 @@ def factors_of(parts: Parts) -> Factors:
 @lru_cache(4096)
 def size_of_parts(shapes: tuple[tuple[str, tuple[int, ...]], ...], kernel: int | None) -> Size:
     """The size of the update that tensors of these shapes make, by part. Raises ValueError as `factors_of` does."""
-    parts = {name: torch.empty(shape, device="meta") for name, shape in shapes}
-    return shaped(factors_of(parts).low_rank(), kernel).size
+    factors = factors_of({name: torch.empty(shape, device="meta") for name, shape in shapes})
+    out, in_, *sides = factors.shape
+    fan_in = in_ * math.prod(sides)
+    if is_of_kernel(fan_in, sides, kernel):
+        return Size(ModuleShape(out, fan_in // (kernel or 1) ** 2, kernel or 0), factors.rank)
+    return Size(ModuleShape(out, in_, sides[0] if sides else 0), factors.rank)
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,16 @@ class Product:
     def divisor(self) -> int:
         """R."""
         return self.A.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of B A."""
+        return (self.B.shape[0], *self.A.shape[1:])
 
     def low_rank(self) -> LowRank:
         """Itself."""
@@ -88,17 +112,27 @@ class Hadamard:
         """R of the first."""
         return self.first.divisor
 
+    @property
+    def rank(self) -> int:
+        """R1 R2, or what a matrix has at most."""
+        return min(self.first.rank * self.second.rank, self.first.outputs, self.first.inputs)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each half."""
+        return self.first.shape
+
     def low_rank(self) -> LowRank:
         """At rank R1 R2, by Khatri-Rao products of the factors; multiplied out where no matrix has so high a rank."""
         (A1, B1), (A2, B2) = self.first.low_rank(), self.second.low_rank()
-        if self.first.divisor * self.second.divisor > min(self.first.outputs, self.first.inputs):
+        if self.first.rank * self.second.rank > self.rank:
             return whole(LowRank(A1, B1).delta() * LowRank(A2, B2).delta())
         B = torch.einsum("or,os->ors", B1, B2).flatten(1)
         return LowRank(torch.einsum("r...,s...->rs...", A1, A2).flatten(0, 1), B)
 
     def square(self) -> float:
         """||Delta W||_F^2, some columns at a time."""
-        R1, R2, rows, columns = self.first.divisor, self.second.divisor, self.first.outputs, self.first.inputs
+        R1, R2, rows, columns = self.first.rank, self.second.rank, self.first.outputs, self.first.inputs
         if (R1 * R2) ** 2 * (rows + columns) < rows * columns * (R1 + R2):
             return squared_norm(self.low_rank())
         (A1, B1), (A2, B2) = ((half.A.flatten(1), half.B.double()) for half in (self.first, self.second))
@@ -114,15 +148,27 @@ class Kronecker:
     second: Product
     divisor: int  # 0 = both are whole
 
+    @property
+    def rank(self) -> int:
+        """R1 R2, or what a matrix has at most."""
+        rows, columns = self.first.outputs * self.second.outputs, self.first.inputs * self.second.inputs
+        return min(self.first.rank * self.second.rank, rows, columns)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out1 out2, in1 in2), with W2's kernel if it has one."""
+        out, in_, *sides = self.second.shape
+        return (self.first.outputs * out, self.first.inputs * in_, *sides)
+
     def low_rank(self) -> LowRank:
         """By the factors of the factors; multiplied out where their rank is all that the matrix has.
 
         W2 is (out, in k k) or (out, in, k, k). LyCORIS' first LoKr splits all of in k k; flattened they are alike.
         """
         (A1, B1), (A2, B2) = self.first.low_rank(), self.second.low_rank()
-        rows, columns = self.first.outputs * self.second.outputs, self.first.inputs * self.second.inputs
-        shape = (-1, columns // A2.shape[2:].numel(), *A2.shape[2:])
-        if len(A1) * len(A2) >= min(rows, columns):
+        out, *inner = self.shape
+        shape = (-1, *inner)
+        if self.rank == min(out, math.prod(inner)):
             W1, W2 = LowRank(A1, B1).delta(), LowRank(A2, B2).delta()
             return whole(kron(W1, W2.flatten(1)).view(shape))
         return LowRank(kron(A1, A2.flatten(1)).view(shape), kron(B1, B2))
@@ -206,7 +252,10 @@ def folded(middle: Tensor, down: Tensor) -> Tensor:
         or middle.shape[1] != len(down)
     ):
         raise ValueError(f"a middle of {tuple(middle.shape)} and {tuple(down.shape)} do not match")
-    return torch.einsum("ijkl,jn->inkl", middle, down.flatten(1))
+    down = down.flatten(1)
+    if middle.is_meta:  # where torch's first product takes 80 MB
+        return middle.new_empty(middle.shape[0], down.shape[1], *middle.shape[2:])
+    return torch.einsum("ijkl,jn->inkl", middle, down)
 
 
 def kron(X: Tensor, Y: Tensor) -> Tensor:
@@ -218,8 +267,13 @@ def whole(delta: Tensor) -> LowRank:
     """Delta W (out, in, ...) itself as one of its factors, at a rank of min(out, in ...); the other is the identity."""
     out, fan_in = delta.shape[0], delta.shape[1:].numel()
     if out <= fan_in:
-        return LowRank(delta, torch.eye(out, device=delta.device))
-    return LowRank(torch.eye(fan_in, device=delta.device).view(fan_in, *delta.shape[1:]), delta.flatten(1))
+        return LowRank(delta, eye(out, delta))
+    return LowRank(eye(fan_in, delta).view(fan_in, *delta.shape[1:]), delta.flatten(1))
+
+
+def eye(size: int, beside: Tensor) -> Tensor:
+    """The identity, where another tensor is; where that has no values, without them (torch.eye takes 80 MB there)."""
+    return beside.new_empty(size, size) if beside.is_meta else torch.eye(size, device=beside.device)
 
 
 def shaped(update: LowRank, kernel: int | None) -> LowRank:
@@ -229,11 +283,17 @@ def shaped(update: LowRank, kernel: int | None) -> LowRank:
     knows. Factors that are of another kernel, or of a module nobody knows, stay as they are.
     """
     A, B = update
-    side = kernel or 1
-    if kernel is None or A.shape[1:].numel() % side**2 or (A.ndim == 4 and A.shape[2:] != (side, side)):
+    if not is_of_kernel(A.shape[1:].numel(), A.shape[2:], kernel):
         return update
+    side = kernel or 1
     A, B = A.reshape(len(A), -1, side, side), B.reshape(*B.shape[:2], 1, 1)
     return LowRank(A, B) if kernel else LowRank(A.flatten(1), B.flatten(1))
+
+
+def is_of_kernel(fan_in: int, sides: Sequence[int], kernel: int | None) -> bool:
+    """Whether a Delta W of so many inputs, with these sides of its kernel if any, can be a module's of `kernel`."""
+    side = kernel or 1
+    return kernel is not None and fan_in % side**2 == 0 and tuple(sides) in {(), (side, side)}
 
 
 def expect(parts: Iterable[str], needed: set[str], allowed: set[str]) -> None:

@@ -49,6 +49,7 @@ REFUSED = (  # how a key ends: why what it says is no low-rank update that can b
 )  # fmt: skip
 WHOLE = re.compile(r".*\.(weight|bias)|.*\.(modules_to_save|original_module)\..*")  # once no part of a LoRA was found
 _MODELS = tuple((re.compile(pattern), name) for pattern, name in MODELS)
+_ANY_MODEL = re.compile("|".join(f"(?:{pattern})" for pattern, _ in MODELS))
 _REFUSED = tuple((re.compile(rf"(.*?)({pattern})", re.DOTALL), reason) for pattern, reason in REFUSED)
 LONGEST = 500  # letters of a key that are looked at: none of a known tool is longer
 
@@ -59,7 +60,7 @@ def model_of(keys: Iterable[str], shape_of: Callable[[str], Shape]) -> str | Non
     shape_of: of a key's tensor.
     """
     keys = [key for key in keys if len(key) <= LONGEST]
-    found = {key: name for key in keys if (name := next((n for sign, n in _MODELS if sign.search(key)), None))}
+    found = {key: next(n for sign, n in _MODELS if sign.search(key)) for key in keys if _ANY_MODEL.search(key)}
     if 2 * len(found) <= len(keys):
         return None
     names = list(found.values())
