@@ -17,7 +17,7 @@ from fewstep.lora.dialects import PEFT_CONFIG
 from fewstep.lora.difference import difference
 from fewstep.lora.files import Base, LoraFile, hash_of, open_lora
 from fewstep.lora.fitting import origin_of, other_family
-from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, misfits, widest
+from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, misfits, size_of, widest
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.references import Reference, parse_reference
 from fewstep.lora.rounding import loss_note
@@ -93,7 +93,7 @@ def check_out(config: AdapterOutput, model: bool = False) -> None:
 def check_ranks(modules: Mapping[str, LowRank], most: int) -> None:
     """Raise FewstepError for a sum that is exact only at a rank above `most`, in some module."""
     for name in modules:
-        rank = modules[name].rank
+        rank = size_of(modules, name).rank
         if rank > most:
             raise FewstepError(
                 f"the exact sum has rank {rank} in {name}, more than --max-rank {most}",
@@ -255,7 +255,7 @@ def save(config: AdapterOutput, adapter: Adapter, recipe: Recipe, dtype: torch.d
 
 def about(out: Path, modules: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, Any]:
     """What a file that was written is."""
-    ranks = [update.rank for update in modules.values()]
+    ranks = [size_of(modules, name).rank for name in modules]
     name = next(name for name, known in DTYPES.items() if known == dtype)
     return {
         "out": str(out), "modules": len(ranks), "rank": max(ranks, default=0), "dtype": name, "sha256": hash_of(out)

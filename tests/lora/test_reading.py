@@ -12,7 +12,9 @@ from torch import Tensor
 from fewstep.errors import FewstepError
 from fewstep.families import ModuleShape
 from fewstep.lora.files import LoraFile, load_adapter, open_lora
-from fewstep.lora.low_rank import Adapter, check_fits, squared_norm
+from fewstep.lora.low_rank import Adapter, check_fits, combine, squared_norm
+from fewstep.lora.recipe import Recipe
+from fewstep.lora.writing import save_adapter
 
 Q, CONV = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "down_blocks.0.resnets.0.conv1"
 SHAPES = {Q: ModuleShape(6, 8, 0), CONV: ModuleShape(6, 4, 3)}
@@ -208,11 +210,12 @@ def test_sizes_take_no_reading_and_every_tensor_is_read_once(tmp_path: Path) -> 
     counted = LoraFile(**{**vars(file), "source": file.source._replace(read=reading)})
     adapter = counted.adapter(SHAPES)
     check_fits(adapter, SHAPES, "x", "y")
-    assert adapter.parameters() > 0
+    both = Adapter(combine([(1.0, adapter)]))
+    assert both.parameters() == adapter.parameters() > 0
     assert not seen
-    for _ in adapter.modules.values():
-        pass
-    assert seen == dict.fromkeys(file.source.shapes.keys() - alphas, 1)
+    for number, dialect in enumerate(("kohya", "diffusers"), 1):
+        save_adapter(tmp_path / dialect, both, Recipe(method="denoising"), torch.float16, dialect)
+        assert seen == dict.fromkeys(file.source.shapes.keys() - alphas, number)
 
 
 @pytest.mark.parametrize("shapes", [{}, SHAPES])

@@ -27,6 +27,13 @@ class Size(NamedTuple):
         """Values in A and B."""
         return self.shape.lora_parameters(self.rank)
 
+    @property
+    def factors(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of A and B."""
+        out, in_, kernel = self.shape
+        sides, ones = ((kernel, kernel), (1, 1)) if kernel else ((), ())
+        return (self.rank, in_, *sides), (out, self.rank, *ones)
+
 
 class LowRank(NamedTuple):
     """Delta W = B A of one Linear or Conv2d; the scale lora_alpha / rank is inside B (LoRA, arXiv 2106.09685)."""

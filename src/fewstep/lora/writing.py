@@ -13,7 +13,7 @@ from fewstep.families import FAMILIES, Family
 from fewstep.families.ldm import ldm_names
 from fewstep.io import atomic_folder, atomic_path, write_json
 from fewstep.lora.dialects import PEFT_CONFIG, PEFT_WEIGHTS, TEXT, flat
-from fewstep.lora.low_rank import Adapter
+from fewstep.lora.low_rank import Adapter, LowRank, size_of
 from fewstep.lora.recipe import Recipe, to_metadata
 
 DTYPES = {
@@ -62,15 +62,22 @@ class Planned:
 
     def __init__(self, adapter: Adapter, dtype: torch.dtype) -> None:
         self.modules, self.dtype = adapter.modules, dtype
-        self.shapes = {name: (tuple(update.A.shape), tuple(update.B.shape)) for name, update in self.modules.items()}
+        self.shapes = {name: size_of(self.modules, name).factors for name in self.modules}
         self.ranks = {name: A[0] for name, (A, _) in self.shapes.items()}
+        self._last: tuple[str, LowRank] | None = None
+
+    def update(self, name: str) -> LowRank:
+        """One module's, read once: its factors are written one after the other."""
+        if self._last is None or self._last[0] != name:
+            self._last = name, self.modules[name]
+        return self._last[1]
 
     def factors(self, name: str, down: str, up: str) -> list[Entry]:
         """A and B of one module under these keys."""
         A, B = self.shapes[name]
         return [
-            Entry(down, A, self.dtype, lambda: self.modules[name].A),
-            Entry(up, B, self.dtype, lambda: self.modules[name].B),
+            Entry(down, A, self.dtype, lambda: self.update(name).A.reshape(A)),
+            Entry(up, B, self.dtype, lambda: self.update(name).B.reshape(B)),
         ]
 
     def alpha(self, name: str, key: str) -> Entry:
@@ -175,7 +182,10 @@ def bytes_of(entry: Entry) -> bytes:
 
 
 def survives(made: Tensor, tensor: Tensor) -> bool:
-    """Whether all values are finite in their type; types of 8 bits do not say so, and are asked for their range."""
+    """Whether all values are finite in their type; types of 8 bits do not say so, and are asked for their range.
+
+    As rounding keeps the order, the smallest and the largest speak for all: they are NaN where any value is.
+    """
     if tensor.dtype.itemsize > 1:
-        return bool(tensor.isfinite().all())
+        return made.numel() == 0 or bool(torch.stack(made.aminmax()).to(tensor.dtype).isfinite().all())
     return made.dtype == tensor.dtype or bool((made.abs() <= torch.finfo(tensor.dtype).max).all())

@@ -179,7 +179,7 @@ def _initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
     modules = module_shapes(model.unet)
     adapter, recipe = load_adapter(Reference(config.init_lora, 1.0).file, modules)
     check_made_for(adapter, recipe, modules, str(config.init_lora), str(model.path), model.prediction_type)
-    ranks = sorted({update.rank for update in adapter.modules.values()})
+    ranks = sorted({adapter.size(name).rank for name in adapter.modules})
     if ranks != [config.rank]:
         raise UsageError(
             f"--rank {config.rank} differs from {config.init_lora}, which has {ranks}", f"use --rank {ranks[0]}"
