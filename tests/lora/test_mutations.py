@@ -1,6 +1,7 @@
-"""900 damaged and hostile files: refused in one line, or read whole and finite; nothing runs, nothing is left."""
+"""1,400 damaged and hostile files: refused in one line, or read whole and finite; nothing runs, nothing is left."""
 
 import json
+import math
 import pickle
 import random
 import resource
@@ -15,6 +16,7 @@ from safetensors.torch import save
 from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES
 from fewstep.lora.files import load_adapter
+from fewstep.lora.low_rank import check_fits, square_of
 from fewstep.lora.numbered import in_order, visited
 
 SHAPES = FAMILIES["emoji"].all_modules()
@@ -58,7 +60,23 @@ def dora_file() -> bytes:
     return save({f"{key}.{part}": x for part, x in tensors.items()}, {"fewstep.recipe": json.dumps({"method": "lcd"})})
 
 
-FILES = {"kohya": good_file, "cloneofsimo": numbered_file, "dora": dora_file}
+def factorised_file() -> bytes:
+    """A LoKr with a middle, a LoHa, a word's embedding and a config with a pattern."""
+    names = [next(n for n in SHAPES if SHAPES[n].kernel == 3 and SHAPES[n].in_ > 8),
+             *(n for n in NAMES if SHAPES[n].kernel == 0)]  # fmt: skip
+    (conv, linear, *_), keys = names, [f"lora_unet_{n.replace('.', '_')}" for n in names]
+    (out, in_, _), (rows, columns, _) = SHAPES[conv], SHAPES[linear]
+    parts = {f"{keys[0]}.lokr_w1": (2, 2), f"{keys[0]}.lokr_w2_a": (1, out // 2), f"{keys[0]}.alpha": (),
+             f"{keys[0]}.lokr_w2_b": (1, in_ // 2), f"{keys[0]}.lokr_t2": (1, 1, 3, 3),
+             **{f"{keys[1]}.hada_w{i}_a": (rows, i) for i in (1, 2)},
+             **{f"{keys[1]}.hada_w{i}_b": (i, columns) for i in (1, 2)},
+             "bundle_emb.word.clip_l": (1, 4)}  # fmt: skip
+    told = {"unet.lora_alpha": 2, "unet.alpha_pattern": {".*conv.*": 1}}
+    metadata = {"fewstep.recipe": json.dumps({"method": "lcd"}), "lora_adapter_metadata": json.dumps(told)}
+    return save({key: torch.randn(shape) for key, shape in parts.items()}, metadata)
+
+
+FILES = {"kohya": good_file, "cloneofsimo": numbered_file, "dora": dora_file, "factorised": factorised_file}
 
 
 def split(data: bytes) -> tuple[dict, bytes]:
@@ -117,7 +135,17 @@ def renamed(data: bytes, chance: random.Random) -> bytes:
     return joined(header, body)
 
 
-ADAPTERS = ("no", "[]", '{"unet.lora_alpha": "x"}', '{"unet.alpha_pattern": 3}', '{"unet.use_dora": true}')
+ADAPTERS = (
+    '{"unet.alpha_pattern": {"(": 1}}',
+    '{"unet.alpha_pattern": {"": 0}}',
+    "[" * 9999,
+    '{"lora_alpha": 1e999}',
+    "no",
+    "[]",
+    '{"unet.lora_alpha": "x"}',
+    '{"unet.alpha_pattern": 3}',
+    '{"unet.use_dora": true}',
+)
 
 
 def other_metadata(data: bytes, chance: random.Random) -> bytes:
@@ -135,12 +163,36 @@ def dropped(data: bytes, chance: random.Random) -> bytes:
     return joined(header, body)
 
 
+def amplifying(data: bytes, chance: random.Random) -> bytes:
+    """Factors of a few values that would multiply out to many, of a module that is there or not."""
+    name = chance.choice([*NAMES, "nobody"])
+    key, long = f"lora_unet_{name.replace('.', '_')}", chance.choice([1000, 9999])
+    kinds = [
+        {"lokr_w1": (long, 1), "lokr_w2": (1, long)}, {"lokr_w1": (long, 1), "lokr_w2": (long, 1)},
+        {"lokr_w1_a": (long, 1), "lokr_w1_b": (1, long), "lokr_w2": (9, 9)}, {"lokr_w1": (99, 99), "lokr_w2": (99, 99)},
+        {f"hada_w{i}_{x}": (long, 1) if x == "a" else (1, long) for i in (1, 2) for x in "ab"},
+        {"lora_down.weight": (1, long, 1, 1), "lora_mid.weight": (1, 1, 99, 99), "lora_up.weight": (9, 1)},
+        {"lora_down.weight": (long, 9), "lora_up.weight": (9, long)},
+        {"lora_down.weight": (0, 9), "lora_up.weight": (9, 0)},
+    ]  # fmt: skip
+    parts = chance.choice(kinds)
+    return save({f"{key}.{part}": torch.ones(shape, dtype=torch.float16) for part, shape in parts.items()})
+
+
+def stand_in(data: bytes, chance: random.Random) -> bytes:
+    """What lies where a file should be."""
+    return chance.choice(
+        [b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html>", b"Entry not found", b"PK\x03\x04"]
+    )
+
+
 def noise(data: bytes, chance: random.Random) -> bytes:
     return chance.randbytes(chance.choice([0, 7, 8, 100, 5000]))
 
 
 MUTATIONS: list[Mutation] = [
     truncated, claimed, flipped, garbled_body, changed_entry, renamed, other_metadata, dropped, noise,
+    amplifying, stand_in,
 ]  # fmt: skip
 
 
@@ -148,6 +200,9 @@ def outcome(path: Path) -> str:
     """What happened: refused, or read when every module is there and finite."""
     try:
         adapter, _ = load_adapter(path, SHAPES, lambda name: torch.ones(SHAPES[name].out, SHAPES[name].in_))
+        for name in adapter.modules:
+            assert math.isfinite(square_of(adapter.modules, name))
+        check_fits(adapter, SHAPES, "x", "y")
         for update in adapter.modules.values():
             assert all(bool(x.isfinite().all()) for x in update)
     except FewstepError as error:
