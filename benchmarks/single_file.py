@@ -25,14 +25,15 @@ import torch
 from torch import Tensor
 
 from fewstep.cli import main_of
-from fewstep.configs import Config, SampleConfig, build
+from fewstep.configs import Config, Where, build
 from fewstep.diffusion.sampler import ImageNoise
+from fewstep.engines.torch import TorchEngine
 from fewstep.families import FAMILIES, Family
 from fewstep.families.single_file import LEVEL, TEXT
 from fewstep.lora.writing import Entry, write_safetensors
 from fewstep.models.load import DTYPES, load_model
 from fewstep.models.single_file import Part, save_folder, text_part, unet_part, vae_part
-from fewstep.pipeline import Pipeline
+from fewstep.session import Session
 
 PROMPT = "a photo of a cat"
 PREFIXES = {"sd15": (TEXT["text_encoder"][0],), "sd21": (TEXT["text_encoder"][2],)}
@@ -115,11 +116,11 @@ def maker(key: str, shape: tuple[int, ...], seed: int) -> Callable[[], Tensor]:
 def ours(job: Job) -> tuple[float, Any, Callable[[], Tensor]]:
     """fewstep."""
     begun = time.perf_counter()
-    pipeline = Pipeline(load_model(str(job.file), job.dtype), (), ())
+    where = build(Where, model=str(job.file), loras=())
+    session = Session.on(TorchEngine(load_model(str(job.file), job.dtype)), where)
     options: dict[str, Any] = {"solver": "ddim", "steps": 1, "guidance_scale": 1, "width": job.size, "height": job.size}
-    config = build(SampleConfig, prompts=(PROMPT,), model=str(job.file), **options)
     took = time.perf_counter() - begun
-    return took, pipeline.model, lambda: next(pipeline.pictures(config, pipeline.plan(config))).pixels
+    return took, session.engine.model, lambda: next(session.draw(PROMPT, **options)).pixels
 
 
 def diffusers(job: Job) -> tuple[float, Any, Callable[[], Tensor]]:

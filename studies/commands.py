@@ -2,7 +2,7 @@
 
 import sys
 
-from fewstep.cli import new_app
+from fewstep.cli.app import new_app
 from studies.pages import write_page
 
 

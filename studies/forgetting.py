@@ -16,7 +16,7 @@ from pydantic import Field
 
 from fewstep.assets import MODEL, STYLES, shipped_model
 from fewstep.cli import main_of
-from fewstep.configs import Config, Device, FinetuneConfig, Modules, Precision, SampleConfig, Solver, build
+from fewstep.configs import Config, Device, Draw, FinetuneConfig, Modules, Precision, Solver, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import Weight
 from fewstep.evaluate.prompts import OF, Prompt, shipped_prompts, styled_prompts
@@ -202,8 +202,8 @@ def run(config: ForgettingConfig) -> None:
     words = words_of(config.style)
     vector = vector_of(config)
     lab = Lab(config.device, config.dtype, config.batch_size)
-    bare, around = lab.pipeline(lora=config.lora)
-    plan = bare.plan(build(SampleConfig, prompts=("",), solver=config.solver, steps=config.steps, lora=config.lora))
+    session, around = lab.session(lora=config.lora)
+    plan = session.plan(build(Draw, prompts=("",), solver=config.solver, steps=config.steps))
     how = f"{plan.solver_name}, {plan.steps} steps, guidance {plan.guidance_scale:g}"
     results = [measured(config, lab, vector, kind, weight)
                for weight in (0.0, *config.weights) for kind in kinds(config, lab.reference)]  # fmt: skip

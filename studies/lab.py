@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.assets import MODEL, shipped_kit
-from fewstep.configs import Device, Precision, SampleConfig, build
+from fewstep.configs import Device, Draw, Precision, build
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.evaluate.drawn import Drawn, batch_facts, batch_file, draw, keep, time_of
@@ -30,7 +30,7 @@ from fewstep.metrics.networks import load_efficientnet
 from fewstep.metrics.reference import Reference, agreement_with, load_reference
 from fewstep.models.load import pick_device
 from fewstep.models.model import parts_sha256
-from fewstep.pipeline import Pipeline, load_pipeline
+from fewstep.session import Session
 
 
 class Given(NamedTuple):
@@ -55,60 +55,53 @@ class Lab:
         self.efficientnet = load_efficientnet(pick_device(device))
         self.reference = load_reference(shipped_kit() / "reference.safetensors")
         self.lpips = load_lpips(pick_device(device))
-        self._loaded: tuple[tuple[str, tuple[str, ...]], Pipeline, dict[str, Any]] | None = None
+        self._session: Session | None = None
 
-    def pipeline(self, model: str = MODEL, lora: tuple[str, ...] = ()) -> tuple[Pipeline, dict[str, Any]]:
-        """The model with its LoRAs, and what pictures depend on beside them; the last one stays loaded."""
-        if self._loaded is None or self._loaded[0] != (model, lora):
-            self._loaded = None  # one at a time in memory
-            pipeline = load_pipeline(model, lora, self.dtype, self.device)
-            around = surroundings(parts_sha256(pipeline.model.path), pipeline.model.device)
-            self._loaded = (model, lora), pipeline, around
-        return self._loaded[1:]
+    def session(self, model: str = MODEL, lora: tuple[str, ...] = ()) -> tuple[Session, dict[str, Any]]:
+        """A session with these LoRAs plugged in, and what pictures depend on beside them.
+
+        There is one: the next call plugs others in, or closes it for another model.
+        """
+        if self._session is None or self._session.where.model != model:
+            if self._session is not None:
+                self._session.close()
+            self._session = Session(model, (), dtype=self.dtype, device=self.device)
+        self._session.plug(lora)
+        return self._session, surroundings(parts_sha256(self._session.facts.path), self._session.engine.device)
 
     def draw(
         self, prompts: Sequence[str], model: str = MODEL, lora: tuple[str, ...] = (), title: str = "", **options: Any
     ) -> Drawn:
-        """A picture of each prompt, seeds counting up from 0; options: of SampleConfig."""
-        pipeline, around = self.pipeline(model, lora)
-        wish = self.wish(prompts, model, lora, **options)
-        return draw(pipeline, pipeline.plan(wish), wish, around, title)
+        """A picture of each prompt, seeds counting up from 0; options: of Draw."""
+        session, around = self.session(model, lora)
+        wish = self.wish(prompts, **options)
+        return draw(session, session.plan(wish), wish, around, title)
 
     def timed(self, drawn: Drawn, prompts: Sequence[str], model: str, lora: tuple[str, ...], rounds: int = 3) -> Drawn:
         """The same pictures with times of now, of `rounds` batches: what is kept may have been drawn under load."""
-        pipeline, _ = self.pipeline(model, lora)
-        batch = self.wish(prompts[: self.batch_size], model, lora)
-        return drawn._replace(timed=tuple(time_of(pipeline, drawn.plan, batch) for _ in range(rounds)))
+        session, _ = self.session(model, lora)
+        batch = self.wish(prompts[: self.batch_size])
+        return drawn._replace(timed=tuple(time_of(session, drawn.plan, batch) for _ in range(rounds)))
 
     def paint(self, batches: Sequence[Given], model: str = MODEL, lora: tuple[str, ...] = (), **options: Any) -> Drawn:
-        """The pictures of given embeddings and noise, batch by batch; options: of SampleConfig."""
-        pipeline, around = self.pipeline(model, lora)
-        wish = self.wish(("",), model, lora, **options)
-        plan, files, facts = pipeline.plan(wish), [], []
+        """The pictures of given embeddings and noise, batch by batch; options: of Draw."""
+        session, around = self.session(model, lora)
+        wish = self.wish(("",), **options)
+        plan, files, facts = session.plan(wish), [], []
         for batch in batches:
-            file = batch_file(
-                pipeline, plan, wish, {**around, "given": batch.sha256, "lab": source_sha256(Path(__file__))}
-            )
+            around_it = {**around, "given": batch.sha256, "lab": source_sha256(Path(__file__))}
+            file = batch_file(session, plan, wish, around_it)
             if (known := batch_facts(file)) is None:
-                pixels = pipeline.paint(plan, batch.conditioning, GivenNoise(batch, pipeline.model.device))
+                pixels = session.paint(plan, batch.conditioning, GivenNoise(batch, session.engine.device))
                 known = {"images": len(pixels), "nfe": plan.nfe}
                 keep(file, pixels, known)
             files.append(file)
             facts.append(known)
-        return Drawn(tuple(files), tuple(facts), plan, pipeline.loras)
+        return Drawn(tuple(files), tuple(facts), plan, session.loras)
 
-    def wish(self, prompts: Sequence[str], model: str, lora: tuple[str, ...], **options: Any) -> SampleConfig:
+    def wish(self, prompts: Sequence[str], **options: Any) -> Draw:
         """What is to be drawn, this lab's way."""
-        return build(
-            SampleConfig,
-            prompts=tuple(prompts),
-            model=model,
-            lora=lora,
-            batch_size=self.batch_size,
-            dtype=self.dtype,
-            device=self.device,
-            **options,
-        )
+        return build(Draw, prompts=tuple(prompts), batch_size=self.batch_size, **options)
 
     def features(self, drawn: Drawn) -> Tensor:
         """EfficientNet's features (N, 1280)."""
@@ -137,6 +130,11 @@ class Lab:
         device = next(self.lpips.buffers()).device
         distances: Tensor = self.lpips(x.to(device), y.to(device))
         return distances.cpu()
+
+
+def embedded(session: Session, texts: Sequence[str]) -> Conditioning:
+    """What the texts tell the network of pictures of the model's own size."""
+    return session.engine.embed(texts, session.facts.size, session.facts.size)
 
 
 class GivenNoise:

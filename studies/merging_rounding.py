@@ -3,9 +3,8 @@
 import torch
 from torch import nn
 
-from fewstep.lora.layers import fold
-from fewstep.lora.low_rank import LowRank
-from fewstep.lora.rounding import lost_share
+from fewstep.lora.low_rank import Adapter, LowRank
+from fewstep.models.plugging import Folding
 
 TYPES = {
     "float32": torch.float32,
@@ -24,7 +23,9 @@ def lost(dtype: torch.dtype, size: float) -> float:
     layer.weight.data = (0.03 * torch.randn(SIDE, SIDE, generator=draw)).to(dtype)
     A, B = torch.randn(RANK, SIDE, generator=draw), torch.randn(SIDE, RANK, generator=draw)
     update = LowRank(A, B * float(size * layer.weight.float().norm() / (B @ A).norm()))
-    return lost_share(fold({"layer": layer}, [(1.0, {"layer": update})]))[dtype]
+    folding = Folding({"layer": layer})
+    folding.plug([(1.0, Adapter({"layer": update}))])
+    return folding.lost[dtype]
 
 
 def cell(dtype: torch.dtype, size: float) -> str:

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fewstep.configs import SampleConfig, build
-from fewstep.pipeline import Picture, load_pipeline, loras_of
+from fewstep.session import Picture, Session
 from studies.pages import write_page
 
 PROMPTS = ("heart", "red apple", "strawberry", "rose", "tomato", "fire engine", "cherries", "red balloon")
@@ -52,11 +51,10 @@ def measured(pictures: Sequence[Picture], time_s: float) -> Result:
 
 def draw(**options: Any) -> Result:
     """Draw all prompts one way, on the embedded model with its acceleration LoRA."""
-    config = build(SampleConfig, prompts=PROMPTS, count=COUNT, device="cpu", **options)
-    pipeline = load_pipeline(config.model, loras_of(config), device="cpu")
-    start = time.perf_counter()
-    pictures = list(pipeline.pictures(config, pipeline.plan(config)))
-    return measured(pictures, time.perf_counter() - start)
+    with Session(dtype="fp32", device="cpu") as session:
+        start = time.perf_counter()
+        pictures = list(session.draw(PROMPTS, count=COUNT, **options))
+        return measured(pictures, time.perf_counter() - start)
 
 
 def page() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fewstep.plug import accelerate
+from fewstep.bridge.accelerate import accelerate
 from studies.pages import template, write_page
 from tests.pipes import FAMILIES, LCM, ROWS, Row, build, draw, random_lora
 

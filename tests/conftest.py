@@ -58,6 +58,16 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_precision() -> Iterator[None]:
+    """--dtype auto is fp32 in tests, whatever the machine can do; a test of its own looks at what it is elsewhere."""
+    from fewstep.engines import torch as engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "fast_dtype", lambda device: engine.DTYPES["fp32"])
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random SD 1.x folder for 16 px images; do not write to it."""

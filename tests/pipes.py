@@ -21,11 +21,11 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from fewstep.bridge.accelerate import layers_of_pipeline
 from fewstep.lora.layers import shape_of
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
-from fewstep.plug import layers_of_pipeline
 from tests.tiny import tiny_tokenizer, tiny_unet
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -185,8 +185,8 @@ def test_numbers_are_finite(kind, given, field, value):
     [
         (SampleConfig, {"strength": 0.3}, "--strength needs --image"),
         (SampleConfig, {"mask": "m.png"}, "--mask needs --image"),
-        (SampleConfig, {"sketch": True}, "--sketch needs --controlnet"),
-        (SampleConfig, {"control_scale": 0.5}, "--control-scale needs --controlnet"),
+        (SampleConfig, {"sketch": True}, "--sketch needs --control-image"),
+        (SampleConfig, {"control_scale": 0.5}, "--control-scale needs --control-image"),
         (SampleConfig, {"nag_scale": 5}, "--nag-scale needs --negative-prompt"),
         (CompareConfig, {"clip_model": "folder"}, "--clip-model needs --clip-score"),
         (DistillConfig, {"loss": "l2", "huber_c": 0.1}, "--huber-c needs --loss huber"),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fewstep import accelerate
-from fewstep.scheduler import FewstepScheduler
+from fewstep.bridge.scheduler import FewstepScheduler
 from tests import pipes
 from tests.pipes import random_lora, row_named
 

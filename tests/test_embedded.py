@@ -7,12 +7,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_kit, shipped_lora, shipped_model
-from fewstep.configs import SampleConfig, build
+from fewstep.configs import Draw, build
 from fewstep.data.folder import read_items
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import module_shapes
 from fewstep.models.load import load_model
-from fewstep.pipeline import loras_of
+from tests.sessions import session
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,15 @@ def test_plain_solvers_draw_with_the_model_as_it_is(fewstep, tmp_path):
         ({}, (ACCELERATION,)),
         ({"solver": "tcd"}, (ACCELERATION,)),
         ({"solver": "dpm-solver++"}, ()),
-        ({"lora": ("noto-mono:0.8",)}, ("noto-mono:0.8",)),
-        ({"model": "./emoji"}, ()),
+        ({"loras": ("noto-mono:0.8",)}, ("noto-mono",)),
+        ({"loras": ()}, ()),
+        ({"model": str(shipped_model(MODEL))}, ()),
     ],
 )
 def test_what_is_plugged_in_when(options, loras):
-    assert loras_of(build(SampleConfig, prompts=("x",), **options)) == loras
+    with session(options.get("model", MODEL), options.get("loras")) as opened:
+        opened.plan(build(Draw, prompts=("x",), solver=options.get("solver", "auto")))
+        assert tuple(lora["file"] for lora in opened.loras) == loras
 
 
 def test_styles_add_to_the_acceleration(fewstep, tmp_path):

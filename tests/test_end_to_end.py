@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import fewstep
 from fewstep.cli import main
-from fewstep.configs import SampleConfig, build
-from fewstep.pipeline import load_pipeline
+from fewstep.configs import Draw, build
+from tests.sessions import session
 from tests.tiny import tiny_images, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -95,9 +95,12 @@ def test_a_run_killed_before_its_export_is_finished_by_resuming(model: Path, dat
 def test_the_lora_gives_the_same_image_in_diffusers(model: Path, data: Path, tmp_path: Path, steps: int) -> None:
     assert main(distill_options(model, data, tmp_path / "run", "--size", "16")) == 0
     lora, prompt, seed = tmp_path / "run" / "lora.safetensors", "a red fish", 7
-    config = build(SampleConfig, prompts=(prompt,), model=str(model), lora=(str(lora),), steps=steps, seed=seed)
-    pipeline = load_pipeline(str(model), [str(lora)], device="cpu")
-    (ours,) = pipeline.pictures(config, pipeline.plan(config))
+    with session(model, [str(lora)]) as opened:
+        draw = build(Draw, prompts=(prompt,), steps=steps, seed=seed)
+        plan = opened.plan(draw)
+        (ours,) = opened.pictures(draw, plan)
+        with opened.plugged():
+            (without,) = opened.pictures(draw, plan)
 
     theirs = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, local_files_only=True)
     theirs.scheduler = LCMScheduler.from_config(theirs.scheduler.config)
@@ -116,20 +119,16 @@ def test_the_lora_gives_the_same_image_in_diffusers(model: Path, data: Path, tmp
     expected = torch.from_numpy(np.asarray(image)).permute(2, 0, 1) * 2 - 1
     assert ours.recipe["nfe"] == steps
     torch.testing.assert_close(ours.pixels, expected, rtol=0, atol=1e-3)
-    assert not torch.allclose(ours.pixels, drawn_without(model, config), atol=1e-2)  # the LoRA does something
-
-
-def drawn_without(model: Path, config: SampleConfig) -> torch.Tensor:
-    pipeline = load_pipeline(str(model), [], device="cpu")
-    (picture,) = pipeline.pictures(config, load_pipeline(str(model), config.lora, device="cpu").plan(config))
-    return picture.pixels
+    assert not torch.allclose(ours.pixels, without.pixels, atol=1e-2)  # the LoRA does something
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_draws_nearly_the_same_image(model: Path, dtype: str) -> None:
-    config = build(SampleConfig, prompts=("a cat",), model=str(model), steps=4, guidance_scale=3, device="cpu")
-    pictures = [next(fewstep.sample(config.model_copy(update={"dtype": name}))) for name in ("fp32", dtype)]
-    error = (pictures[0].pixels - pictures[1].pixels).square().mean()
+    drawn = [
+        fewstep.sample("a cat", str(model), dtype=name, device="cpu", steps=4, guidance_scale=3)[0]
+        for name in ("fp32", dtype)
+    ]
+    error = (drawn[0].pixels - drawn[1].pixels).square().mean()
     assert 10 * torch.log10(4 / error) > 30  # dB, of a signal in [-1, 1]
 
 
@@ -138,11 +137,11 @@ def test_finetuning_makes_a_style_lora_that_adds_to_the_acceleration(model: Path
     assert main(["finetune", *options, "--device", "cpu", "--out", str(tmp_path / "style")]) == 0
     assert main(distill_options(model, data, tmp_path / "fast")) == 0
     loras = [f"{tmp_path / 'style' / 'lora.safetensors'}:0.8", f"{tmp_path / 'fast' / 'lora.safetensors'}:1.0"]
-    pipeline = load_pipeline(str(model), loras, device="cpu")
-    config = build(SampleConfig, prompts=("a cat",), model=str(model), lora=tuple(loras))
-    plan = pipeline.plan(config)
-    assert (plan.solver_name, plan.steps, plan.guidance_scale) == ("lcm", 4, 1.0)
-    (picture,) = pipeline.pictures(config, plan)
+    with session(model, loras) as opened:
+        draw = build(Draw, prompts=("a cat",))
+        plan = opened.plan(draw)
+        assert (plan.solver_name, plan.steps, plan.guidance_scale) == ("lcm", 4, 1.0)
+        (picture,) = opened.pictures(draw, plan)
     assert picture.pixels.isfinite().all()
 
 
@@ -154,8 +153,7 @@ def test_full_training_leaves_a_model_folder_that_samples(
     assert main([command, "--model", str(model), *options, "--out", str(tmp_path / "run")]) == 0
     folder = str(tmp_path / "run" / "model")
     assert main(["sample", "a cat", "--model", folder, "--out", str(tmp_path / "images"), "--device", "cpu"]) == 0
-    config = build(SampleConfig, prompts=("a cat",), model=folder)
-    plan = load_pipeline(folder, [], device="cpu").plan(config)
+    plan = session(folder).plan(build(Draw, prompts=("a cat",)))
     assert plan.solver_name == ("lcm" if command == "distill" else "dpm-solver++")
 
 

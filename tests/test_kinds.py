@@ -19,14 +19,14 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from fewstep.configs import SampleConfig, build
 from fewstep.data.cache import encode
 from fewstep.data.folder import read_items
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.models.inpainting import training_mask
 from fewstep.models.load import load_model
-from fewstep.pipeline import Picture, load_pipeline
+from fewstep.session import Picture
 from tests.conftest import Outcome
+from tests.sessions import session
 from tests.tiny import tiny_images, tiny_model, tiny_sdxl
 
 PROMPT, NEGATIVE = "a red cat", "a blue house"
@@ -35,9 +35,10 @@ HOW = {"solver": "ddim", "grid": "leading", "steps": 4, "guidance_scale": 5.0}
 
 
 def ours(folder: Path, **options: Any) -> list[Picture]:
-    config = build(SampleConfig, prompts=(PROMPT,), model=str(folder), **(HOW | options))
-    pipeline = load_pipeline(config.model, config.lora, controlnet=config.controlnet)
-    return list(pipeline.pictures(config, pipeline.plan(config)))
+    options = {name: x.read_bytes() if isinstance(x, Path) else x for name, x in (HOW | options).items()}
+    where = {name: options.pop(name) for name in ("loras", "controlnet") if name in options}
+    with session(folder, **where) as opened:
+        return list(opened.draw(PROMPT, **options))
 
 
 def noise(seed: int = 0) -> torch.Tensor:

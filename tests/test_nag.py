@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.configs import SampleConfig, build
 from fewstep.models.load import load_model
-from fewstep.models.nag import guided_attention, use_guided_attention
-from fewstep.pipeline import Picture, load_pipeline
+from fewstep.models.nag import CROSS, GuidedAttention, guided_attention, guided_attention_of
+from fewstep.session import Picture
 from tests.conftest import Outcome
+from tests.sessions import pictures, session
 
 SCALES = st.floats(1, 20)
 
@@ -56,15 +56,14 @@ def test_at_scale_1_the_network_is_diffusers_own(tiny_model_folder: Path):
     x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([500, 20]), torch.randn(2, 16, 16)
     with torch.no_grad():
         own = unet(x, t, text, return_dict=False)[0]
-        use_guided_attention(unet, 1.0)
+        kind = {name: GuidedAttention(1.0) for name in unet.attn_processors if name.endswith(CROSS)}
+        unet.set_attn_processor(unet.attn_processors | kind)
         guided = unet(x, t, torch.cat([text, torch.randn(2, 16, 16)]), return_dict=False)[0]
     assert torch.allclose(own, guided, atol=1e-5)
 
 
 def drawn(model: Path, **options: Any) -> Picture:
-    config = build(SampleConfig, prompts=("a cat",), model=str(model), steps=2, **({"guidance_scale": 1} | options))
-    pipeline = load_pipeline(config.model, ())
-    return next(pipeline.pictures(config, pipeline.plan(config)))
+    return pictures(model, "a cat", steps=2, **({"guidance_scale": 1} | options))[0]
 
 
 def test_it_works_at_guidance_1_without_more_calls(tiny_model_folder: Path):
@@ -78,14 +77,23 @@ def test_it_works_at_guidance_1_without_more_calls(tiny_model_folder: Path):
     assert both.recipe["nfe"] == 4
 
 
-def test_the_same_pipeline_draws_without_it_again(tiny_model_folder: Path):
-    pipeline = load_pipeline(str(tiny_model_folder), ())
-    options = {"prompts": ("a cat", "a dog"), "model": str(tiny_model_folder), "steps": 1, "guidance_scale": 3}
-    plain = build(SampleConfig, **options)
-    guided = build(SampleConfig, **options, negative_prompt="a house", nag_scale=5)
-    first, _, again = ([p.pixels for p in pipeline.pictures(c, pipeline.plan(c))] for c in (plain, guided, plain))
+def test_the_same_session_draws_without_it_again(tiny_model_folder: Path):
+    guided = {"negative_prompt": "a house", "nag_scale": 5}
+    with session(tiny_model_folder) as opened:
+        first, _, again = (
+            [p.pixels for p in opened.draw(["a cat", "a dog"], steps=1, guidance_scale=3, **options)]
+            for options in ({}, guided, {})
+        )
     for before, after in zip(first, again, strict=True):
-        assert torch.allclose(before, after, atol=1e-5)
+        assert torch.equal(before, after)
+
+
+def test_the_network_is_left_as_it_was(tiny_model_folder: Path):
+    unet = load_model(str(tiny_model_folder)).unet
+    before = dict(unet.attn_processors)
+    with guided_attention_of(unet, 5.0):
+        assert dict(unet.attn_processors) != before
+    assert dict(unet.attn_processors) == before
 
 
 def test_the_hint_names_it(fewstep: Callable[..., Outcome], tiny_model_folder: Path, tmp_path: Path):

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.assets import FOLDER, MODEL
-from fewstep.configs import SampleConfig, build
 from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES
 from fewstep.families.single_file import LEVEL, VAE, WITHOUT_LEVEL, Origin, text_origins
@@ -29,7 +28,7 @@ from fewstep.lora.writing import save_adapter
 from fewstep.models.load import load_model
 from fewstep.models.single_file import Part, clip_vocabulary, new_tokenizer, text_part, unet_part, vae_part
 from fewstep.models.weights import at_origin, family_of_sizes
-from fewstep.pipeline import load_pipeline
+from tests.sessions import pictures, session
 from tests.tiny import tiny_images
 
 CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -129,9 +128,7 @@ def emoji(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def drawn(model: str) -> Tensor:
-    config = build(SampleConfig, prompts=("a red fox",), model=model, steps=2, solver="ddim", guidance_scale=4)
-    pipeline = load_pipeline(model, ())
-    return next(pipeline.pictures(config, pipeline.plan(config))).pixels
+    return pictures(model, "a red fox", steps=2, solver="ddim", guidance_scale=4)[0].pixels
 
 
 def test_a_single_file_draws_what_its_folder_draws(emoji: Path):
@@ -274,6 +271,6 @@ def test_a_single_file_is_exported_as_a_folder(fewstep, emoji, tmp_path):
     assert done.code == 0, done.err
     exported = load_model(str(tmp_path / "fast"))
     assert (exported.recipe.solver, exported.recipe.steps) == ("lcm", 4)
-    folded = load_pipeline(str(emoji), ["lcm"]).model.unet.state_dict()
+    folded = session(emoji, ["lcm"]).engine.model.unet.state_dict()
     for name, weight in exported.unet.state_dict().items():
         assert torch.allclose(weight, folded[name].half().float(), atol=1e-6), name

@@ -24,38 +24,27 @@ FLOORS = {
     "events": 0,
     "locks": 0,
     "io": 0,
-    "configs": 0,
     "images": 0,
-    "assets": 1,
+    "configs": 0,
+    "diffusion": 1,
     "families": 1,
+    "assets": 1,
+    "lora": 2,
     "hub": 2,
-    "diffusion": 2,
-    "lora": 3,
-    "metrics": 3,
-    "models": 4,
+    "models": 3,
     "engines": 4,
-    "planning": 5,
-    "canvas": 5,
-    "pipeline": 5,
-    "merge": 5,
-    "inspection": 5,
-    "data": 5,
+    "data": 4,
+    "metrics": 4,
+    "session": 5,
+    "training": 6,
+    "bridge": 6,
     "evaluate": 6,
-    "scheduler": 6,
-    "plug": 6,
-    "training": 7,
-    "export": 7,
-    "bench": 7,
-    "plan": 7,
-    "demo": 8,
-    "doctor": 7,
+    "commands": 7,
     "cli": 8,
-    "server": 8,
-    "ui": 8,
-    "__main__": 8,
-    "recipes": 9,
-    "benchmarks": 9,
-    "studies": 10,
+    "__main__": 9,
+    "recipes": 10,
+    "benchmarks": 10,
+    "studies": 11,
 }
 
 
@@ -148,8 +137,11 @@ def command_configs() -> list[type[configs.Config]]:
     return [kind for kind in kinds if kind is not configs.Config]
 
 
+HOLDERS = {"config", "where", "draw"}  # what configs are called where they are read
+
+
 def fields_read() -> set[str]:
-    """Names read as `config.name` or `something.config.name` outside configs."""
+    """Names read as `config.name` or `something.config.name`, or by getattr, outside configs."""
     names = set()
     for path in FILES:
         if "configs" in path.parts:
@@ -158,8 +150,12 @@ def fields_read() -> set[str]:
             if isinstance(node, ast.Attribute):
                 holder = node.value
                 name = holder.id if isinstance(holder, ast.Name) else getattr(holder, "attr", None)
-                if name == "config":
+                if name in HOLDERS:
                     names.add(node.attr)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+                held, *rest = node.args
+                if getattr(held, "id", "") in HOLDERS and isinstance(rest[0], ast.Constant):
+                    names.add(rest[0].value)
     return names
 
 
@@ -204,7 +200,7 @@ def test_the_tree_in_git_is_small():
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     sizes = {name: (ROOT / name).stat().st_size for name in listed.split("\0") if (ROOT / name).is_file()}
-    assert sum(sizes.values()) < 45 * MIB, sorted(sizes, key=sizes.__getitem__)[-5:]
+    assert sum(sizes.values()) < 50 * MIB, sorted(sizes, key=sizes.__getitem__)[-5:]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["sample"]], ids=" ".join)

@@ -18,14 +18,14 @@ from pydantic import Field
 from tqdm import tqdm
 
 from fewstep.cli import main_of
-from fewstep.configs import Config, Device, Precision, SampleConfig, Solver, build
+from fewstep.configs import Config, Device, Draw, Precision, Solver, build
 from fewstep.errors import FewstepError
 from fewstep.io import append_line, cache_dir
-from fewstep.lora.references import parse_reference
 from fewstep.metrics.agreement import Agreement, Pictures, agreement, ceiling, whitened
 from fewstep.metrics.networks import load_efficientnet
 from fewstep.models.load import pick_device
-from fewstep.pipeline import load_pipeline
+from fewstep.models.references import parse_reference
+from fewstep.session import Session
 from recipes.emoji.built import read_metadata
 from recipes.emoji.captions import main_caption
 from recipes.emoji.features import drawing_features
@@ -74,13 +74,18 @@ def chosen(config: MeasureConfig) -> list[dict[str, Any]]:
 
 def drawn_features(config: MeasureConfig, prompts: list[str]) -> tuple[torch.Tensor, dict[str, Any]]:
     """Features (N, 1280) of a picture of each prompt, and the plan they were drawn by."""
-    pipeline, network = load_pipeline(config.model, config.lora, config.dtype, config.device), load_efficientnet(
-        pick_device(config.device)
-    )  # fmt: skip
-    wanted = build(SampleConfig, model=config.model, prompts=tuple(prompts), solver=config.solver, steps=config.steps,
-                   guidance_scale=config.guidance_scale, batch_size=config.batch_size, dtype=config.dtype)  # fmt: skip
-    plan, device = pipeline.plan(wanted), pick_device(config.device)
-    pictures = tqdm(pipeline.pictures(wanted, plan), total=len(prompts), unit="picture", file=sys.stderr)
+    session = Session(config.model, config.lora, dtype=config.dtype, device=config.device)
+    network = load_efficientnet(pick_device(config.device))
+    draw = build(
+        Draw,
+        prompts=tuple(prompts),
+        solver=config.solver,
+        steps=config.steps,
+        guidance_scale=config.guidance_scale,
+        batch_size=config.batch_size,
+    )
+    plan, device = session.plan(draw), pick_device(config.device)
+    pictures = tqdm(session.pictures(draw, plan), total=len(prompts), unit="picture", file=sys.stderr)
     features = torch.cat([network(picture.pixels[None].to(device)).cpu() for picture in pictures])
     return features, {"solver": plan.solver_name, "steps": plan.steps, "guidance_scale": plan.guidance_scale}
 

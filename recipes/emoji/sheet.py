@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fewstep.cli import main_of
-from fewstep.configs import Config, Device, Precision, SampleConfig, Solver, build
+from fewstep.configs import Config, Device, Draw, Precision, Solver, Where, build
+from fewstep.engines.torch import TorchEngine
 from fewstep.evaluate.sheets import captioned
 from fewstep.io import atomic_path
 from fewstep.models.model import Model
-from fewstep.pipeline import Pipeline, load_pipeline
+from fewstep.session import Session
 from recipes.emoji.captions import main_caption
 from recipes.emoji.names import COMMON, is_held_out
 
@@ -91,10 +92,9 @@ def style_prompts(style: str) -> dict[str, bool]:
     return {main_caption(style, thing): False for thing in COMMON[:32]}
 
 
-def save_sheet(pipeline: Pipeline, path: Path, prompts: Mapping[str, bool], **options: object) -> None:
-    """Draw the prompts, seeds 0, 1, ..., and write them as one PNG, starred where True; options: of SampleConfig."""
-    config = build(SampleConfig, prompts=tuple(prompts), model=str(pipeline.model.path), **options)
-    pictures = [picture.image for picture in pipeline.pictures(config, pipeline.plan(config))]
+def save_sheet(session: Session, path: Path, prompts: Mapping[str, bool], **options: object) -> None:
+    """Draw the prompts, seeds 0, 1, ..., and write them as one PNG, starred where True; options: of Draw."""
+    pictures = [picture.image for picture in session.draw(build(Draw, prompts=tuple(prompts), **options))]
     labels = [prompt + " *" * held_out for prompt, held_out in prompts.items()]
     with atomic_path(path) as temporary:
         captioned(pictures, labels).save(temporary, "PNG")
@@ -103,15 +103,16 @@ def save_sheet(pipeline: Pipeline, path: Path, prompts: Mapping[str, bool], **op
 def save_samples(model: Model, path: Path, steps: int = 10, guidance_scale: float = 2.0) -> None:
     """The sheet of a model in training, with DPM-Solver++(2M)."""
     options = {"solver": "dpm-solver++", "steps": steps, "guidance_scale": guidance_scale}
-    save_sheet(Pipeline(model, (), ()), path, sheet_prompts(), **options)
+    where = build(Where, model=str(model.path), loras=())
+    save_sheet(Session.on(TorchEngine(model), where), path, sheet_prompts(), **options)
 
 
 def run(config: SheetConfig) -> None:
     """Draw the sheet."""
-    pipeline = load_pipeline(config.model, config.lora, config.dtype, config.device)
+    session = Session(config.model, config.lora, dtype=config.dtype, device=config.device)
     options = {"solver": config.solver, "steps": config.steps, "guidance_scale": config.guidance_scale}
     prompts = style_prompts(config.style) if config.style else sheet_prompts()
-    save_sheet(pipeline, config.out, prompts, dtype=config.dtype, **options)
+    save_sheet(session, config.out, prompts, **options)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from fewstep.io import atomic_folder, atomic_path, cache_dir, read_json, write_b
 from fewstep.lora.files import load_adapter
 from fewstep.lora.recipe import from_metadata, to_metadata
 from fewstep.lora.writing import Entry, write_safetensors
-from fewstep.planning import lay_timesteps
+from fewstep.session.plan import lay_timesteps
 from recipes.emoji.captions import STYLES, main_caption
 from recipes.emoji.latents import load_autoencoder
 from recipes.emoji.packages import PACKAGES

@@ -11,12 +11,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "sample": ("fewstep.pipeline", "sample"),
+    "sample": ("fewstep.session.session", "sample"),
+    "Session": ("fewstep.session.session", "Session"),
+    "Where": ("fewstep.configs", "Where"),
+    "Draw": ("fewstep.configs", "Draw"),
     "distill": ("fewstep.training.distill", "run"),
     "finetune": ("fewstep.training.finetune", "run"),
     "compare": ("fewstep.evaluate.compare", "compare"),
-    "accelerate": ("fewstep.plug", "accelerate"),
-    "FewstepScheduler": ("fewstep.scheduler", "FewstepScheduler"),
+    "accelerate": ("fewstep.bridge.accelerate", "accelerate"),
+    "FewstepScheduler": ("fewstep.bridge.scheduler", "FewstepScheduler"),
     "SchedulerMixin": ("diffusers", "SchedulerMixin"),  # looked up here to load a pipeline saved with the one above
     "SampleConfig": ("fewstep.configs", "SampleConfig"),
     "DistillConfig": ("fewstep.configs", "DistillConfig"),

@@ -1,43 +1,105 @@
-"""What is said to a person beside results: notes, and what takes so long, on stderr."""
+"""What happens while work is done. Nothing below a skin prints or draws a bar: it tells events to the sink in force.
 
-import shutil
-import sys
-from collections.abc import Iterator
+Event   Note      advice, or something that was left out
+        Progress  how much of a piece of work is done
+        Preview   what pictures look like so far
+
+A skin puts its sink in force with `telling`, for a block and what the block calls. Where none is, notes go to Python's
+logger `fewstep`.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from threading import Timer
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
-from fewstep.errors import printable
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-PATIENCE_S = 2.0  # for which a person waits without asking why
-LINE = 79  # characters that cover what a progress bar left on its line
+T = TypeVar("T")
+LOGGER = logging.getLogger("fewstep")
 
 
-def note(text: str) -> None:
-    """Say it in one line, whatever stands in it."""
-    print(f"note: {printable(text)}", file=sys.stderr)
+@dataclass(frozen=True)
+class Note:
+    """One line for the person."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much of a piece of work is done."""
+
+    work: str  # what is being done, such as drawing
+    done: int
+    total: int
+    unit: str = ""  # what is counted, in the singular, such as step; "" is work that is not counted
+    detail: str = ""  # how it goes, such as a loss
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a batch of pictures looks like so far; they are decoded when they are asked for."""
+
+    seeds: tuple[int, ...]  # one per picture
+    step: int  # steps taken
+    steps: int  # steps in all
+    images: Callable[[], list["Image"]]  # one per seed; not after the next event
+
+
+Event = Note | Progress | Preview
+Sink = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The sink that does nothing."""
+
+
+def log(event: Event) -> None:
+    """The sink that logs notes, as warnings."""
+    if isinstance(event, Note):
+        LOGGER.warning(event.text)
+
+
+_SINK: ContextVar[Sink] = ContextVar("sink", default=log)
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
-    """Say what the block, or the decorated function, does, if it takes longer than PATIENCE_S: one line on a terminal.
-
-    Where stderr is no terminal nobody waits, and nothing is said.
-    """
-    if not sys.stderr.isatty():
-        yield
-        return
-    line = f"\r{printable(what) + ' ...':<{LINE}}\n"
-    timer = Timer(PATIENCE_S, lambda: print(line, end="", file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
+def telling(sink: Sink) -> Iterator[None]:
+    """Let events of the block go to this sink, and only there."""
+    token = _SINK.set(sink)
     try:
         yield
     finally:
-        timer.cancel()
+        _SINK.reset(token)
 
 
-def program() -> str:
-    """How the program is called here: by its name if the shell finds it, else by its path."""
-    path = Path(sys.argv[0])
-    return "fewstep" if shutil.which("fewstep") or path.stem != "fewstep" else str(path)
+def tell(event: Event) -> None:
+    """Give the event to the sink in force."""
+    _SINK.get()(event)
+
+
+def note(text: str) -> None:
+    """Tell one line for the person."""
+    tell(Note(text))
+
+
+@contextmanager
+def doing(work: str) -> Iterator[None]:
+    """Tell that the block, or the decorated function, does this, and when it has ended."""
+    tell(Progress(work, 0, 1))
+    try:
+        yield
+    finally:
+        tell(Progress(work, 1, 1))
+
+
+def counted(items: Iterable[T], work: str, unit: str, total: int) -> Iterator[T]:
+    """The items; each that is done with is told."""
+    tell(Progress(work, 0, total, unit))
+    for done, item in enumerate(items, start=1):
+        yield item
+        tell(Progress(work, done, total, unit))

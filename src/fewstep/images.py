@@ -29,43 +29,55 @@ TURNS = {  # EXIF's orientation: what to do with the picture, so that its top is
 }
 
 
-def read_image(path: Path, width: int, height: int) -> Tensor:
+Picture = Path | bytes  # a file, or what is in one
+
+
+def read_image(picture: Picture, width: int, height: int) -> Tensor:
     """The image as pixels (3, height, width) float32 in [-1, 1]: on white, scaled to cover, cut at the centre."""
-    rgba = opened(path)
+    rgba = opened(picture)
     image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     cut = np.array(covering(image, width, height))
     return torch.from_numpy(cut).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def read_mask(path: Path, width: int, height: int) -> Tensor:
+def read_mask(picture: Picture, width: int, height: int) -> Tensor:
     """A mask (1, height, width) float32 in [0, 1], scaled and cut as `read_image` does: black 0, white 1."""
-    cut = np.array(covering(opened(path).convert("L"), width, height))
+    cut = np.array(covering(opened(picture).convert("L"), width, height))
     return torch.from_numpy(cut)[None].float() / 255
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(picture: Picture) -> tuple[int, int]:
     """Width and height in pixels of the image as it is seen, which is as `read_image` reads it."""
-    return opened(path).size
+    return opened(picture).size
 
 
-def opened(path: Path) -> Image.Image:
+def read_bytes(path: Path) -> bytes:
+    """What is in the file of a picture. Raises FewstepError when there is none that can be read."""
+    opened(path)
+    return path.read_bytes()
+
+
+def opened(picture: Picture) -> Image.Image:
     """The image as it is to be seen: RGBA of 8 bits, turned as its EXIF orientation says. All pictures come from here.
 
     Raises FewstepError when there is none that can be read.
     """
+    name = "the picture that was given" if isinstance(picture, bytes) else picture
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+        source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+        with warnings.catch_warnings(action="ignore"), Image.open(source) as file:
             file.load()
             return upright(eight_bits(file).convert("RGBA"), orientation(file))
     except FileNotFoundError:
-        raise FewstepError(f"image not found: {path}", "check the path") from None
+        raise FewstepError(f"image not found: {name}", "check the path") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        refuse_stand_in(path)
+        if isinstance(picture, Path):
+            refuse_stand_in(picture)
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, UnidentifiedImageError):  # whose own words are the path again
             reason = "of no kind that is known here"
         raise FewstepError(
-            f"unreadable image: {path} ({reason})", "replace the file by a PNG or JPEG, or take it out of the folder"
+            f"unreadable image: {name} ({reason})", "replace the file by a PNG or JPEG, or take it out of the folder"
         ) from error
 
 

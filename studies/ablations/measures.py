@@ -98,7 +98,7 @@ def measure(
     """The document: every figure of the page. Draws the sheets on the way."""
     bench = bench_of(config)
     undistilled = bench.draw("not distilled", model=config.model, solver="lcm", steps=STEPS, guidance_scale=1.0)
-    around = bench.lab.pipeline(config.model)[1]
+    around = bench.lab.session(config.model)[1]
     pictures: dict[tuple[Path, int], Drawn] = {}
     results_of: dict[tuple[Path, int], Measured] = {}
 

@@ -122,17 +122,17 @@ def judged(bench: Bench, drawn: Drawn, prompts: Sequence[Prompt], target: Statis
 
 def facts(bench: Bench) -> dict[str, Any]:
     """What every section depends on."""
-    pipeline, around = bench.lab.pipeline(lora=(ACCELERATION,))
-    bare, _ = bench.lab.pipeline()
-    plan = bare.plan(bench.lab.wish(("",), MODEL, (), **TEACHER.options))
+    lcm_sha256 = bench.lab.session(lora=(ACCELERATION,))[0].loras[0]["sha256"]
+    bare, around = bench.lab.session()
+    plan = bare.plan(bench.lab.wish(("",), **TEACHER.options))
     return {
         "fewstep": __version__,
         "model_sha256": around["model_sha256"],
-        "lcm_sha256": pipeline.loras[0]["sha256"],
+        "lcm_sha256": lcm_sha256,
         "images": bench.images,
         "guidance_scale": plan.guidance_scale,
         "dtype": bench.lab.dtype,
-        "device": bare.model.device.type,
+        "device": bare.engine.device.type,
     }
 
 

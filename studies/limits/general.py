@@ -93,7 +93,7 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
          for style in styles]
         for sketch in sketches
     ]  # fmt: skip
-    prompts, size = list(chain.from_iterable(asked)), bench.lab.pipeline()[0].model.size
+    prompts, size = list(chain.from_iterable(asked)), bench.lab.session()[0].facts.size
     originals = [read_image(file, size, size) for file in files]
     rows, columns = [], {"the sketch": [to_image(pixels) for pixels in originals]}
     for strength in STRENGTHS:

@@ -11,8 +11,8 @@ from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, grid, wrapped
 from fewstep.metrics.estimate import Estimate
-from fewstep.models.model import Model
-from studies.lab import Given
+from fewstep.session import Session
+from studies.lab import Given, embedded
 from studies.limits.bench import (
     CELL,
     DECILE,
@@ -55,8 +55,8 @@ def inputs(bench: Bench) -> Measured:
     for way in (TEACHER, *map(lcm, STUDENT_STEPS)):
         drawn = drawings[way.name] = bench.draw(way, prompts)
         far[way.name] = lab.distances(drawn, truth)
-        model = lab.pipeline(lora=way.lora)[0].model
-        moved = lab.paint(shaken(model, prompts, lab.batch_size), lora=way.lora, **way.options)
+        session = lab.session(lora=way.lora)[0]
+        moved = lab.paint(shaken(session, prompts, lab.batch_size), lora=way.lora, **way.options)
         apart = lab.distances(drawn, moved)
         values = [of_values(what, those) for those in (far[way.name], apart) for what in (median, worst_decile)]
         teacher = teacher or values
@@ -75,14 +75,14 @@ def inputs(bench: Bench) -> Measured:
     return Measured(figures, {"worst": worst_sheet(order[:WORST], prompts, far, {TRUTH.name: truth, **drawings})})
 
 
-def shaken(model: Model, prompts: Sequence[Prompt], batch_size: int) -> list[Given]:
+def shaken(session: Session, prompts: Sequence[Prompt], batch_size: int) -> list[Given]:
     """The prompts with their seeds' noise z as sqrt(1 - e^2) z + e n; what is added on the way stays the same."""
-    shape, batches = model.latent_shape(model.size, model.size), []
+    shape, batches = session.facts.latent_shape(session.facts.size, session.facts.size), []
     for first in range(0, len(prompts), batch_size):
         texts = [prompt.text for prompt in prompts[first : first + batch_size]]
         seeds = tuple(range(first, first + len(texts)))
         z, n = ImageNoise(seeds, shape)(), ImageNoise([OTHER_NOISE + seed for seed in seeds], shape)()
-        batches.append(Given(model.embed(texts), (1 - CHANGED**2) ** 0.5 * z + CHANGED * n, seeds))
+        batches.append(Given(embedded(session, texts), (1 - CHANGED**2) ** 0.5 * z + CHANGED * n, seeds))
     return batches
 
 

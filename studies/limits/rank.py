@@ -9,9 +9,9 @@ from fewstep.io import cache_dir, sha256_file
 from fewstep.lora.compress import compress
 from fewstep.lora.difference import difference
 from fewstep.lora.low_rank import Adapter, combine
-from fewstep.lora.references import parse_reference
 from fewstep.lora.writing import save_adapter
-from fewstep.merge import fit, merged_recipe, sources_of
+from fewstep.models.references import parse_reference
+from fewstep.models.sums import fit, merged_recipe, sources_of
 from fewstep.models.weights import weights_of
 from studies.limits.bench import Bench, Measured, all_base, judged, lcm, mean, of_values, shipped
 from studies.limits.words import Figures, bullets, change_text, sign, sorted_out, value_text

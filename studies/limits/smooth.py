@@ -13,8 +13,8 @@ from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, grid
 from fewstep.metrics.estimate import Estimate, estimate
-from fewstep.models.model import Model
-from studies.lab import Given, Lab, take
+from fewstep.session import Session
+from studies.lab import Given, Lab, embedded, take
 from studies.limits.bench import SMOOTH_TEACHER, STUDENT_STEPS, TINY, Bench, Measured, lcm
 from studies.limits.words import Figures, bullets, change_text, code, picture, sorted_out, value_text
 
@@ -56,8 +56,8 @@ def smooth(bench: Bench) -> Measured:
         prompts = take(every, 2 * bench.paths)
         teacher: Roughness | None = None
         for way in (SMOOTH_TEACHER, *map(lcm, STUDENT_STEPS)):
-            model = bench.lab.pipeline(lora=way.lora)[0].model
-            given = [points(model, prompts, path) for path in range(bench.paths)]
+            session = bench.lab.session(lora=way.lora)[0]
+            given = [points(session, prompts, path) for path in range(bench.paths)]
             drawn = bench.lab.paint(given, lora=way.lora, **way.options)
             values = roughness(bench.lab, drawn)
             teacher = teacher or values
@@ -73,18 +73,18 @@ def smooth(bench: Bench) -> Measured:
     return Measured(figures, {"paths": grid(strips, [""] * POINTS, STRIP)})
 
 
-def noise_path(model: Model, prompts: Sequence[Prompt], path: int) -> Given:
+def noise_path(session: Session, prompts: Sequence[Prompt], path: int) -> Given:
     """One prompt, from the noise of one seed to that of the next; fresh noise is always the first seed's."""
-    shape, seed = model.latent_shape(model.size, model.size), 2 * path
+    shape, seed = session.facts.latent_shape(session.facts.size, session.facts.size), 2 * path
     a, b = ImageNoise((seed, seed + 1), shape)()
-    conditioning = model.embed([prompts[seed].text]).expand(POINTS)
+    conditioning = embedded(session, [prompts[seed].text]).expand(POINTS)
     return Given(conditioning, slerp(a, b, torch.linspace(0, 1, POINTS)), (seed,) * POINTS)
 
 
-def prompt_path(model: Model, prompts: Sequence[Prompt], path: int) -> Given:
+def prompt_path(session: Session, prompts: Sequence[Prompt], path: int) -> Given:
     """One noise, on a straight line from what one prompt tells the network to what the next one does."""
-    shape, seed = model.latent_shape(model.size, model.size), 2 * path
-    a, b = (model.embed([prompt.text]) for prompt in prompts[seed : seed + 2])
+    shape, seed = session.facts.latent_shape(session.facts.size, session.facts.size), 2 * path
+    a, b = (embedded(session, [prompt.text]) for prompt in prompts[seed : seed + 2])
     noise = ImageNoise((seed,), shape)().expand(POINTS, *shape)
     return Given(between(a, b, torch.linspace(0, 1, POINTS)), noise, (seed,) * POINTS)
 

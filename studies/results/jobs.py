@@ -19,8 +19,8 @@ from fewstep.evaluate.compare import compare
 from fewstep.evaluate.rows import parse_row
 from fewstep.evaluate.tune import tune
 from fewstep.io import cache_dir, read_json, sha256_bytes, sha256_file
-from fewstep.lora.references import parse_reference
 from fewstep.models.model import parts_sha256
+from fewstep.models.references import parse_reference
 from studies.results.config import LCM_STEPS, ResultsConfig
 
 FORMAT = "3"  # raise when a finished measurement no longer holds

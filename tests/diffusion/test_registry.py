@@ -11,7 +11,7 @@ from fewstep.configs import Grid, SampleConfig
 from fewstep.configs.base import solver_names
 from fewstep.configs.training import DistillConfig
 from fewstep.diffusion.solvers import SOLVERS
-from fewstep.planning import GRIDS, TRAINING_GRIDS
+from fewstep.session.plan import GRIDS, TRAINING_GRIDS
 
 PACKAGE = Path(fewstep.__file__).parent
 SOLVER_FILES = Path("diffusion", "solvers")
@@ -52,8 +52,8 @@ import fewstep
 from fewstep.configs import SampleConfig, build
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.evaluate.rows import parse_row
-from fewstep.planning import plan_sampling, psi_named, refuse_zero_snr
-from fewstep.scheduler import FewstepScheduler
+from fewstep.session.plan import plan_sampling, psi_named, refuse_zero_snr
+from fewstep.bridge.scheduler import FewstepScheduler
 
 schedule = schedule_from_config({})
 plan = plan_sampling(schedule, [], build(SampleConfig, prompts=("a",), solver="toy").solver, 4)

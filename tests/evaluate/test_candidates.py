@@ -15,8 +15,8 @@ from fewstep.evaluate.candidates import (
     spacing,
     typed,
 )
-from fewstep.lora.references import parse_reference
 from fewstep.metrics.estimate import Estimate
+from fewstep.models.references import parse_reference
 
 
 def scored(style: float, distance: tuple[float, ...], agreement: float | None) -> Scored:

@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from fewstep import pipeline
 from fewstep.configs import CompareConfig, build
 from fewstep.errors import FewstepError
 from fewstep.evaluate import compare, drawn, measure
@@ -25,6 +24,7 @@ from fewstep.lora.writing import save_adapter
 from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.networks import EfficientNet, Inception
 from fewstep.metrics.reference import compress, save_reference
+from fewstep.session import drawing
 from tests.evaluate.stand_ins import DIM, Features
 from tests.tiny import tiny_clip, tiny_images, tiny_model
 
@@ -253,14 +253,14 @@ def test_times_as_fast_is_the_median_of_the_rounds():
 
 
 def test_rows_start_from_the_same_noise(config, monkeypatch):
-    begun, genuine = {}, pipeline.sample_latents
+    begun, genuine = {}, drawing.sample_latents
 
     def recorded(denoise, solver, schedule, levels, x, *others):
         if len(levels) == 3:  # two steps: not the warm-up
             begun.setdefault(type(solver).__name__, []).append(x.clone())
         return genuine(denoise, solver, schedule, levels, x, *others)
 
-    monkeypatch.setattr(pipeline, "sample_latents", recorded)
+    monkeypatch.setattr(drawing, "sample_latents", recorded)
     compare.compare(config(seed_sets=2))
     ddim, lcm = (torch.cat(begun[name]) for name in ("DDIM", "LCM"))
     assert torch.equal(ddim, lcm)
@@ -467,7 +467,7 @@ def test_a_lora_that_does_not_fit_is_said_with_the_row(config, tmp_path):
     ],
 )
 def test_bad_rows_are_refused_before_anything_is_loaded(fewstep, config, monkeypatch, rows, code, error):
-    monkeypatch.setattr(compare, "load_pipeline", lambda *a: pytest.fail("loaded"))
+    monkeypatch.setattr(compare, "Session", lambda *a, **b: pytest.fail("loaded"))
     wish = config()
     done = fewstep("compare", "--rows", *rows, model=wish.model, prompts=wish.prompt_file, out=wish.out)
     assert (done.code, done.error) == (code, error)

@@ -3,23 +3,32 @@
 import os
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from inspect import getfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fewstep.configs import SampleConfig
+from fewstep.configs import Draw, SampleConfig, Where, build
+from fewstep.diffusion.solvers import SOLVERS
+from fewstep.engines.torch import TorchEngine
 from fewstep.evaluate import drawn, key
 from fewstep.evaluate.key import IRRELEVANT, content_sha256, key_of, source_sha256
 from fewstep.io import sha256_file
-from fewstep.lora.references import parse_reference
-from fewstep.pipeline import Pipeline
-from fewstep.planning import Plan
+from fewstep.models.references import parse_reference
+from fewstep.session import Plan
 
 SOURCE = Path(drawn.__file__)
 PLAN = Plan("ddim", (999, 499), 7.5)
+
+
+@dataclass
+class Engine:
+    """What the key asks of an engine."""
+
+    dtype: str
 
 
 @pytest.fixture
@@ -32,7 +41,7 @@ def base(tmp_path: Path) -> SampleConfig:
     return SampleConfig(
         prompts=("a red fox",),
         model=str(tmp_path / "model.safetensors"),
-        lora=(f"{tmp_path / 'lora.safetensors'}:0.8",),
+        loras=(f"{tmp_path / 'lora.safetensors'}:0.8",),
         image=tmp_path / "image",
         mask=tmp_path / "mask",
         controlnet=str(tmp_path / "controlnet"),
@@ -41,11 +50,14 @@ def base(tmp_path: Path) -> SampleConfig:
 
 
 def key_with(config: SampleConfig, plan: Plan = PLAN) -> str:
-    """The key of a config's pictures, by a pipeline of its own."""
-    loras = [parse_reference(text) for text in config.lora]
-    said = tuple({"file": str(r.path), "weight": r.weight, "sha256": sha256_file(r.file)} for r in loras)
-    model: Any = SimpleNamespace(path=Path(config.model), safety_checker=None)
-    return key_of(Pipeline(model, said, ()), plan, config, {"model": content_sha256(model.path)}, SOURCE)
+    """The key of a config's pictures, by a session of its own."""
+    loras = [parse_reference(text) for text in config.loras or ()]
+    files = tuple({"file": str(r.path), "weight": r.weight, "sha256": sha256_file(r.file)} for r in loras)
+    path = Path(config.model)
+    session: Any = SimpleNamespace(
+        where=config.where, engine=Engine(config.dtype), facts=SimpleNamespace(path=path), loras=files
+    )
+    return key_of(session, plan, config.draw(Path.read_bytes), {"model": content_sha256(path)}, SOURCE)
 
 
 def changed(config: SampleConfig, name: str) -> SampleConfig:
@@ -63,7 +75,7 @@ def changed(config: SampleConfig, name: str) -> SampleConfig:
     value = getattr(config, name)
     if name in others:
         return config.model_copy(update={name: others[name]})
-    if name == "lora":
+    if name == "loras":
         return config.model_copy(update={name: (value[0].replace("0.8", "0.7"),)})
     if isinstance(value, bool):
         return config.model_copy(update={name: not value})
@@ -78,19 +90,19 @@ def changed(config: SampleConfig, name: str) -> SampleConfig:
     return config.model_copy(update={name: type(value)(other)})
 
 
-@pytest.mark.parametrize("name", SampleConfig.model_fields)
+@pytest.mark.parametrize("name", [*Where.model_fields, *Draw.model_fields])
 def test_another_value_of_a_field_has_another_key_unless_it_cannot_matter(base, name):
     other = changed(base, name)
     assert getattr(other, name) != getattr(base, name)
     assert (key_with(other) == key_with(base)) == (name in IRRELEVANT)
 
 
-@pytest.mark.parametrize("name", ["model", "lora", "image", "mask", "controlnet", "control_image"])
+@pytest.mark.parametrize("name", ["model", "loras", "image", "mask", "controlnet", "control_image"])
 def test_files_are_in_the_key_by_content_and_not_by_name(base, name, tmp_path):
     before, value = key_with(base), getattr(base, name)
-    path = parse_reference(value[0]).path if name == "lora" else Path(value)
+    path = parse_reference(value[0]).path if name == "loras" else Path(value)
     moved = path.rename(tmp_path / "moved")
-    if name == "lora":
+    if name == "loras":
         named: Any = (f"{moved}:0.8",)
     else:
         named = type(value)(moved) if name in ("model", "controlnet") else moved
@@ -106,20 +118,22 @@ def test_another_plan_has_another_key(base, name):
     assert key_with(base, replace(PLAN, **{name: others.get(name, 0.5)})) != key_with(base)
 
 
-def test_a_safety_checker_is_in_the_key(tmp_path):
-    for part in key.SAFETY:
-        (tmp_path / part).mkdir()
-    config = SampleConfig(prompts=("a",))
-    keys = []
-    for checker, words in ((None, ""), ("checker", ""), ("checker", "other")):
-        (tmp_path / "safety_checker" / "config.json").write_text(words)
-        model: Any = SimpleNamespace(path=tmp_path, safety_checker=checker)
-        keys.append(key_of(Pipeline(model, (), ()), PLAN, config, {}, SOURCE))
+def test_a_safety_checker_is_in_the_key(base, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    config = base.model_copy(update={"model": str(folder)})
+    keys = [key_with(config)]
+    for words in ("", "other"):
+        for part in key.SAFETY:
+            (folder / part).mkdir(exist_ok=True)
+            (folder / part / "config.json").write_text(words)
+        keys.append(key_with(config))
     assert len(set(keys)) == 3
 
 
 def test_every_picture_of_a_prompt_has_its_own_seed():
-    asked = SampleConfig(prompts=("a", "b"), count=3, batch_size=4, seed=5)
+    asked = build(Draw, prompts=("a", "b"), count=3, batch_size=4, seed=5)
     parts = list(drawn.batches_of(asked))
     assert [(part.prompts, part.count, part.seed) for part in parts] == [
         (("a", "a", "a", "b"), 1, 5),
@@ -143,13 +157,15 @@ def test_other_source_has_another_hash(tmp_path):
 def test_the_source_that_draws_is_all_that_is_loaded_to_draw():
     """In a process of its own, a picture is drawn, and every module of fewstep that it took is among the source."""
     code = (
-        "import sys, fewstep.pipeline as p; from fewstep.configs import SampleConfig;"
-        "next(p.sample(SampleConfig(prompts=('cat',), steps=1, solver='lcm')));"
+        "import sys, fewstep; fewstep.sample('cat', dtype='fp32', steps=1, solver='lcm');"
         "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('fewstep.')), sep='\\n')"
     )
     environment = os.environ | {"PYTHONPATH": str(key.ROOT.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    found, waiting = set[Path](), [SOURCE]
+    found, waiting = (
+        set[Path](),
+        [SOURCE, Path(getfile(TorchEngine)), *map(Path, map(getfile, map(type, SOLVERS.values())))],
+    )
     while waiting:
         if (file := waiting.pop()) not in found:
             found.add(file)

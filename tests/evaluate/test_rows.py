@@ -4,7 +4,7 @@ import pytest
 
 from fewstep.configs import CompareConfig, build
 from fewstep.errors import FewstepError, UsageError
-from fewstep.evaluate.rows import parse_row, wanted
+from fewstep.evaluate.rows import loras_of, parse_row, wanted
 
 CONFIG = build(CompareConfig, model="m", batch_size=3, dtype="bf16", device="cpu")
 
@@ -104,8 +104,7 @@ def test_a_lora_that_is_not_there_is_said_with_the_row():
 def test_what_is_wanted_is_what_sample_would_be_told(tmp_path):
     (tmp_path / "x.safetensors").touch()
     lora = f"{tmp_path}/x.safetensors:0.5"
-    wish = wanted(parse_row(f"lcm:4@1.5+{lora}"), CONFIG, ("a cat", "a dog"))
-    assert (wish.solver, wish.steps, wish.guidance_scale, wish.lora, wish.seed) == ("lcm", 4, 1.5, (lora,), 0)
-    assert (wish.model, wish.prompts, wish.batch_size, wish.dtype) == ("m", ("a cat", "a dog"), 3, "bf16")
-    assert wish.negative_prompt == ""
-    assert wish.device == "cpu"
+    row = parse_row(f"lcm:4@1.5+{lora}")
+    wish = wanted(row, CONFIG, ("a cat", "a dog"))
+    assert (wish.solver, wish.steps, wish.guidance_scale, loras_of(row, "m"), wish.seed) == ("lcm", 4, 1.5, (lora,), 0)
+    assert (wish.prompts, wish.batch_size, wish.negative_prompt) == (("a cat", "a dog"), 3, "")

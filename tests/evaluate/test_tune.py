@@ -17,8 +17,8 @@ from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.networks import EfficientNet, Inception
 from fewstep.metrics.reference import compress, save_reference
 from fewstep.models.load import load_model
-from fewstep.pipeline import load_pipeline
 from tests.evaluate.stand_ins import DIM, Features
+from tests.sessions import session
 from tests.tiny import tiny_images
 
 LCD = Recipe(method="lcd", solver="lcm", steps=2, guidance_scale=1.0, k=20)
@@ -93,7 +93,7 @@ def test_the_document_has_its_schema_and_the_best_can_be_typed(config, draws):
     assert best["agreement"] == max(row["agreement"] for row in rows if row["within_error"])
     typed = shlex.split(document["best"]["typed"])
     assert (typed[::2], typed[1::2]) == (["--lora"] * 2, best["lora"])
-    load_pipeline(wish.model, typed[1::2])
+    session(wish.model, typed[1::2])
     protocol = document["protocol"]
     assert (protocol["solver"], protocol["steps"], protocol["guidance_scale"]) == ("lcm", 2, 1.0)
     assert protocol["agreement_chance"] == 0.25

@@ -7,14 +7,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from fewstep.configs import SampleConfig, build
 from fewstep.families import is_target
 from fewstep.lora.layers import initial, shape_of
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 from fewstep.models.load import load_model
-from fewstep.pipeline import load_pipeline
+from tests.sessions import pictures
 
 
 def random_lora(folder: Path, text: bool) -> Adapter:
@@ -34,10 +33,8 @@ def test_our_files_mean_the_same_in_diffusers(
     lora, prompt = tmp_path / "x.safetensors", "a red fish"
     save_adapter(lora, random_lora(tiny_model_folder, text), Recipe(method="denoising"), torch.float32, dialect)
     model = str(tiny_model_folder)
-    config = build(SampleConfig, prompts=(prompt,), model=model, lora=(str(lora),), solver="ddim", steps=2,
-                   guidance_scale=1.0, grid="leading")  # fmt: skip
-    pipeline = load_pipeline(model, [str(lora)], device="cpu")
-    (ours,) = pipeline.pictures(config, pipeline.plan(config))
+    how = {"solver": "ddim", "steps": 2, "guidance_scale": 1.0, "grid": "leading"}
+    (ours,) = pictures(model, prompt, [str(lora)], **how)
 
     theirs = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, local_files_only=True)
     theirs.scheduler = DDIMScheduler.from_config(theirs.scheduler.config, set_alpha_to_one=True, steps_offset=1)
@@ -48,5 +45,5 @@ def test_our_files_mean_the_same_in_diffusers(
                    height=size, width=size, output_type="np").images[0]  # fmt: skip
     expected = torch.from_numpy(np.asarray(image)).permute(2, 0, 1) * 2 - 1
     torch.testing.assert_close(ours.pixels, expected, rtol=0, atol=1e-3)
-    (plain,) = load_pipeline(model, [], device="cpu").pictures(config, pipeline.plan(config))
+    (plain,) = pictures(model, prompt, **how)
     assert not torch.allclose(ours.pixels, plain.pixels, atol=1e-2)  # the LoRA does something

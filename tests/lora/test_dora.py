@@ -13,7 +13,8 @@ from fewstep.errors import FewstepError
 from fewstep.lora.files import load_adapter, open_lora
 from fewstep.lora.layers import module_shapes
 from fewstep.lora.low_rank import check_fits
-from fewstep.pipeline import load_pipeline
+from fewstep.models.load import load_model
+from tests.sessions import session
 
 
 class Net(nn.Module):
@@ -86,17 +87,21 @@ def base(net: Net):
 
 
 def test_sampling_bakes_it_against_its_own_model(tiny_model_folder: Path, tmp_path: Path) -> None:
-    network = load_pipeline(str(tiny_model_folder), []).model.unet
+    network = load_model(str(tiny_model_folder)).unet
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     W0, A, B = network.get_submodule(name).weight, torch.ones(1, 32), torch.ones(32, 1)
     parts = {"lora_down.weight": A, "lora_up.weight": B, "dora_scale": torch.ones(32, 1)}
     save_file(
         {f"lora_unet_{name.replace('.', '_')}.{part}": x for part, x in parts.items()}, tmp_path / "x.safetensors"
     )
-    pipeline = load_pipeline(str(tiny_model_folder), [f"{tmp_path / 'x.safetensors'}:0.5"])
+    opened = session(tiny_model_folder, [f"{tmp_path / 'x.safetensors'}:0.5"])
     W = W0 + B @ A
     wanted = W0 + 0.5 * (W / W.norm(dim=1, keepdim=True) - W0)
-    torch.testing.assert_close(pipeline.model.unet.get_submodule(name).weight, wanted, check_stride=False)
+    unet = opened.engine.model.unet
+    torch.testing.assert_close(unet.get_submodule(name).weight, wanted, check_stride=False)
+    opened.plug([f"{tmp_path / 'x.safetensors'}:1"])  # of W0, not of what is plugged in
+    rescaled = W / W.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(unet.get_submodule(name).weight, rescaled, check_stride=False)
 
 
 def test_what_is_no_whole_dora_is_refused(net: Net, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import initial, module_shapes, target_shapes
 from fewstep.lora.low_rank import Adapter, LowRank, check_fits, combine, linear_combination
 from fewstep.lora.recipe import Recipe
-from fewstep.lora.references import parse_reference
 from fewstep.lora.writing import save_adapter
+from fewstep.models.references import parse_reference
 from tests.tiny import tiny_unet
 
 RECIPE = Recipe(method="lcd", solver="lcm", steps=4, guidance_scale=1.0, k=20, teacher_guidance_scale=(8.5, 8.5))

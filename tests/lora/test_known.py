@@ -7,7 +7,7 @@ import pytest
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.families import FAMILIES
 from fewstep.lora.known import known_recipe
-from fewstep.planning import plan_sampling
+from fewstep.session.plan import plan_sampling
 
 LCM = [f"unet.{name}" for name in FAMILIES["sd15"].modules()]  # what LCM-LoRA adapts
 SCHEDULE = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})

@@ -10,8 +10,9 @@ from torch import nn
 
 from fewstep.configs import Modules
 from fewstep.families import FAMILIES, TARGET_SUFFIXES, ModuleShape, family_of
-from fewstep.lora.layers import LoraLayers, fold, initial, layers_of, module_shapes, target_shapes
+from fewstep.lora.layers import LoraLayers, initial, layers_of, module_shapes, target_shapes
 from fewstep.lora.low_rank import LowRank
+from tests.lora.updates import fold
 from tests.tiny import tiny_unet
 
 REPORT = {"sd15": 67_252_224, "ssd-1b": 104_902_656, "sdxl": 196_751_360}  # Table 1: 67.5 M, 105 M, 197 M

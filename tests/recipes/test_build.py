@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from fewstep.cli import new_app
+from fewstep.cli.app import new_app
 from fewstep.errors import FewstepError, UsageError
 from recipes.emoji import build, measure, ship
 from recipes.emoji.captions import STYLES

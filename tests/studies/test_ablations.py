@@ -16,7 +16,7 @@ from fewstep.diffusion.schedule import lcm_grid, skipping_grid
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.sheets import small_jpeg
 from fewstep.metrics.estimate import Estimate
-from fewstep.planning import psi_named
+from fewstep.session.plan import psi_named
 from fewstep.training.checkpoint import Average
 from studies import ablations
 from tests.tiny import tiny_model

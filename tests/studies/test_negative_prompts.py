@@ -2,7 +2,7 @@
 
 import torch
 
-from fewstep.pipeline import Picture
+from fewstep.session import Picture
 from studies.negative_prompts import COUNT, NEGATIVE, PROMPTS, WAYS, measured
 from studies.pages import DOCS
 

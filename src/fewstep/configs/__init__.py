@@ -15,6 +15,7 @@ from fewstep.configs.base import (
     option_name,
     usage_error,
 )
+from fewstep.configs.draw import Draw, Drawing, DrawOptions, draw_of
 from fewstep.configs.drawing import (
     CompareConfig,
     DemoConfig,
@@ -39,6 +40,7 @@ from fewstep.configs.training import (
     Source,
     TrainingConfig,
 )
+from fewstep.configs.where import DType, Loras, Where
 
 __all__ = [
     "SPELLINGS",
@@ -46,15 +48,20 @@ __all__ = [
     "AdapterOutput",
     "CompareConfig",
     "Config",
+    "DType",
     "DemoConfig",
     "Device",
     "DifferenceConfig",
     "DistillConfig",
     "DoctorConfig",
+    "Draw",
+    "DrawOptions",
+    "Drawing",
     "ExportConfig",
     "FinetuneConfig",
     "Grid",
     "InspectConfig",
+    "Loras",
     "MergeConfig",
     "Modules",
     "Precision",
@@ -65,8 +72,10 @@ __all__ = [
     "SumOutput",
     "TrainingConfig",
     "TuneConfig",
+    "Where",
     "answers",
     "build",
+    "draw_of",
     "option_name",
     "usage_error",
 ]

@@ -1,110 +1,49 @@
 """The configs of the commands that draw: sample, compare, tune, demo."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Self
 
 from cyclopts import Parameter
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from fewstep.configs.base import ANY, Config, Device, Grid, ModelName, Precision, Solver
+from fewstep.configs.base import Config, Device, ModelName
+from fewstep.configs.draw import Draw, Drawing
+from fewstep.configs.where import DType, EngineName, Where
 from fewstep.errors import UsageError
 
 
-class SampleConfig(Config):
-    """Draw images from prompts, in 1 to 8 steps with an acceleration LoRA."""
+class Output(Config):
+    """Where pictures go."""
 
-    argument = ("prompts", "PROMPT")
-    needs = {  # noqa: RUF012
-        "strength": ("image", ANY),
-        "mask": ("image", ANY),
-        "outpaint": ("image", ANY),
-        "sketch": ("controlnet", ANY),
-        "control_scale": ("controlnet", ANY),
-        "nag_scale": ("negative_prompt", ANY),
-    }
-
-    prompts: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
-    """What to draw; several prompts give several images."""
-    model: ModelName = "emoji"
-    lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
-    """FILE or FILE:WEIGHT, several times to add several LoRAs; lcm (the default for emoji), high-contrast and
-    noto-mono ship; FILE may be the folder with it, or of the hub, as owner/name or lcm-lora-sdv1-5."""
-    live_lora: bool = False
-    """Add the LoRAs beside the layers at every call instead of into the weights: slower, but nothing of a weak LoRA is
-    rounded away in bf16 or fp16."""
-    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Network calls of one branch; by default what the LoRA was trained for, else 20."""
-    solver: Solver = "auto"
-    """auto follows the LoRA's recipe; euler and dpm-solver-1 are other names of ddim, which makes the same step."""
-    eta: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Of ddim: the part of DDPM's noise that is fresh at each step; 0 (its own) has none, 1 is DDPM and euler-a."""
-    gamma: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Of tcd: how far past the next timestep to jump before noise is added; 0 is ddim, 0.3 its own."""
-    grid: Grid = "auto"
-    """Spacing of the timesteps; auto: what the LoRA asks for, lcm or quadratic (denser at the end) of its training
-    grid, else trailing."""
-    k: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Only for the grids lcm and quadratic: the training grid has every k-th timestep. By default the LoRA's own k,
-    else 20."""
-    guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
-    """1 = off; by default what the LoRA was trained for, else 7.5."""
-    negative_prompt: Annotated[str, Parameter(show_default=False)] = ""
-    """What to keep away from; it works with a guidance scale above 1, or by --nag-scale."""
-    nag_scale: Annotated[float, Field(ge=1, le=50)] = 1.0
-    """Lead attention away from --negative-prompt, which works at guidance 1 too; 1 = off, 5 is usual."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the first image; the next ones count up from it."""
-    count: Annotated[int, Field(ge=1, le=10000)] = 1
-    """Images per prompt."""
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Images drawn at once; lower it when memory runs out."""
-    width: Annotated[int, Field(ge=8, le=8192)] | None = None
-    """Pixels, a multiple of the autoencoder's factor (8); by default the model's own size."""
-    height: Annotated[int, Field(ge=8, le=8192)] | None = None
-    """Pixels, likewise."""
-    image: Path | None = None
-    """A picture to start from (image-to-image)."""
-    strength: Annotated[float, Field(gt=0, le=1)] | None = None
-    """How far from --image to go: near 0 keeps it, 1 forgets it; by default 0.6, with --mask or --outpaint 1. The
-    steps stay as many as asked."""
-    mask: Path | None = None
-    """What of --image to draw anew (inpainting): a picture, white there and black elsewhere; grey mixes."""
-    outpaint: str | None = None
-    """Pixels to add to --image and draw (outpainting): one number for all sides, or LEFT,TOP,RIGHT,BOTTOM."""
-    controlnet: str | None = None
-    """The folder or hub id of a ControlNet, which draws after --control-image."""
-    control_image: Path | None = None
-    """What the ControlNet follows, as it was trained on: edges, depth, a pose, a scribble in white on black."""
-    sketch: bool = False
-    """--control-image is dark lines on light paper: turn it over to white on black."""
-    control_scale: Annotated[float, Field(ge=0, le=10)] = 1.0
-    """How strictly the ControlNet is followed."""
-    no_safety_checker: bool = False
-    """Do without the safety checker that the model's folder brings."""
-    dtype: Precision = "fp32"
-    """Precision of the networks."""
-    device: Device = "auto"
-    """Where to compute; auto takes cuda, then mps, then cpu."""
     out: Path = Path("images")
     """The folder for the PNGs, named for prompt and seed; each carries its full recipe. None is written over another:
     a name that is taken is numbered."""
     as_json: bool = False
     """Print one JSON document about what was drawn instead of file names."""
 
-    @field_validator("prompts")
-    @classmethod
-    def _some_prompt(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        if not prompts:
-            raise UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox"')
-        return prompts
+
+class SampleConfig(Output, Drawing[Path], Where):
+    """Draw images from prompts, in 1 to 8 steps with an acceleration LoRA."""
+
+    argument = ("prompts", "PROMPT")
 
     @model_validator(mode="after")
-    def _belong_together(self) -> Self:
-        if self.mask and self.outpaint:
-            raise UsageError("--mask and --outpaint exclude each other", "outpaint first, then inpaint the result")
+    def _controlled(self) -> Self:
         if (self.controlnet is None) != (self.control_image is None):
             raise UsageError("--controlnet and --control-image go together", "give both, or neither")
         return self
+
+    @property
+    def where(self) -> Where:
+        """What it is drawn with."""
+        return Where.model_construct(**{name: getattr(self, name) for name in Where.model_fields})
+
+    def draw(self, read: Callable[[Path], bytes]) -> Draw:
+        """What is drawn, with the pictures it starts from as `read` reads them."""
+        values = {name: getattr(self, name) for name in Draw.model_fields}
+        files = {name: read(value) for name, value in values.items() if isinstance(value, Path)}
+        return Draw.model_construct(None, **{**values, **files})
 
 
 class CompareConfig(Config):
@@ -143,8 +82,8 @@ class CompareConfig(Config):
     timing_rounds: Annotated[int, Field(ge=0, le=1000)] = 0
     """Time every row anew, on so many batches drawn in turn with the other rows'; 0 takes the times that its images
     took when they were drawn, in an earlier run perhaps."""
-    dtype: Precision = "fp32"
-    """Precision of the networks that draw."""
+    engine: EngineName = "auto"
+    dtype: DType = "auto"
     device: Device = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     out: Path = Path("compare")
@@ -177,8 +116,8 @@ class TuneConfig(Config):
     """One a line, or .jsonl with text, style and concept; by default the captions of --reference, or what ships."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     """Images drawn at once."""
-    dtype: Precision = "fp32"
-    """Precision of the networks that draw."""
+    engine: EngineName = "auto"
+    dtype: DType = "auto"
     device: Device = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
     out: Path = Path("tune")
@@ -196,7 +135,7 @@ class DemoConfig(Config):
     """Optimiser steps of the distillation, 16 samples each."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the first picture of every row."""
-    dtype: Precision = "fp32"
-    """Precision of the networks when they draw."""
+    engine: EngineName = "auto"
+    dtype: DType = "auto"
     device: Device = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""

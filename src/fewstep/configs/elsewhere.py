@@ -47,7 +47,7 @@ HERE: dict[str, tuple[str, ...]] = {  # field: what it is called elsewhere
     "guidance_scale": ("w_min", "cfg", "cfg_scale", "scale", "guidance", "w", "guidance_weight"),
     "guidance_scale_max": ("w_max",),
     "method": ("distillation_method",),
-    "lora": ("lora_path", "lora_weights", "network_weights", "lora_scale", "network_mul", "lora_model_id", "loras"),
+    "loras": ("lora_path", "lora_weights", "network_weights", "lora_scale", "network_mul", "lora_model_id", "loras"),
     "count": ("num_images_per_prompt", "num_images", "n_samples", "n_iter", "images_per_prompt", "batch_count"),
     "solver": ("scheduler", "sampler", "sampler_name", "sampling_method"),
     "negative_prompt": ("neg_prompt", "n_prompt", "negative"),

@@ -67,7 +67,7 @@ class ExportConfig(Config):
     """Write a model with its LoRAs folded in, ready for another program, its sampler and a model card with it."""
 
     model: ModelName = "emoji"
-    lora: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
+    loras: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """FILE or FILE:WEIGHT, several times to add several LoRAs, as sample takes them; lcm is the default for emoji."""
     to: Literal["diffusers"] = "diffusers"
     """diffusers: a model folder for its pipelines, and for every program that reads such folders."""

@@ -1,6 +1,5 @@
 """`fewstep compare`: ways to sample, drawn from the same noise, in one table with its protocol."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
@@ -20,14 +19,14 @@ from fewstep.evaluate.plots import check_matplotlib, measured, plot
 from fewstep.evaluate.prompts import Prompt, prompts_for
 from fewstep.evaluate.protocol import protocol_of, surroundings, told
 from fewstep.evaluate.report import figure, heading, page, paragraph, table, text_table
-from fewstep.evaluate.rows import RowSpec, naming, parse_row, wanted
+from fewstep.evaluate.rows import RowSpec, loras_of, naming, parse_row, wanted
 from fewstep.evaluate.sheets import Row as SheetRow
 from fewstep.evaluate.sheets import grid
 from fewstep.evaluate.table import Row, cells, entry, shared, short
 from fewstep.events import note
 from fewstep.io import atomic_folder, write_json
 from fewstep.models.model import parts_sha256
-from fewstep.pipeline import Pipeline, load_pipeline, loras_of
+from fewstep.session import Session
 
 TEACHER = RowSpec("ddim:100", "ddim", 100, None, ())
 TEACHER_IMAGES = 256  # at most, of the first seed set
@@ -43,29 +42,11 @@ class Result(NamedTuple):
     search: tuple[Tried, ...] | None  # None of a row that does not ask for its best guidance
 
 
-class Timed(NamedTuple):
-    """A row that is to be timed."""
-
-    pipeline: Pipeline
-    spec: RowSpec
-    drawn: Drawn
-
-
 class Comparison(NamedTuple):
     """The document, and what of the pictures is shown."""
 
     document: dict[str, Any]  # as in table.json
     sheet: Image.Image
-
-
-def run(config: CompareConfig) -> None:
-    """Compare, write --out, and print the table, or its JSON document, on stdout."""
-    document = compare(config)
-    if config.as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False))
-    else:
-        print(markdown(document))
-    note(f"written to {config.out}; see {config.out / 'report.html'}")
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -92,16 +73,16 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
     """All rows, drawn and measured."""
     listed = prompts_for(config.prompt_file, config.reference)
     prompts = tuple(islice(cycle(listed.prompts), config.images))
-    bare = load_pipeline(config.model, (), config.dtype, config.device)
-    size, device = bare.model.size, bare.model.device
-    around = surroundings(parts_sha256(bare.model.path), device)
+    session = Session(config.model, (), engine=config.engine, dtype=config.dtype, device=config.device)
+    size, device = session.facts.size, session.engine.device
+    around = surroundings(parts_sha256(session.facts.path), device)
     clip = config.clip_model if config.clip_score else None
     tools = load_tools(config.reference, prompts, size, config.images, config.seed_sets, device, clip)
     best_guidance.check_tools(specs, tools)
     for text in tools.notes:
         note(text)
-    teacher = draw_teacher(bare, config, prompts, around) if tools.lpips else None
-    results = draw_rows(bare, config, specs, prompts, around, tools)
+    teacher = draw_teacher(session, config, prompts, around) if tools.lpips else None
+    results = draw_rows(session, config, specs, prompts, around, tools)
     sets = config.seed_sets
     bar = tqdm(results, desc="measuring", unit="row", file=sys.stderr, leave=False, disable=None)
     measured = [measure(tools, result.drawn, teacher, result.diverse, prompts * sets, sets) for result in bar]
@@ -126,44 +107,35 @@ def rows_of(specs: Sequence[RowSpec], results: Sequence[Result], measured: Seque
 # --- drawing -----------------------------------------------------------------------------------------------
 
 
-def draw_teacher(bare: Pipeline, config: CompareConfig, prompts: Sequence[Prompt], around: dict[str, Any]) -> Drawn:
+def draw_teacher(session: Session, config: CompareConfig, prompts: Sequence[Prompt], around: dict[str, Any]) -> Drawn:
     """What the first images would be with many steps and the guidance that the model recommends."""
     wish = wanted(TEACHER, config, tuple(prompt.text for prompt in prompts[:TEACHER_IMAGES]))
-    return draw(bare, bare.plan(wish), wish, around, f"teacher {TEACHER.text}")
+    return draw(session, session.plan(wish), wish, around, f"teacher {TEACHER.text}")
 
 
 def draw_rows(
-    bare: Pipeline,
+    session: Session,
     config: CompareConfig,
     specs: Sequence[RowSpec],
     prompts: Sequence[Prompt],
     around: dict[str, Any],
     tools: Tools,
 ) -> list[Result]:
-    """What each row draws; rows with the same LoRAs share a pipeline, and only one more is in memory.
-
-    To be timed in turn with the others, the first row's stays in memory too.
-    """
+    """What each row draws, the rows with the same LoRAs one after another, so that each LoRA is plugged in once."""
     results: dict[int, Result] = {}
-    first: Timed | None = None
-    loras = [loras_of(wanted(spec, config, ("",))) for spec in specs]
+    loras = [loras_of(spec, config.model) for spec in specs]
     for group in dict.fromkeys(loras):
         with naming(specs[loras.index(group)]):
-            pipeline = load_pipeline(config.model, group, config.dtype, config.device) if group else bare
+            session.plug(group)
         for number, spec in enumerate(specs):
             if loras[number] == group:
-                results[number] = draw_row(pipeline, config, spec, prompts, around, tools)
-        members = [number for number in results if loras[number] == group]
-        rows = [Timed(pipeline, specs[n], results[n].drawn) for n in members]
-        first = first or (rows[0] if config.timing_rounds else None)
-        timed = time_rows(config, rows, first, prompts)
-        results |= {n: results[n]._replace(drawn=drawn) for n, drawn in zip(members, timed, strict=True)}
-        del pipeline, rows
-    return [results[number] for number in range(len(specs))]
+                results[number] = draw_row(session, config, spec, prompts, around, tools)
+    drawn = time_rows(session, config, specs, [results[number].drawn for number in range(len(specs))], prompts)
+    return [results[number]._replace(drawn=one) for number, one in enumerate(drawn)]
 
 
 def draw_row(
-    pipeline: Pipeline,
+    session: Session,
     config: CompareConfig,
     spec: RowSpec,
     prompts: Sequence[Prompt],
@@ -173,49 +145,37 @@ def draw_row(
     """The images of a row at its guidance, all seed sets in a sequence, and those its diversity is told by."""
     texts, search = tuple(prompt.text for prompt in prompts), None
     if spec.best:
-        search = search_guidance(pipeline, config, spec, texts * config.seed_sets, around, tools)
+        search = search_guidance(session, config, spec, texts * config.seed_sets, around, tools)
         spec = spec._replace(guidance_scale=best_guidance.best_of(search))
     wish = wanted(spec, config, texts * config.seed_sets)
     few = tuple(text for text in islice(dict.fromkeys(texts), DIVERSE_PROMPTS) for _ in range(DIVERSE_IMAGES))
     with naming(spec):
-        plan = pipeline.plan(wish)
+        plan = session.plan(wish)
         for text in plan.notes:
             note(f"{spec.text}: {text}")
-        drawn = draw(pipeline, plan, wish, around, spec.text)
+        drawn = draw(session, plan, wish, around, spec.text)
         diverse = wanted(spec, config, few) if tools.lpips else None
         title = f"{spec.text}, diversity"
-        return Result(drawn, draw(pipeline, plan, diverse, around, title) if diverse else None, search)
+        return Result(drawn, draw(session, plan, diverse, around, title) if diverse else None, search)
 
 
 def time_rows(
-    config: CompareConfig, rows: Sequence[Timed], first: Timed | None, prompts: Sequence[Prompt]
+    session: Session, config: CompareConfig, specs: Sequence[RowSpec], drawn: Sequence[Drawn], prompts: Sequence[Prompt]
 ) -> list[Drawn]:
-    """The rows with times of now: of config.timing_rounds batches each, drawn in turn so that load sways all alike.
-
-    first: the row that the others are put beside; in every round one of its batches is drawn before theirs, too.
-    """
+    """The rows with times of now: config.timing_rounds times a batch of each, in turn, so that load sways all alike."""
     batch = tuple(prompt.text for prompt in prompts[: config.batch_size])
-    own: list[list[dict[str, Any]]] = [[] for _ in rows]
-    of_first: list[dict[str, Any]] = []
-
-    def time_now(row: Timed) -> dict[str, Any]:
-        wish = wanted(row.spec._replace(guidance_scale=None), config, batch)
-        return time_of(row.pipeline, row.drawn.plan, wish)
-
+    times: list[list[dict[str, Any]]] = [[] for _ in specs]
     for _ in range(config.timing_rounds):
-        if first is not None and first is not rows[0]:
-            of_first.append(time_now(first))
-        for row, found in zip(rows, own, strict=True):
-            found.append(time_now(row))
-    beside_first = own[0] if first is rows[0] else of_first
+        for spec, one, found in zip(specs, drawn, times, strict=True):
+            session.plug(loras_of(spec, config.model))
+            found.append(time_of(session, one.plan, wanted(spec._replace(guidance_scale=None), config, batch)))
     return [
-        row.drawn._replace(timed=tuple(found), timed_first=tuple(beside_first))
-        for row, found in zip(rows, own, strict=True)
+        one._replace(timed=tuple(found), timed_first=tuple(times[0])) for one, found in zip(drawn, times, strict=True)
     ]
 
 
 def search_guidance(
-    pipeline: Pipeline,
+    session: Session,
     config: CompareConfig,
     spec: RowSpec,
     texts: tuple[str, ...],
@@ -226,7 +186,7 @@ def search_guidance(
 
     def drawn(guidance_scale: float, count: int) -> Drawn:
         wish = wanted(spec._replace(guidance_scale=guidance_scale), config, texts[:count])
-        return draw(pipeline, pipeline.plan(wish), wish, around, f"{spec.text}, guidance {guidance_scale:g}")
+        return draw(session, session.plan(wish), wish, around, f"{spec.text}, guidance {guidance_scale:g}")
 
     with naming(spec):
         search = best_guidance.tried(config, tools, drawn)
@@ -253,8 +213,8 @@ def markdown(document: dict[str, Any]) -> str:
     """The table, of several rows the one beside the first, and the protocol under them."""
     rows = document["rows"]
     tables = [text_table(*cells(rows))]
-    if found := beside.table_of(rows):
-        tables += [beside.title(rows), text_table(*found)]
+    if len(rows) > 1:
+        tables += [beside.title(rows), text_table(*cells(beside.others(rows), beside.COLUMNS))]
     lines = "\n".join(f"* {line}" for line in told(document["protocol"], rows))
     return "\n\n".join([*tables, lines])
 
@@ -277,8 +237,8 @@ def report(folder: Path, document: dict[str, Any]) -> str:
     """The HTML page of the files in `folder`."""
     rows = document["rows"]
     blocks = [table(*cells(rows))]
-    if found := beside.table_of(rows):
-        blocks += [heading(beside.title(rows)), table(*found)]
+    if len(rows) > 1:
+        blocks += [heading(beside.title(rows)), table(*cells(beside.others(rows), beside.COLUMNS))]
     for name in ("quality-nfe", "quality-time", "sheet"):
         if (folder / f"{name}.png").is_file():
             with Image.open(folder / f"{name}.png") as image:

@@ -20,12 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from fewstep.configs import SampleConfig
+from fewstep.configs import Draw
 from fewstep.evaluate.key import key_of
 from fewstep.images import to_image
 from fewstep.io import atomic_path, cache_dir
-from fewstep.pipeline import Pipeline
-from fewstep.planning import Plan
+from fewstep.session import Plan, Session
 
 PARTS = ("text", "network", "decoder")
 
@@ -38,7 +37,7 @@ class Drawn(NamedTuple):
     plan: Plan
     loras: tuple[dict[str, Any], ...]
     timed: tuple[dict[str, Any], ...] = ()  # likewise, of batches drawn for their time alone, which then counts
-    timed_first: tuple[dict[str, Any], ...] = ()  # likewise, of the first row's batches, each drawn just before these
+    timed_first: tuple[dict[str, Any], ...] = ()  # likewise, of the first row's batches, drawn in turn with these
 
     def batches(self) -> Iterator[Tensor]:
         """Pixels (B, 3, H, W) float32 in [-1, 1], on 256 levels as in a PNG, batch by batch."""
@@ -90,9 +89,7 @@ class Stopwatch:
         self.last = now
 
 
-def draw(
-    pipeline: Pipeline, plan: Plan, wanted: SampleConfig, surroundings: Mapping[str, Any], title: str = ""
-) -> Drawn:
+def draw(session: Session, plan: Plan, wanted: Draw, surroundings: Mapping[str, Any], title: str = "") -> Drawn:
     """The images of `wanted`, seeds counting up; batches whose file is there already are not drawn again.
 
     surroundings: what else decides pixels and times: the hash of the model's files, versions, the machine.
@@ -103,25 +100,25 @@ def draw(
     total = len(wanted.prompts) * wanted.count
     with tqdm(total=total, desc=title, unit="image", file=sys.stderr, leave=False, disable=None) as bar:
         for batch in batches_of(wanted):
-            file = batch_file(pipeline, plan, batch, surroundings)
+            file = batch_file(session, plan, batch, surroundings)
             if (known := batch_facts(file)) is None:
                 if not warm:
-                    list(pipeline.pictures(batch, replace(plan, timesteps=plan.timesteps[-1:])))
+                    list(session.pictures(batch, replace(plan, timesteps=plan.timesteps[-1:])))
                 warm = True
-                pixels, known = draw_batch(pipeline, plan, batch)
+                pixels, known = draw_batch(session, plan, batch)
                 keep(file, pixels, known)
             files.append(file)
             facts.append(known)
             bar.update(len(batch.prompts))
-    return Drawn(tuple(files), tuple(facts), plan, pipeline.loras)
+    return Drawn(tuple(files), tuple(facts), plan, session.loras)
 
 
-def time_of(pipeline: Pipeline, plan: Plan, batch: SampleConfig) -> dict[str, Any]:
+def time_of(session: Session, plan: Plan, batch: Draw) -> dict[str, Any]:
     """What `batch_facts` says of a batch, drawn for its time alone."""
-    return draw_batch(pipeline, plan, batch)[1]
+    return draw_batch(session, plan, batch)[1]
 
 
-def batches_of(wanted: SampleConfig) -> Iterator[SampleConfig]:
+def batches_of(wanted: Draw) -> Iterator[Draw]:
     """`wanted`, a batch at a time, each picture with its own prompt and seed."""
     prompts = tuple(prompt for prompt in wanted.prompts for _ in range(wanted.count))
     for first in range(0, len(prompts), wanted.batch_size):
@@ -129,9 +126,9 @@ def batches_of(wanted: SampleConfig) -> Iterator[SampleConfig]:
         yield wanted.model_copy(update={"prompts": part, "count": 1, "seed": wanted.seed + first})
 
 
-def batch_file(pipeline: Pipeline, plan: Plan, batch: SampleConfig, surroundings: Mapping[str, Any]) -> Path:
+def batch_file(session: Session, plan: Plan, batch: Draw, surroundings: Mapping[str, Any]) -> Path:
     """Where the images of a batch are kept."""
-    key = key_of(pipeline, plan, batch, surroundings, Path(__file__))
+    key = key_of(session, plan, batch, surroundings, Path(__file__))
     return cache_dir() / "compare" / f"{key}.safetensors"
 
 
@@ -145,10 +142,10 @@ def batch_facts(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def draw_batch(pipeline: Pipeline, plan: Plan, batch: SampleConfig) -> tuple[Tensor, dict[str, Any]]:
+def draw_batch(session: Session, plan: Plan, batch: Draw) -> tuple[Tensor, dict[str, Any]]:
     """Pixels (B, 3, H, W) of a batch, and what `batch_facts` will say of them."""
-    stopwatch = Stopwatch(pipeline.model.device)
-    pictures = list(pipeline.pictures(batch, plan, stopwatch))
+    stopwatch = Stopwatch(session.engine.device)
+    pictures = list(session.pictures(batch, plan, stopwatch))
     facts = {"images": len(pictures), "nfe": pictures[0].recipe["nfe"], "seconds": stopwatch.seconds}
     return torch.stack([picture.pixels for picture in pictures]), facts
 

@@ -8,47 +8,49 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cache
+from inspect import getfile
 from pathlib import Path
 from typing import Any
 
 import fewstep
-from fewstep.configs import SampleConfig
+from fewstep.configs import Draw
 from fewstep.hub import resolved
 from fewstep.io import sha256_bytes, sha256_file
-from fewstep.pipeline import Pipeline
-from fewstep.planning import Plan
+from fewstep.session import Plan, Session
 
-IRRELEVANT = frozenset({"out", "as_json", "batch_size", "device"})  # the machine is in the surroundings
-IN_PIPELINE = frozenset({"model", "lora"})  # the pipeline has these by content, whatever they are called
+IRRELEVANT = frozenset({"batch_size", "device"})  # the machine is in the surroundings
+BY_CONTENT = frozenset({"model", "loras"})  # which the session has, whatever they are called
 SAFETY = ("safety_checker", "feature_extractor")  # parts of a model's folder that may blacken a picture
 ROOT = Path(fewstep.__file__).parent
 
 
-def key_of(pipeline: Pipeline, plan: Plan, config: SampleConfig, surroundings: Mapping[str, Any], *source: Path) -> str:
-    """Hash of all that decides the pictures of `config`, drawn by `plan`, and the times they take.
+def key_of(session: Session, plan: Plan, draw: Draw, surroundings: Mapping[str, Any], *source: Path) -> str:
+    """Hash of all that decides the pictures of `draw`, drawn by `plan`, and the times they take.
 
-    surroundings: the hash of the model's files, versions, the machine. source: the files whose code draws. Files that
-    the config names are hashed by content.
+    surroundings: the hash of the model's files, versions, the machine. source: the files whose code draws. Files
+    and pictures are hashed by content.
     """
-    safety = pipeline.model.path if pipeline.model.safety_checker is not None else None
+    path = session.facts.path
+    asked = {
+        name: _by_content(name, getattr(config, name))
+        for config in (session.where, draw)
+        for name in sorted(type(config).model_fields.keys() - IRRELEVANT - BY_CONTENT)
+    }
     everything = {
-        "config": {
-            name: _by_content(name, getattr(config, name))
-            for name in sorted(SampleConfig.model_fields.keys() - IRRELEVANT - IN_PIPELINE)
-        },
+        "asked": asked | {"dtype": session.engine.dtype},
         "plan": {name: value for name, value in asdict(plan).items() if name != "notes"},
-        "loras": [{name: value for name, value in lora.items() if name != "file"} for lora in pipeline.loras],
-        "safety": [content_sha256(safety / part) for part in SAFETY] if safety else None,
+        "loras": [{name: value for name, value in lora.items() if name != "file"} for lora in session.loras],
+        "safety": [content_sha256(path / part) for part in SAFETY if (path / part).is_dir()],
         "surroundings": dict(surroundings),
-        "source": source_sha256(*source),
+        "source": source_sha256(*source, *(Path(getfile(type(part))) for part in (session.engine, plan.solver))),
     }
     return sha256_bytes(json.dumps(everything, sort_keys=True).encode())
 
 
 def _by_content(name: str, value: Any) -> Any:
     """The value of a field as it goes into the key: files and folders by what is in them."""
-    if isinstance(value, Path):
-        return content_sha256(value)
+    if isinstance(value, bytes):
+        return sha256_bytes(value)
     return content_sha256(resolved(value)) if name == "controlnet" and value else value
 
 

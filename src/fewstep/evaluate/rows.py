@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, get_args
 
-from fewstep.configs import CompareConfig, Grid, SampleConfig, build
+from fewstep.configs import CompareConfig, Draw, Grid, build
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import FewstepError, UsageError
-from fewstep.lora.references import parse_reference
+from fewstep.models.references import parse_reference
+from fewstep.session.loras import default_loras
 
 GRAMMAR = "SOLVER:STEPS[@GUIDANCE][+LORA:WEIGHT]..., such as ddim:32@7.5, tcd,gamma=0.2:4 or lcm:4+lcm:1+style:0.8"
 OPTIONS = {  # after the solver, and what may be written there
@@ -107,17 +108,17 @@ def naming(row: RowSpec) -> Iterator[None]:
         raise type(error)(f"--rows {row.text}: {error.message}", error.hint) from error
 
 
-def wanted(row: RowSpec, config: CompareConfig, prompts: tuple[str, ...]) -> SampleConfig:
-    """What `fewstep sample` would be told to draw these prompts as the row says, seeds counting up from 0.
+def wanted(row: RowSpec, config: CompareConfig, prompts: tuple[str, ...]) -> Draw:
+    """What a session draws for these prompts as the row says, seeds counting up from 0.
 
     Raises UsageError or FewstepError naming the row for values out of range and LoRA files that are not there.
     """
     with naming(row):
-        wish = build(
-            SampleConfig,
+        for lora in row.loras:
+            _check_there(lora)
+        return build(
+            Draw,
             prompts=prompts,
-            model=config.model,
-            lora=row.loras,
             solver=row.solver,
             steps=row.steps,
             guidance_scale=row.guidance_scale,
@@ -126,12 +127,12 @@ def wanted(row: RowSpec, config: CompareConfig, prompts: tuple[str, ...]) -> Sam
             grid=row.grid,
             k=row.k,
             batch_size=config.batch_size,
-            dtype=config.dtype,
-            device=config.device,
         )
-        for lora in row.loras:
-            _check_there(lora)
-    return wish
+
+
+def loras_of(row: RowSpec, model: str) -> tuple[str, ...]:
+    """The LoRAs of the row; where it names none, those that go with the model and the solver by themselves."""
+    return row.loras or default_loras(model, row.solver)
 
 
 def _check_there(lora: str) -> None:

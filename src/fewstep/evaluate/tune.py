@@ -1,6 +1,5 @@
 """`fewstep tune`: how much of a style and of an acceleration LoRA, tau' = l1 style + l2 acceleration, by pictures."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fewstep import __version__
 from fewstep.assets import STYLES, shipped_kit
-from fewstep.configs import SampleConfig, TuneConfig, build
+from fewstep.configs import Draw, TuneConfig, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import (
     BLOCKS,
@@ -36,7 +35,6 @@ from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, captioned, grid, sized
 from fewstep.events import note
 from fewstep.io import atomic_folder, read_json, write_json
-from fewstep.lora.references import parse_reference
 from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.estimate import estimate, share
 from fewstep.metrics.features import features_of, read_real
@@ -44,8 +42,8 @@ from fewstep.metrics.frechet import Statistics, distance_to, statistics
 from fewstep.metrics.networks import EfficientNet, Inception, load_efficientnet, load_inception
 from fewstep.metrics.reference import Reference, agreement_with, load_reference
 from fewstep.models.model import parts_sha256
-from fewstep.pipeline import Pipeline, load_pipeline
-from fewstep.planning import Plan
+from fewstep.models.references import parse_reference
+from fewstep.session import Plan, Session
 
 SHOWN, CELL = 4, 128  # pictures of a pair on the sheets, two by two, and pixels of each
 SCORE = (
@@ -84,13 +82,6 @@ class Tuning(NamedTuple):
     sheets: dict[str, Image.Image]  # by name
 
 
-def run(config: TuneConfig) -> None:
-    """Tune, write --out, and print the table and the best pair, or the JSON document, on stdout."""
-    document = tune(config)
-    print(json.dumps(document, indent=2, ensure_ascii=False) if config.as_json else markdown(document))
-    note(f"written to {config.out}; look at {config.out / 'sheet.png'}")
-
-
 def tune(config: TuneConfig) -> dict[str, Any]:
     """The document {"protocol", "candidates", "best"}; it and the sheets are in config.out, whole or not at all."""
     axes = grid_of(config.grid)
@@ -121,14 +112,17 @@ def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> 
     """Everything drawn, measured and ranked."""
     listed = prompts_of(config)
     prompts = tuple(islice(cycle(listed.prompts), config.images))
-    bare = load_pipeline(config.model, (), config.dtype, config.device)
-    size, device = bare.model.size, bare.model.device
-    around = surroundings(parts_sha256(bare.model.path), device)
-    del bare
+    session = Session(config.model, (), engine=config.engine, dtype=config.dtype, device=config.device)
+    size, device = session.facts.size, session.engine.device
+    around = surroundings(parts_sha256(session.facts.path), device)
     judges = load_judges(config, prompts, size, device)
     for text in judges.notes:
         note(text)
-    tried = search(config, axes, lambda pair, found_in: attempt(config, judges, prompts, around, pair, found_in))
+
+    def attempted(pair: Pair, found_in: str) -> Tried:
+        return attempt(session, config, judges, prompts, around, pair, found_in)
+
+    tried = search(config, axes, attempted)
     order = ranked([one.scored for one in tried])
     protocol = protocol_of(config, judges, around, listed, prompts, size, tried)
     entries = [entry(config, one, order) for one in tried]
@@ -200,10 +194,16 @@ def search(
 
 
 def attempt(
-    config: TuneConfig, judges: Judges, prompts: Sequence[Prompt], around: dict[str, Any], pair: Pair, found_in: str
+    session: Session,
+    config: TuneConfig,
+    judges: Judges,
+    prompts: Sequence[Prompt],
+    around: dict[str, Any],
+    pair: Pair,
+    found_in: str,
 ) -> Tried:
     """The pair, drawn, with the distance of its images to the style and their agreement."""
-    drawn = draw_pair(config, prompts, around, pair)
+    drawn = draw_pair(session, config, prompts, around, pair)
     features = features_of(judges.network, drawn)
     distance = estimate(lambda images: distance_to(features[images], judges.style), len(features))
     agreement, chance = None, None
@@ -214,31 +214,25 @@ def attempt(
     return Tried(Scored(pair, distance, agreement), found_in, drawn, chance)
 
 
-def draw_pair(config: TuneConfig, prompts: Sequence[Prompt], around: dict[str, Any], pair: Pair) -> Drawn:
+def draw_pair(
+    session: Session, config: TuneConfig, prompts: Sequence[Prompt], around: dict[str, Any], pair: Pair
+) -> Drawn:
     """The images of a pair of weights, the same prompts and seeds for every pair."""
     loras = pair.loras(config.style, config.acceleration)
-    wish = build(
-        SampleConfig,
-        prompts=tuple(prompt.text for prompt in prompts),
-        model=config.model,
-        lora=loras,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        dtype=config.dtype,
-        device=config.device,
-    )
-    pipeline = load_pipeline(config.model, loras, config.dtype, config.device)
-    return draw(pipeline, plan_of(config, pipeline, wish), wish, around, " ".join(loras))
+    session.plug(loras)
+    texts = tuple(prompt.text for prompt in prompts)
+    wish = build(Draw, prompts=texts, steps=config.steps, batch_size=config.batch_size)
+    return draw(session, plan_of(config, session, wish), wish, around, " ".join(loras))
 
 
-def plan_of(config: TuneConfig, pipeline: Pipeline, wish: SampleConfig) -> Plan:
+def plan_of(config: TuneConfig, session: Session, wish: Draw) -> Plan:
     """How the pair is sampled. Raises UsageError if neither LoRA nor the model is an acceleration."""
-    if not any(recipe.accelerates for recipe in pipeline.recipes):
+    if not any(recipe.accelerates for recipe in session.recipes):
         raise UsageError(
             f"--acceleration {config.acceleration} does not say that it accelerates",
             f"see fewstep inspect {config.acceleration}",
         )
-    return pipeline.plan(wish)
+    return session.plan(wish)
 
 
 def seen(judges: Judges, features: Tensor, drawn: Drawn, prompts: Sequence[Prompt]) -> Pictures:

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from fewstep.errors import FewstepError
 from fewstep.events import note
 from fewstep.families import FAMILIES, ModuleShape, family_of
+from fewstep.lora.blocks import blocks_of
 from fewstep.lora.files import LoraFile
 from fewstep.lora.low_rank import Adapter, check_fits
 from fewstep.lora.recipe import Recipe
-from fewstep.lora.references import blocks_of
 
 COMMON = ("sd15", "sdxl", "sd21", "ssd-1b", "emoji")  # families, the most common first
 

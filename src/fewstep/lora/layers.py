@@ -1,7 +1,7 @@
 """Putting LoRAs onto a network: added beside each layer's output, switchable per call, or folded into the weights."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,12 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.configs import Modules
-from fewstep.events import doing
 from fewstep.families import ModuleShape, is_target
-from fewstep.lora.low_rank import LowRank, Weight, weight_of
-from fewstep.lora.rounding import Rounding, rounding, some_rows
+from fewstep.lora.low_rank import LowRank
 
-BESIDE = "beside"  # what the one adapter of `add_beside` is called
 Switch = tuple[tuple[str, float], ...]  # (adapter name, weight): what is added in a forward pass
 
 
@@ -139,47 +136,3 @@ def update_output(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         return F.conv2d(F.conv2d(x, A, None, layer.stride, layer.padding, layer.dilation), B)
     return F.linear(F.linear(x, A), B)
-
-
-@torch.no_grad()
-@doing("folding the LoRAs in")
-def fold(layers: Mapping[str, nn.Module], terms: Sequence[tuple[Weight, Mapping[str, LowRank]]]) -> list[Rounding]:
-    """W0 <- W0 + sum_i weight_i B_i A_i, in place, computed in float32 and rounded once to the weights' type.
-
-    What comes back says, of each layer, how much of it the rounding has let in.
-    """
-    found = []
-    for name in dict.fromkeys(name for _, updates in terms for name in updates):
-        weight = layers[name].weight
-        assert isinstance(weight, Tensor)
-        rows, total = some_rows(weight), weight.float()
-        before = weight[rows].clone()
-        added = torch.zeros_like(before, dtype=torch.float32)
-        for scale, updates in terms:
-            if name in updates:
-                A, B = (x.to(weight.device, torch.float32) for x in updates[name])
-                update = weight_of(scale, name) * LowRank(A, B).delta()
-                total, added = total + update, added + update[rows]
-        weight.copy_(total)
-        found.append(rounding(before, weight[rows], added, len(weight)))
-    return found
-
-
-def add_beside(
-    layers: Mapping[str, nn.Module], updates: Mapping[str, LowRank], narrow: torch.dtype = torch.float32
-) -> LoraLayers:
-    """The updates added beside the layers, each in the type of its layer's weight, until `remove`.
-
-    narrow: the type of those beside quantised weights and weights of 8 bits, which are for storage alone.
-    """
-    types = {name: stored_type(layers[name], narrow) for name in updates}
-    live = LoraLayers(layers)
-    live.add(BESIDE, {name: LowRank(*(x.to(types[name]) for x in updates[name])) for name in updates})
-    live.switch = ((BESIDE, 1.0),)
-    return live
-
-
-def stored_type(layer: nn.Module, narrow: torch.dtype) -> torch.dtype:
-    """The type of a layer's weight, or `narrow` where that is none to compute in."""
-    dtype = layer.weight.dtype if isinstance(layer.weight, Tensor) else narrow
-    return dtype if dtype.is_floating_point and dtype.itemsize > 1 else narrow

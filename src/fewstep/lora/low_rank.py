@@ -114,7 +114,7 @@ def square_of(modules: Mapping[str, LowRank], name: str) -> float:
     return modules.square(name) if isinstance(modules, Lazy) else squared_norm(modules[name])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """One LoRA: an update per module of the network, and what its file said about itself."""
 

@@ -1,15 +1,24 @@
 """What an inpainting network is told beside x: a mask, and the latents of what is kept."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.models.model import Model
-
 WHOLE = 0.25  # share of training masks that cover everything, so that the network draws without an image too
 
 
-def beside(model: Model, pixels: Tensor, masks: Tensor) -> Tensor:
+class Encoder(Protocol):
+    """What turns images into latents."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+
+
+def beside(model: Encoder, pixels: Tensor, masks: Tensor) -> Tensor:
     """Masks and the latents of the images with grey under them, (B, 1 + C, h, w).
 
     pixels: (B, 3, H, W) in [-1, 1]. masks: (B, 1, H, W), at least 0.5 where something is drawn anew.

@@ -5,9 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
-from transformers.utils import logging as transformers_logging
 
 from fewstep.assets import shipped_model
 from fewstep.diffusion.prediction import prediction_named, refuse_blind
@@ -21,14 +19,12 @@ from fewstep.models.fitting import check_control, check_parts
 from fewstep.models.model import PARTS, Model
 from fewstep.models.part_configs import checked_config
 from fewstep.models.parts import COPY, checked_part, load_part, load_processor, load_tokenizer, loaded_part, part_config
+from fewstep.models.quiet import quiet
 from fewstep.models.safety import SafetyChecker
 from fewstep.models.single_file import load_single_file
 
-for _logging in (diffusers_logging, transformers_logging):
-    _logging.set_verbosity_error()  # what matters of a folder's faults is raised, in our words
-    _logging.disable_progress_bar()
-
 RECIPE_FILE = "fewstep.json"  # beside model_index.json, in models that fewstep distilled whole
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "arm_bf16")  # of a CPU, as torch names them
 NETWORKS: dict[str, Any] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
@@ -50,7 +46,16 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The fastest precision that the device computes natively: fp16 on a GPU, bf16 on a CPU that has it, else fp32."""
+    if device.type != "cpu":
+        return torch.float16
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
+    return torch.bfloat16 if any(known.get(name) for name in BF16_INSTRUCTIONS) else torch.float32
+
+
 @doing("loading the model")
+@quiet()
 def load_model(
     name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", safety: bool = True
 ) -> Model:
@@ -86,6 +91,7 @@ def load_model(
     )
 
 
+@quiet()
 def load_controlnet(name: str, model: Model) -> Any:
     """The ControlNetModel in a folder, in the type and place of the model's network, which it must fit."""
     folder = resolved(name)
@@ -97,6 +103,7 @@ def load_controlnet(name: str, model: Model) -> Any:
     return loaded_part(ControlNetModel, folder, model.unet.dtype, model.device)
 
 
+@quiet()
 def load_clip(name: str, device: torch.device | str) -> tuple[Path, Any, Any, Any]:
     """The folder of a CLIP model, here or of the hub; its CLIPModel, tokenizer and image processor."""
     from transformers import CLIPModel  # few ask for them

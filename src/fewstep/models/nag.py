@@ -1,5 +1,7 @@
 """Normalized attention guidance (NAG, arXiv 2505.21179): a negative prompt that works at guidance 1."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +54,16 @@ def heads(attn: Any, x: Tensor) -> Tensor:
     return x.view(*x.shape[:2], attn.heads, -1).transpose(1, 2)
 
 
-def use_guided_attention(unet: Any, scale: float) -> None:
-    """Let the UNet's attention to the text be guided; every call of it then takes the negative text too."""
-    processors = unet.attn_processors
-    guided = {name: GuidedAttention(scale) for name in processors if name.endswith(CROSS)}
-    unet.set_attn_processor(processors | guided)
+@contextmanager
+def guided_attention_of(unet: Any, scale: float) -> Iterator[None]:
+    """Let the UNet's attention to the text be guided within the block; at scale 1 nothing is changed."""
+    if scale == 1:
+        yield
+        return
+    before = unet.attn_processors
+    guided = {name: GuidedAttention(scale) for name in before if name.endswith(CROSS)}
+    unet.set_attn_processor(before | guided)
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(dict(before))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from fewstep.errors import FewstepError
 from fewstep.io import read_object
@@ -109,6 +109,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_processor(folder: Path, size: int) -> Any:
     """CLIP's image processor in a folder, which makes pictures of `size` pixels a side for its network."""
+    from transformers import CLIPImageProcessor  # few ask for one, and importing it is slow
+
     path = folder / "preprocessor_config.json"
     checked_config(path, "image processor config")
     try:

@@ -1,7 +1,7 @@
 """The weights of a model as they lie on disk, one at a time: a diffusers folder, or a checkpoint in the LDM layout."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,6 +130,26 @@ def stored_types(model: str) -> set[torch.dtype]:
     places = module_places(model_path(model)).values()
     files = {file: opened(file) for file in {place.file for place in places}}
     return {TYPES[files[file].get_slice(origin.key).get_dtype()] for file, origin in places}
+
+
+def stored_weights(path: Path) -> Callable[[str], Tensor | None]:
+    """What reads the weights of a model's modules from its files, in the type they are stored in, without a copy.
+
+    None comes back for a module whose weight is in none of the files, which stay open.
+    """
+    try:
+        places = module_places(path)
+    except FewstepError:  # in other formats than safetensors
+        return lambda name: None
+    files = {file: opened(file) for file in {place.file for place in places.values()}}
+
+    def read_stored(name: str) -> Tensor | None:
+        if name not in places:
+            return None
+        file, origin = places[name]
+        return at_origin(files[file].get_tensor(origin.key), origin)
+
+    return read_stored
 
 
 def shapes_of(places: Mapping[str, Place]) -> dict[str, ModuleShape]:

@@ -1,26 +1,21 @@
 """What distilling and fine-tuning share: the encoded data, the networks of a run, and its result's files."""
 
 import copy
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
-from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 
-from fewstep.assets import MODEL
 from fewstep.configs import AdapterConfig
 from fewstep.data.cache import Encoded, encode
 from fewstep.data.folder import Item, read_data
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.errors import UsageError
-from fewstep.events import doing, note, program
+from fewstep.events import doing, note
 from fewstep.hub import title_of
 from fewstep.io import atomic_folder, write_json
 from fewstep.lora.files import load_adapter, open_lora
@@ -28,12 +23,12 @@ from fewstep.lora.fitting import check_made_for
 from fewstep.lora.layers import LoraLayers, initial, module_shapes, target_shapes
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
-from fewstep.lora.references import Reference
 from fewstep.lora.writing import save_adapter
 from fewstep.models.licences import licences_of
 from fewstep.models.load import DTYPES, RECIPE_FILE
 from fewstep.models.model import Model
 from fewstep.models.network import UNetNetwork
+from fewstep.models.references import Reference
 from fewstep.models.single_file import save_folder
 from fewstep.training.checkpoint import Average, Trainable, average_of
 from fewstep.training.draws import SampleId, generator, normal, uniform
@@ -260,22 +255,16 @@ def after(recipe: Recipe, step: int) -> Recipe:
     return recipe.model_copy(update={"training": training})
 
 
-def say_result(config: AdapterConfig, caption: str) -> None:
-    """Print where the result of a run that ended lies, and on stderr a command that draws with it.
+class Trained(NamedTuple):
+    """What a run that ended has made."""
 
-    caption: of one of the images it was trained on.
-    """
-    if not PartialState().is_main_process:
-        return
-    if config.full:
-        result = config.out / "model"
-        words = ["--model", str(result)]
-    else:
-        result = config.out / "lora.safetensors"
-        words = [*([] if config.model == MODEL else ["--model", config.model]), "--lora", str(config.out)]
-    print(result)
-    prompt = shorten(re.sub(r'["$`\\!%]', "", caption), 60, placeholder="") or "a photo"
-    note(f'draw with it: {program()} sample "{prompt}" {" ".join(map(quote, words))}')
+    result: Path  # a LoRA file, or a model folder
+    caption: str  # of one of the images it was trained on
+
+
+def trained(config: AdapterConfig, caption: str) -> Trained:
+    """What the run of `config` has made."""
+    return Trained(config.out / ("model" if config.full else "lora.safetensors"), caption)
 
 
 def beginning(lora: Path) -> dict[str, Any]:

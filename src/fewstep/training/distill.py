@@ -14,19 +14,20 @@ from fewstep.diffusion.solvers.ddim import jump_to
 from fewstep.errors import UsageError
 from fewstep.lora.files import open_lora
 from fewstep.lora.recipe import Recipe
-from fewstep.lora.references import Reference
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
-from fewstep.planning import lay_timesteps, psi_named, refuse_zero_snr
+from fewstep.models.references import Reference
+from fewstep.session.plan import lay_timesteps, psi_named, refuse_zero_snr
 from fewstep.training.adapt import (
     Batch,
     LatentData,
     Roles,
+    Trained,
     after,
     describe,
     latent_data,
     new_roles,
-    say_result,
+    trained,
     training_items,
 )
 from fewstep.training.loop import loop
@@ -37,18 +38,15 @@ FEW = (1, 2, 4, 8)  # steps of sampling whose timesteps --focus means
 CLEAN = -1  # the timestep, so to say, of the clean level: one before the first
 
 
-def run(config: DistillConfig) -> None:
-    """Distil config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out.
-
-    Its path goes to stdout.
-    """
+def run(config: DistillConfig) -> Trained:
+    """Distil config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out."""
     check_method(config)
     check_folder(config)
     items = training_items(config)
     model = load_model(config.model, device=pick_device(config.device))
     refuse_zero_snr(config.psi, model.schedule)
     distil(config, model, latent_data(items, model, config))
-    say_result(config, items[0].caption)
+    return trained(config, items[0].caption)
 
 
 def distil(config: DistillConfig, model: Model, data: LatentData) -> None:

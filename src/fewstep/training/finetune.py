@@ -5,17 +5,14 @@ from torch import Tensor, nn
 from fewstep.configs import FinetuneConfig
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
-from fewstep.training.adapt import Batch, after, describe, latent_data, new_roles, say_result, training_items
+from fewstep.training.adapt import Batch, Trained, after, describe, latent_data, new_roles, trained, training_items
 from fewstep.training.loop import loop
 from fewstep.training.losses import denoising_loss
 from fewstep.training.progress import check_folder
 
 
-def run(config: FinetuneConfig) -> None:
-    """Fine-tune config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out.
-
-    Its path goes to stdout.
-    """
+def run(config: FinetuneConfig) -> Trained:
+    """Fine-tune config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out."""
     check_folder(config)
     items = training_items(config)
     model = load_model(config.model, device=pick_device(config.device))
@@ -29,7 +26,7 @@ def run(config: FinetuneConfig) -> None:
         config,
         lambda step: roles.export(after(recipe, step)),
     )
-    say_result(config, items[0].caption)
+    return trained(config, items[0].caption)
 
 
 def batch_loss(module: nn.Module, batch: Batch, model: Model) -> Tensor:

@@ -1,0 +1,1 @@
+"""Where fewstep meets diffusers: its pipelines made few-step ones, and models written for them."""

@@ -1,0 +1,223 @@
+"""A model with its LoRAs folded in, as a folder that other programs sample right by themselves."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+
+from fewstep import __version__
+from fewstep.assets import LICENCE, shipped_lora
+from fewstep.configs import Draw, ExportConfig, build
+from fewstep.diffusion.schedule import SCHEDULE_KEYS
+from fewstep.engines import Facts
+from fewstep.errors import FewstepError, UsageError
+from fewstep.events import note
+from fewstep.io import atomic_folder, read_json, scratch, write_bytes, write_json
+from fewstep.lora.files import hash_of
+from fewstep.lora.low_rank import combine
+from fewstep.lora.recipe import Recipe
+from fewstep.models.fold import fold_on_disk
+from fewstep.models.load import RECIPE_FILE, load_model
+from fewstep.models.model import parts_sha256
+from fewstep.models.references import parse_reference
+from fewstep.models.single_file import save_folder
+from fewstep.models.sums import Fitted, Term, fit, licences_of_term, tell_loss
+from fewstep.session import Session
+from fewstep.session.loras import default_loras
+from fewstep.session.plan import Plan
+
+CARD, BASE_CARD = "README.md", "README-base.md"
+
+
+class Stepping(NamedTuple):
+    """How diffusers says a solver."""
+
+    name: str  # of the scheduler's class
+    config: Mapping[str, Any]
+    call: Mapping[str, Any] = {}  # what the pipeline is to be told beside steps and guidance
+
+
+STEPPINGS = {  # tests hold each against ours
+    "lcm": Stepping("LCMScheduler", {"timestep_scaling": 10.0}),
+    "tcd": Stepping("TCDScheduler", {}, {"eta": 0.3}),  # the pipeline's own eta is 0, which adds no noise
+    "ddim": Stepping("DDIMScheduler", {"timestep_spacing": "trailing", "set_alpha_to_one": True}),
+    "dpm-solver++": Stepping(
+        "DPMSolverMultistepScheduler",
+        {
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "solver_type": "midpoint",
+            "final_sigmas_type": "zero",
+            "timestep_spacing": "trailing",
+        },
+    ),
+}
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """What was written to config.out, whole or not at all: weights, scheduler, recipe and card.
+
+    The plan is that of `fewstep sample` with the same --model and --lora. The weights are W0 + sum_i w_i Delta W_i in
+    float32, rounded once to the type they are stored in.
+    """
+    if config.out.exists():
+        raise UsageError(f"--out {config.out} is already there", "choose another --out for the model")
+    loras = config.loras or default_loras(config.model, "auto")
+    session = Session(config.model, loras, dtype="fp32", device="cpu")
+    plan = session.plan(build(Draw, prompts=("",)))
+    for text in plan.notes:
+        note(text)
+    fitted = fit([parse_reference(text) for text in loras], str(session.facts.path), allow_partial=False)
+    recipe, base = recipe_of(session, plan), parts_sha256(session.facts.path)
+    with atomic_folder(config.out) as folder, scratch(config.out.parent) as beside:
+        modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
+        source = folder_of(session.facts.path, beside / "model")
+        stepping, scheduler = scheduler_of(source, session.facts, plan)
+        tell_loss(fold_on_disk(source, folder, modules))
+        write_scheduler(folder, scheduler)
+        write_json(folder / RECIPE_FILE, recipe.model_dump(mode="json"))
+        if (folder / CARD).is_file():
+            (folder / CARD).rename(folder / BASE_CARD)
+        write_bytes(folder / CARD, card(config, fitted, plan, stepping, base).encode())
+    return {
+        "out": str(config.out),
+        "to": config.to,
+        "model": config.model,
+        "lora": list(loras),
+        "scheduler": stepping.name,
+        "steps": plan.steps,
+        "timesteps": list(plan.timesteps),
+        "guidance_scale": plan.guidance_scale,
+    }
+
+
+def folder_of(model: Path, beside: Path) -> Path:
+    """The model's folder; one made in half precision of a single file."""
+    if model.is_dir():
+        return model
+    save_folder(load_model(str(model), torch.float16), beside)
+    return beside
+
+
+# --- the scheduler ------------------------------------------------------------------------------------------
+
+
+def scheduler_of(source: Path, facts: Facts, plan: Plan) -> tuple[Stepping, Any]:
+    """The stepping of the plan, and a scheduler of diffusers that makes its very timesteps, or that a call tells them.
+
+    Raises FewstepError for a solver that no scheduler known here has, and for timesteps that it does not make.
+    """
+    stepping = STEPPINGS.get(plan.solver_name)
+    if stepping is None:
+        raise FewstepError(
+            f"the {plan.solver_name} solver of this model's recipe has no counterpart among diffusers' schedulers",
+            f"solvers that can be exported: {', '.join(STEPPINGS)}",
+        )
+    kind = getattr(diffusers, stepping.name)
+    known = inspect.signature(kind.__init__).parameters
+    stored = read_json(source / "scheduler" / "scheduler_config.json", "scheduler config")
+    config = {name: stored[name] for name in SCHEDULE_KEYS if name in stored and name in known}
+    config |= {"prediction_type": facts.prediction_type, "clip_sample": False, **stepping.config}
+    config["steps_offset"] = 1  # no grid here uses it, and the pipeline warns of any other
+    if "original_inference_steps" in known:
+        config["original_inference_steps"] = len(facts.schedule) // plan.k
+    scheduler = kind(**{name: value for name, value in config.items() if name in known})  # some have no clip_sample
+    scheduler.set_timesteps(len(plan.timesteps))
+    if tuple(scheduler.timesteps.tolist()) == plan.timesteps:
+        return stepping, scheduler
+    if "timesteps" not in inspect.signature(kind.set_timesteps).parameters:
+        raise FewstepError(
+            f"diffusers' {stepping.name} steps at {scheduler.timesteps.tolist()}, and this model wants"
+            f" {list(plan.timesteps)}",
+            "sample it with fewstep",
+        )
+    return stepping._replace(call={**stepping.call, "timesteps": list(plan.timesteps)}), scheduler
+
+
+def write_scheduler(folder: Path, scheduler: Any) -> None:
+    """Make this the scheduler of the model folder."""
+    index = read_json(folder / "model_index.json", "model index")
+    write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", type(scheduler).__name__]})
+    scheduler.save_pretrained(folder / "scheduler")
+
+
+def recipe_of(session: Session, plan: Plan) -> Recipe:
+    """How the folder wants to be sampled: its plan is `plan`."""
+    recipes = session.recipes
+    first = next((recipe for recipe in recipes if recipe.accelerates), next(iter(recipes), Recipe(method="denoising")))
+    return first.model_copy(
+        update={
+            "family": session.facts.family,
+            "prediction_type": session.facts.prediction_type,
+            "guidance_scale": plan.guidance_scale,
+            "steps": plan.steps if first.accelerates else first.steps,
+            "training": {},
+            "recognised_by": "",
+        }
+    )
+
+
+# --- the card -----------------------------------------------------------------------------------------------
+
+
+def card(config: ExportConfig, fitted: Fitted, plan: Plan, stepping: Stepping, base: str) -> str:
+    """The folder's README: how to sample it, what is in it, under which licences.
+
+    base: the hash of the model's own files.
+    """
+    fresh = plan.gamma if plan.eta is None else plan.eta
+    noise = {} if fresh is None else {"eta": fresh}  # diffusers' one name for both
+    calls = {"num_inference_steps": plan.steps, "guidance_scale": plan.guidance_scale, **stepping.call, **noise}
+    options = ", ".join(f"{name}={value}" for name, value in calls.items())
+    model = Path(config.model).name if Path(config.model).exists() else config.model
+    name, timesteps = config.out.name, ", ".join(map(str, plan.timesteps))
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# {name}
+
+{model} {"with LoRAs folded in" if fitted.terms else "as it is"}. Written by fewstep {__version__}.
+
+## Sample it
+
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained("{name}")
+    pipe("a cat", {options}).images[0].save("cat.png")
+
+{guided(plan)} `scheduler/` holds the {stepping.name}; the timesteps this was made for are {timesteps}. For fewstep
+`{RECIPE_FILE}` says the same: `fewstep sample "a cat" --model {name}`.
+
+## What is in it
+
+Each weight is W0 + the weighted sum of the LoRAs' updates, added in float32 and rounded once to the stored type.
+
+| weight | file | modules | sha256 | licence |
+| ---: | --- | ---: | --- | --- |
+| | {model} | | {base} | see [{BASE_CARD}]({BASE_CARD}), if it is there, or its publisher |
+{"".join(line(term) for term in fitted.terms)}"""
+
+
+def guided(plan: Plan) -> str:
+    """What the guidance means, in words."""
+    if plan.guidance_scale == 1:
+        return "Guidance is off: a step is one row through the network, and a negative prompt has no effect."
+    return "A step is two rows through the network, for guidance."
+
+
+def line(term: Term) -> str:
+    """One LoRA of the sum, a row of the card's table."""
+    weights = ", ".join([f"{term.reference.weight:g}", *(f"{b}={w:g}" for b, w in term.reference.blocks.items())])
+    name, modules = term.reference.path.name, len(term.adapter.modules)
+    return f"| {weights} | {name} | {modules} | {hash_of(term.reference.file)} | {licence_of(term)} |\n"
+
+
+def licence_of(term: Term) -> str:
+    """What a LoRA's file says of its licence."""
+    if shipped_lora(str(term.reference.path)):
+        return LICENCE
+    return "; ".join(licences_of_term(term)) or "its file names none"

@@ -1,0 +1,5 @@
+"""The command line: a thin skin that turns options into configs, and events, results and errors into text."""
+
+from fewstep.cli.app import entry, main, main_of
+
+__all__ = ["entry", "main", "main_of"]

@@ -1,0 +1,219 @@
+"""The command line: a thin skin that turns options into configs, and errors into one line and a hint."""
+
+import io
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import SequenceMatcher
+from importlib import import_module
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
+
+from fewstep import __version__
+from fewstep.cli.show import show
+from fewstep.cli.sink import Terminal
+from fewstep.configs import (
+    CompareConfig,
+    Config,
+    DemoConfig,
+    DifferenceConfig,
+    DistillConfig,
+    DoctorConfig,
+    ExportConfig,
+    FinetuneConfig,
+    InspectConfig,
+    MergeConfig,
+    ResizeConfig,
+    SampleConfig,
+    TuneConfig,
+    answers,
+    build,
+    option_name,
+    usage_error,
+)
+from fewstep.errors import FewstepError, UsageError
+from fewstep.events import doing, telling
+
+OPTIONS = Parameter(negative=())  # no --no-json, no --empty-lora
+SPINS = (
+    "10000"  # of a GNU OpenMP thread that waits, before it sleeps; with its 300,000 a busy core slows others 50 times
+)
+
+ALIKE = 0.65  # of two options' names, for one to be meant by the other
+
+Run = Callable[[Any], None]
+
+COMMANDS: dict[str, tuple[type[Config], str]] = {  # name: its config, and where its function is
+    "demo": (DemoConfig, "demo"),
+    "sample": (SampleConfig, "sample"),
+    "distill": (DistillConfig, "train"),
+    "finetune": (FinetuneConfig, "train"),
+    "merge": (MergeConfig, "merge"),
+    "resize": (ResizeConfig, "merge"),
+    "difference": (DifferenceConfig, "merge"),
+    "inspect": (InspectConfig, "inspect"),
+    "tune": (TuneConfig, "tune"),
+    "compare": (CompareConfig, "compare"),
+    "export": (ExportConfig, "export"),
+    "doctor": (DoctorConfig, "doctor"),
+}
+
+
+def new_app() -> App:
+    """The `fewstep` program: one subcommand per config."""
+    app = App(
+        name="fewstep",
+        help="Turn any Stable Diffusion model into a 4-step generator: distil, sample, merge, compare.",
+        version=__version__,
+        help_format="plaintext",
+        default_parameter=OPTIONS,
+        suppress_keyboard_interrupt=False,  # `guarded` says it in our words
+    )
+    for name, (kind, module) in COMMANDS.items():
+        app.command(command(kind, runner(module, name)), name=name)
+    return app
+
+
+def runner(module: str, name: str) -> Run:
+    """What runs a command and shows its result; it is imported when it is called: --help imports no torch."""
+
+    def run(config: Config) -> None:
+        with doing("loading PyTorch and diffusers"):
+            command = getattr(import_module(f"fewstep.commands.{module}"), name)
+        show(command(config), getattr(config, "as_json", False))
+
+    return run
+
+
+def command(kind: type[Config], run: Run) -> Callable[..., None]:
+    """A function cyclopts can read: `kind`'s fields as options, the one it names, if any, as arguments."""
+    required = any(field.is_required() for field in kind.model_fields.values())
+    flat: Any = Annotated[kind if required else kind | None, Parameter(name="*", name_transform=spelling)]
+
+    def with_arguments(*typed: str, config: Config | None = None) -> None:
+        assert kind.argument is not None
+        given = config.model_dump(exclude_unset=True) if config else {}
+        run(build(kind, **(given | {kind.argument[0]: typed})))
+
+    def without_arguments(*, config: Config | None = None) -> None:
+        run(config or build(kind))
+
+    annotations: dict[str, Any] = {"config": flat, "return": None}
+    function: Callable[..., None] = without_arguments
+    if kind.argument is not None:
+        field, name = kind.argument
+        function = with_arguments
+        annotations["typed"] = Annotated[str, Parameter(name=name, help=kind.model_fields[field].description)]
+    function.__annotations__ = annotations
+    function.__doc__ = kind.__doc__
+    if required:
+        function.__kwdefaults__ = {}
+    return function
+
+
+def spelling(field: str) -> str:
+    """The option's name without its dashes."""
+    return option_name(field).removeprefix("--")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; its exit code."""
+    kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
+    return guarded(new_app(), sys.argv[1:] if argv is None else argv, kinds)
+
+
+def main_of(kind: type[Config], run: Run, argv: Sequence[str] | None = None) -> int:
+    """Run a program of one command, as the recipes are; its exit code."""
+    app = App(
+        help=kind.__doc__,
+        help_format="plaintext",
+        version_flags=(),
+        default_parameter=OPTIONS,
+        suppress_keyboard_interrupt=False,
+    )
+    app.default(command(kind, run))
+    return guarded(app, sys.argv[1:] if argv is None else argv, {"": kind})
+
+
+def guarded(app: App, argv: Sequence[str], kinds: Mapping[str, type[Config]]) -> int:
+    """Run `app`, turning every expected error into one line and a hint on stderr, and an exit code.
+
+    kinds: of its commands by name; "" is the name of a program of one command.
+    """
+    sink = Terminal()
+    try:
+        with termination_as_ctrl_c(), telling(sink):
+            app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
+        return 0
+    except FewstepError as error:
+        return complain(error)
+    except ValidationError as error:
+        return complain(usage_error(error))
+    except CycloptsError as error:
+        kind = kinds.get("".join(error.command_chain or ()))
+        return complain(explained(error, kind, argv))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return complain(FewstepError(f"{error.filename}: {error.strerror}", "check the path"))
+    except KeyboardInterrupt:
+        return complain(FewstepError("stopped", "nothing half-written was left"), 130)
+    finally:
+        sink.close()
+
+
+@contextmanager
+def termination_as_ctrl_c() -> Iterator[None]:
+    """Within the block a termination signal raises KeyboardInterrupt, so that what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is None:
+        yield  # only the main thread may handle signals; a handler of None is not Python's
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def interrupt(number: int, frame: object) -> None:
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def complain(error: FewstepError, exit_code: int | None = None) -> int:
+    """Print the error as one line, a blank line and a hint; its exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code if exit_code is None else exit_code
+
+
+def explained(error: CycloptsError, kind: type[Config] | None, argv: Sequence[str]) -> UsageError:
+    """A command-line mistake in our words. kind: of the command that argv names, if it names one."""
+    if kind is not None and (known := answers(kind, argv)):
+        told = [text if len(known) == 1 else f"{option}: {text}" for option, text in known.items()]
+        return UsageError(f"unknown option{'s' * (len(known) > 1)}: {', '.join(known)}", "; ".join(told))
+    if isinstance(error.__cause__, ValidationError):
+        return usage_error(error.__cause__)
+    text = re.sub(r'^Command "[^"]*" parameter ', "", " ".join(str(error).split()))
+    text = re.sub(r"^(--\S+) requires an argument\.?$", r"\1 is required", text)
+    suggestion = re.search(r"option: -*(\S+)\. Did you mean -*(\S+)\?$", text)
+    if suggestion and SequenceMatcher(None, suggestion[1], suggestion[2]).ratio() < ALIKE:
+        text = text[: text.index(" Did you mean")]
+    return UsageError(text[0].lower() + text[1:].rstrip("."), "see --help for what there is")
+
+
+def entry() -> None:
+    """The console command."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported, which nothing did yet
+    if isinstance(sys.stdout, io.TextIOWrapper):  # where files are named in letters that the terminal does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""Results on stdout: text for people, or one JSON document for programs."""
+
+import json
+from collections.abc import Iterator
+
+from fewstep.commands.result import Result
+
+
+def show(result: object, as_json: bool) -> None:
+    """Print what a command gave back: a Result, or pictures that are saved one after another."""
+    if isinstance(result, Result):
+        print(json.dumps(result.document, indent=2, ensure_ascii=False) if as_json else result.text)
+        if result.error is not None:
+            raise result.error
+    elif isinstance(result, Iterator):
+        documents = []
+        for saved in result:
+            documents.append(saved.document)
+            if not as_json:
+                print(saved.file, flush=True)
+        if as_json:
+            print(json.dumps({"images": documents}, indent=2))

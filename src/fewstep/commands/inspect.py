@@ -1,0 +1,158 @@
+"""`fewstep inspect`: what a LoRA file is, whom it fits, how strong it is and how it wants to be sampled."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fewstep.assets import MODEL
+from fewstep.commands.result import Result
+from fewstep.configs import InspectConfig
+from fewstep.errors import printable
+from fewstep.events import doing
+from fewstep.families import FAMILIES, ModuleShape
+from fewstep.lora.blocks import blocks_of
+from fewstep.lora.files import Base, hash_of, open_lora
+from fewstep.lora.fitting import origin_of
+from fewstep.lora.low_rank import Adapter, misfits, square_of
+from fewstep.lora.recipe import KEY, VERSION, Recipe
+from fewstep.models.references import parse_reference
+from fewstep.models.weights import base_name, weights_of
+
+SHOWN = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
+         VERSION, "fewstep.sources")  # fmt: skip
+SAMPLING = (
+    "method",
+    "solver",
+    "steps",
+    "guidance_scale",
+    "k",
+    "grid",
+    "teacher_guidance_scale",
+    "recognised_by",
+    "caveat",
+)
+READABLE = 300  # characters of a line; --json has all of it
+STRENGTH = " (Frobenius norm of what it adds to the weights, by block)"
+UNTOLD = "depends on the weights of its model, as of every DoRA: give --model"
+
+Models = Mapping[str, Mapping[str, ModuleShape]]  # name -> module -> shape
+
+
+class Coverage(NamedTuple):
+    """How much of a file has its place in a model."""
+
+    model: str
+    found: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.found} of {self.total} modules ({100 * self.found / self.total:.0f} %)"
+
+
+def inspect(config: InspectConfig) -> Result:
+    """What there is to say about each file."""
+    models, base = candidates(config.model)
+    reports = [report(text, models, base) for text in config.files]
+    return Result(reports if len(reports) > 1 else reports[0], "\n\n".join(as_text(facts) for facts in reports))
+
+
+def candidates(model: str | None) -> tuple[Models, Base | None]:
+    """The modules of the model asked about, and its weights; or the modules of every family."""
+    if model is not None:
+        base, shapes = weights_of(model)
+        return {model: shapes}, base
+    return {name: family.all_modules() for name, family in FAMILIES.items()}, None
+
+
+@doing("measuring the LoRA")
+def report(text: str, models: Models, base: Base | None) -> dict[str, Any]:
+    """All facts about one file, as JSON has them."""
+    path = parse_reference(text).file
+    file = open_lora(path)
+    adapters = {name: file.factors(shapes) for name, shapes in models.items()}
+    coverages = [coverage(adapters[name], name, shapes) for name, shapes in models.items()]
+    fits = [c.model for c in coverages if c.found == c.total]
+    best = max(coverages, key=lambda c: c.found)
+    if len(fits) > 1:
+        origin, _ = origin_of(fits, [(file, adapters[best.model].modules)])
+        best = next(c for c in coverages if c.model == origin)
+    adapter = adapters[best.model]
+    whole = adapter
+    if file.dora is not None:
+        whole = file.adapter(models[best.model], base) if base and best.found == best.total else Adapter({})
+    return {
+        "file": text,
+        "sha256": hash_of(path),
+        "layout": file.layout,
+        "dora": file.dora is not None,
+        "fits": fits,
+        "coverage": [c._asdict() for c in ([best] if fits else sorted(coverages, key=lambda c: -c.found)[:2])],
+        "touched": f"{best.found} of {len(models[best.model])} modules of {best.model}",
+        **measured(adapter, whole),
+        "sampling": sampling(file.recipe),
+        "metadata": {key: value for key, value in adapter.metadata.items() if key in SHOWN},
+        "other_metadata": sorted(key for key in adapter.metadata if key not in SHOWN and key != KEY),
+    }
+
+
+def coverage(adapter: Adapter, name: str, shapes: Mapping[str, ModuleShape]) -> Coverage:
+    """Of one file in one model."""
+    total = len(adapter.modules)
+    return Coverage(name, total - len(misfits(adapter, shapes)), total)
+
+
+def measured(adapter: Adapter, whole: Adapter) -> dict[str, Any]:
+    """Ranks, sizes and the strength of each block: the Frobenius norm of its Delta W.
+
+    adapter: the factors as the file has them. whole: what they add to the weights; a DoRA's own is the base's as well.
+    """
+    ranks: Counter[int] = Counter()
+    squares: dict[str, float] = {}
+    parameters = 0
+    for name in adapter.modules:
+        size = adapter.size(name)
+        ranks[size.rank] += 1
+        parameters += size.parameters
+        if name in whole.modules:
+            block = (*blocks_of(name), "other")[0]
+            squares[block] = squares.get(block, 0.0) + square_of(whole.modules, name)
+    return {
+        "modules": len(adapter.modules),
+        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "parameters": parameters,
+        "strength": {block: square**0.5 for block, square in sorted(squares.items())},
+    }
+
+
+def sampling(recipe: Recipe | None) -> dict[str, Any]:
+    """What the recipe says about sampling; nothing when the file has none."""
+    if recipe is None:
+        return {}
+    said = {name: getattr(recipe, name) for name in SAMPLING if getattr(recipe, name) not in (None, "")}
+    base = base_name(recipe)
+    if base and base != MODEL and recipe.base_sha256:
+        base += f" (its UNet's SHA-256 begins with {recipe.base_sha256[:12]})"
+    return said | ({"base_model": base} if base else {})
+
+
+def as_text(facts: Mapping[str, Any]) -> str:
+    """The facts as lines a person reads."""
+    covered = [Coverage(**c) for c in facts["coverage"]]
+    strengths = [f"{block} {norm:.3g}" for block, norm in facts["strength"].items()]
+    lines = {
+        "file": facts["file"],
+        "sha256": facts["sha256"],
+        "layout": facts["layout"],
+        "fits": ", ".join(facts["fits"]) or "no known family: give --model",
+        "coverage": "; ".join(map(str, covered)),
+        "touched": facts["touched"],
+        "parameters": f"{facts['parameters']:,} in {facts['modules']} modules",
+        "rank": ", ".join(f"{rank} ({count} modules)" for rank, count in facts["ranks"].items()),
+        "strength": ", ".join(strengths) + STRENGTH if strengths else UNTOLD,
+        "sampling": ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()) or "not said",
+        **facts["metadata"],
+    }
+    if facts["other_metadata"]:
+        lines["also says"] = ", ".join(facts["other_metadata"])
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {printable(str(value), READABLE)}" for name, value in lines.items())

@@ -1,0 +1,154 @@
+"""LoRA arithmetic from the command line: merge, resize and difference, exactly unless a rank is asked for."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.commands.result import Result
+from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, ResizeConfig
+from fewstep.errors import FewstepError, UsageError, printable
+from fewstep.events import doing
+from fewstep.families import family_of
+from fewstep.lora.carried import carried
+from fewstep.lora.compress import Loss, compress
+from fewstep.lora.dialects import PEFT_CONFIG
+from fewstep.lora.difference import difference as difference_of
+from fewstep.lora.files import hash_of
+from fewstep.lora.low_rank import Adapter, LowRank, combine, size_of, widest
+from fewstep.lora.recipe import Recipe
+from fewstep.lora.writing import save_adapter
+from fewstep.models.fold import fold_on_disk
+from fewstep.models.licences import joined, licences_of
+from fewstep.models.load import DTYPES
+from fewstep.models.references import parse_reference
+from fewstep.models.sums import Fitted, fit, merged_recipe, sources_of, tell_loss, told_of
+from fewstep.models.weights import model_path, stored_types, weights_of
+
+MEANINGS = {  # of what is told where something is lost
+    "energy": "the share kept of ||change of the weights||^2, all modules together",
+    "mean_error": "||change - kept|| / ||change|| of a module, mean over the modules",
+    "worst_error": "the largest of these",
+}
+
+
+def merge(config: MergeConfig) -> Result:
+    """What was written: the linear combination of the LoRAs, or a model with it folded in."""
+    check_out(config, config.into is not None)
+    fitted = fit([parse_reference(text) for text in config.files], config.into or config.model, config.allow_partial)
+    modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
+    if config.into:
+        notes = sources_of(fitted, licences_of(config.into))
+        lost = fold_on_disk(model_path(config.into), config.out, modules, notes)
+        tell_loss(lost)
+        about = {"out": str(config.out), "into": config.into, "lost_in_rounding": round(max([0.0, *lost.values()]), 4)}
+        return written({**about, **told_of(fitted)}, None)
+    if config.rank is None and config.energy is None:
+        check_ranks(modules, config.max_rank)
+    return write_sum(config, modules, fitted)
+
+
+def check_out(config: AdapterOutput, model: bool = False) -> None:
+    """Raise UsageError where something is at --out that is not to be replaced.
+
+    A file is, and a PEFT folder by another, if --overwrite says so. model: whether a model is written.
+    """
+    folder = config.dialect == "peft" and not model
+    replaceable = (config.out / PEFT_CONFIG).is_file() if folder else config.out.is_file()
+    if config.out.exists() and not (config.overwrite and replaceable):
+        hint = f"choose another --out{', or give --overwrite' if replaceable else ''}"
+        raise UsageError(f"--out {config.out} is already there", hint)
+
+
+def check_ranks(modules: Mapping[str, LowRank], most: int) -> None:
+    """Raise FewstepError for a sum that is exact only at a rank above `most`, in some module."""
+    for name in modules:
+        rank = size_of(modules, name).rank
+        if rank > most:
+            raise FewstepError(
+                f"the exact sum has rank {rank} in {name}, more than --max-rank {most}",
+                "cut it with --rank 64 or --energy 0.99, fold it with --into MODEL, or raise --max-rank",
+            )
+
+
+def resize(config: ResizeConfig) -> Result:
+    """What was written: one LoRA again at a lower rank, and what that loses."""
+    if config.rank is None and config.energy is None:
+        raise UsageError("neither --rank nor --energy was given", "say how small: --rank 8, or --energy 0.95")
+    check_out(config)
+    fitted = fit([parse_reference(text) for text in config.files], config.model, config.allow_partial)
+    return write_sum(config, combine([(1.0, term.adapter) for term in fitted.terms]), fitted)
+
+
+def difference(config: DifferenceConfig) -> Result:
+    """What was written: the LoRA that turns the second model into the first."""
+    check_out(config)
+    (tuned, shapes), (base, base_shapes) = map(weights_of, config.files)
+    if shapes != base_shapes:
+        raise FewstepError(
+            f"{config.files[0]} and {config.files[1]} are of different families", "compare like with like"
+        )
+
+    modules, loss = difference_of(tuned, base, shapes, rank=config.rank, energy=config.energy)
+    if not modules:
+        raise FewstepError(f"{config.files[0]} and {config.files[1]} have the same weights", "nothing was written")
+    family = family_of(shapes)
+    recipe = Recipe(method="denoising", family=family, base_model=config.files[1])
+    licences = joined(*map(licences_of, config.files))
+    dtype = dtype_of(config, set().union(*map(stored_types, config.files)))
+    save(config, Adapter(modules, licences), recipe, dtype)
+    told = {"family": family, "tuned": config.files[0], "base": config.files[1], **licences}
+    return written({**about(config.out, modules, dtype), **told}, loss)
+
+
+def write_sum(config: AdapterOutput, modules: Mapping[str, LowRank], fitted: Fitted) -> Result:
+    """What was written: the sum, cut to a rank if the config asks for it."""
+    loss = None
+    if config.rank is not None or config.energy is not None:
+        modules, loss = compress(modules, config.rank, config.energy)
+    dtype = dtype_of(config, [term.file.dtype for term in fitted.terms])
+    recipe = merged_recipe(fitted)
+    kept = carried([term.adapter.metadata for term in fitted.terms], recipe)
+    save(config, Adapter(modules, kept | sources_of(fitted)), recipe, dtype)
+    return written({**about(config.out, modules, dtype), **told_of(fitted)}, loss)
+
+
+def dtype_of(config: AdapterOutput, inputs: Iterable[torch.dtype]) -> torch.dtype:
+    """The type to write a LoRA in: the one asked for, or the widest of its inputs'."""
+    return widest(inputs) if config.dtype == "auto" else DTYPES[config.dtype]
+
+
+@doing("writing the LoRA")
+def save(config: AdapterOutput, adapter: Adapter, recipe: Recipe, dtype: torch.dtype) -> None:
+    """Write the adapter as the config says, its metadata with it."""
+    save_adapter(config.out, adapter, recipe, dtype, config.dialect, adapter.metadata)
+
+
+def about(out: Path, modules: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, Any]:
+    """What a file that was written is."""
+    ranks = [size_of(modules, name).rank for name in modules]
+    name = next(name for name, known in DTYPES.items() if known == dtype)
+    return {
+        "out": str(out), "modules": len(ranks), "rank": max(ranks, default=0), "dtype": name, "sha256": hash_of(out)
+    }  # fmt: skip
+
+
+def written(facts: Mapping[str, Any], loss: Loss | None) -> Result:
+    """The facts of what was written, and what cutting the ranks lost."""
+    if loss is not None:
+        lost = {"energy": loss.energy, "mean_error": loss.mean, "worst_error": loss.worst}
+        facts = {**facts, **lost, "worst_module": loss.worst_module}
+    lines = [
+        f"{name.replace('_', ' '):<12}  {said(item)}" + (f"  ({MEANINGS[name]})" if name in MEANINGS else "")
+        for name, value in facts.items()
+        for item in (value if isinstance(value, list) else [value])
+    ]
+    return Result(facts, "\n".join(lines))
+
+
+def said(value: Any) -> str:
+    """A fact as a person reads it."""
+    if isinstance(value, dict):
+        value = f"{value['weight']:g} x {value['file']}, {value['modules']} modules"
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -1,0 +1,38 @@
+"""`fewstep distill` and `fewstep finetune`: training, and how to draw with what it made."""
+
+import re
+from shlex import quote
+from textwrap import shorten
+
+from accelerate import PartialState
+
+from fewstep.assets import MODEL
+from fewstep.commands.program import program
+from fewstep.commands.result import Result
+from fewstep.configs import AdapterConfig, DistillConfig, FinetuneConfig
+from fewstep.events import note
+from fewstep.training import distill as distilling
+from fewstep.training import finetune as finetuning
+from fewstep.training.adapt import Trained
+
+
+def distill(config: DistillConfig) -> Result | None:
+    """Where the few-step LoRA or model lies; None in processes beside the main one."""
+    return ended(config, distilling.run(config))
+
+
+def finetune(config: FinetuneConfig) -> Result | None:
+    """Where the style LoRA or fine-tuned model lies; None in processes beside the main one."""
+    return ended(config, finetuning.run(config))
+
+
+def ended(config: AdapterConfig, trained: Trained) -> Result | None:
+    """Where the result lies, with a note on how to draw with it."""
+    if not PartialState().is_main_process:
+        return None
+    words = ["--model", str(trained.result)]
+    if not config.full:
+        words = [*([] if config.model == MODEL else ["--model", config.model]), "--lora", str(config.out)]
+    prompt = shorten(re.sub(r'["$`\\!%]', "", trained.caption), 60, placeholder="") or "a photo"
+    note(f'draw with it: {program()} sample "{prompt}" {" ".join(map(quote, words))}')
+    return Result({"out": str(trained.result)}, str(trained.result))

@@ -1,0 +1,39 @@
+"""What pictures are drawn with: the model, the LoRAs plugged into it, the engine that runs it."""
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from pydantic import Field
+
+from fewstep.configs.base import Config, Device, ModelName
+
+Loras = Annotated[tuple[str, ...], Parameter(show_default=False)]
+EngineName = Annotated[str, Field(description="What runs the networks; auto is torch.")]
+DType = Annotated[
+    Literal["auto", "fp32", "bf16", "fp16"],
+    Field(
+        description="Precision of the networks. auto is the fastest one that the device computes natively: fp16 on a"
+        " GPU, bf16 on a CPU with instructions for it, else fp32."
+    ),
+]
+
+
+class Where(Config):
+    """What a session is opened with."""
+
+    model: ModelName = "emoji"
+    loras: Loras | None = None
+    """FILE or FILE:WEIGHT, several times to add several LoRAs. lcm, high-contrast and noto-mono ship. FILE may also be
+    the folder that holds the LoRA, or one of the hub, as owner/name or lcm-lora-sdv1-5. By default emoji takes lcm,
+    unless the solver is one for ordinary models."""
+    live_lora: bool = False
+    """Add the LoRAs beside the layers at every call instead of into the weights: slower, but nothing of a weak LoRA is
+    rounded away in bf16 or fp16."""
+    engine: EngineName = "auto"
+    dtype: DType = "auto"
+    device: Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    controlnet: str | None = None
+    """The folder or hub id of a ControlNet, which draws after --control-image."""
+    no_safety_checker: bool = False
+    """Do without the safety checker that the model's folder brings."""

@@ -1,0 +1,110 @@
+"""The engine that runs the networks as they are, in torch; every device, every option."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fewstep.configs import Where
+from fewstep.diffusion.guidance import Conditioning, Network
+from fewstep.engines.engine import Capabilities, Facts, NetworkOptions
+from fewstep.events import note
+from fewstep.families import ModuleShape
+from fewstep.lora.layers import LoraLayers, shape_of
+from fewstep.lora.rounding import loss_note
+from fewstep.models.load import DTYPES, fast_dtype, load_controlnet, load_model, pick_device
+from fewstep.models.model import Model
+from fewstep.models.nag import guided_attention_of
+from fewstep.models.network import UNetNetwork
+from fewstep.models.plugging import Folding, Term, put_beside
+from fewstep.models.weights import stored_weights
+
+
+class TorchEngine:
+    """A model's networks in torch, LoRAs folded into their weights or beside them."""
+
+    supports: ClassVar[Capabilities] = Capabilities()
+
+    def __init__(self, model: Model, controlnet: Any = None, live: bool = False) -> None:
+        """controlnet: a ControlNetModel that fits the model's network. live: LoRAs go beside the layers."""
+        self.model, self.controlnet, self.live = model, controlnet, live
+        self._beside: LoraLayers | None = None
+
+    @classmethod
+    def open(cls, where: Where) -> "TorchEngine":
+        """The engine of the model that `where` names. Raises FewstepError for what is missing or does not fit."""
+        device = pick_device(where.device)
+        dtype = fast_dtype(device) if where.dtype == "auto" else DTYPES[where.dtype]
+        model = load_model(where.model, dtype, device, not where.no_safety_checker)
+        control = None if where.controlnet is None else load_controlnet(where.controlnet, model)
+        return cls(model, control, where.live_lora)
+
+    @cached_property
+    def facts(self) -> Facts:
+        model = self.model
+        return Facts(
+            model.path,
+            model.family,
+            model.schedule,
+            model.prediction_type,
+            model.recipe,
+            *model.height_and_width,
+            model.factor,
+            int(model.vae.config.latent_channels),
+            model.inpaints,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @cached_property
+    def shapes(self) -> Mapping[str, ModuleShape]:
+        found = ((name, shape_of(layer)) for name, layer in self._folding.layers.items())
+        return {name: shape for name, shape in found if shape is not None}
+
+    @property
+    def dtype(self) -> str:
+        return next(name for name, dtype in DTYPES.items() if dtype == self.model.unet.dtype)
+
+    @cached_property
+    def _folding(self) -> Folding:
+        return Folding(self.model.layers(), stored_weights(self.model.path))
+
+    def embed(self, texts: Sequence[str], height: int, width: int) -> Conditioning:
+        return self.model.embed(texts, height, width)
+
+    @contextmanager
+    def network(self, options: NetworkOptions) -> Iterator[Network]:
+        network = UNetNetwork(self.model.unet, self.controlnet, options.control_scale)
+        with guided_attention_of(self.model.unet, options.nag_scale):
+            yield network
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.model.encode(pixels).to(self.device)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(latents)
+
+    def hides(self, pixels: Tensor) -> bool:
+        return self.model.safety_checker is not None and self.model.safety_checker.hides(pixels)
+
+    def original_weight(self, module: str) -> Tensor:
+        return self._folding.original(module)
+
+    def plug(self, terms: Sequence[Term]) -> None:
+        if self.live:
+            beside = put_beside(self._folding.layers, terms)
+            if self._beside is not None:
+                self._beside.remove()
+            self._beside = beside
+            return
+        self._folding.plug(terms)
+        if text := loss_note(self._folding.lost, "sample --live-lora keeps it, and so does --dtype fp32"):
+            note(text)
+
+
+ENGINE = TorchEngine

@@ -1,0 +1,82 @@
+"""A LoRA as it is typed: FILE, FILE:WEIGHT, or FILE:WEIGHT,BLOCK=WEIGHT,..."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from fewstep.assets import shipped_lora
+from fewstep.errors import FewstepError, UsageError
+from fewstep.hub import resolved
+from fewstep.lora.blocks import BLOCKS, blocks_of
+from fewstep.lora.dialects import PEFT_CONFIG
+
+
+class Reference(NamedTuple):
+    """A LoRA and how much of it; FILE may be the name of a shipped one, or of one on the hub."""
+
+    path: Path
+    weight: float
+    blocks: Mapping[str, float] = {}  # of BLOCKS, where another weight holds
+
+    @property
+    def file(self) -> Path:
+        """The file, or PEFT's folder, that is meant; of another folder the only LoRA in it.
+
+        Raises FewstepError when there is none, or when there are several.
+        """
+        file = shipped_lora(str(self.path)) or resolved(self.path.as_posix())
+        if file.is_dir():
+            return file if (file / PEFT_CONFIG).is_file() else only_in(file)
+        if not file.is_file():
+            raise FewstepError(
+                f"LoRA file not found: {self.path}",
+                "check the path, name one that ships (lcm, high-contrast, noto-mono), or a hub id owner/name",
+            )
+        return file
+
+    def weight_of(self, module: str) -> float:
+        """The weight of a module: that of the narrowest block it is in that was given one."""
+        return next((self.blocks[b] for b in blocks_of(module) if b in self.blocks), self.weight)
+
+
+def only_in(folder: Path) -> Path:
+    """The LoRA in a folder, as `fewstep distill --out` leaves one."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files)
+        raise FewstepError(
+            f"LoRA {folder} is a folder with {'several files' if files else 'no LoRA in it'}",
+            f"name one of them: {names}" if files else "name a .safetensors file",
+        )
+    return files[0]
+
+
+def parse_reference(text: str) -> Reference:
+    """The LoRA that was typed; a weight is what stands after the last colon if it is one, else 1.
+
+    Raises UsageError for a weight of a block there is not.
+    """
+    name, _, last = text.rpartition(":")
+    weights = parse_weights(last) if name else None
+    if weights is None:
+        return Reference(Path(text), 1.0)
+    unknown = [block for block in weights if block not in ("", *BLOCKS)]
+    if unknown:
+        raise UsageError(f"LoRA {text}: there is no block {unknown[0]!r}", f"blocks are {', '.join(BLOCKS)}")
+    return Reference(Path(name), weights.pop("", 1.0), weights)
+
+
+def parse_weights(text: str) -> dict[str, float] | None:
+    """0.8,te=0.5,mid=1.2 as block -> weight, "" for all others; None when it is no such thing."""
+    weights: dict[str, float] = {}
+    for term in text.split(","):
+        block, _, number = term.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            return None
+        if not math.isfinite(value) or block in weights:
+            return None
+        weights[block] = value
+    return weights

@@ -1,0 +1,7 @@
+"""A model on an engine with LoRAs plugged in, opened once and drawn with many times."""
+
+from fewstep.session.drawing import Picture
+from fewstep.session.plan import Plan
+from fewstep.session.session import Session
+
+__all__ = ["Picture", "Plan", "Session"]

@@ -1,0 +1,109 @@
+"""How a batch of pictures is drawn on an engine: noise, the one loop, the decoder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fewstep.diffusion.consistency import ConsistencyDenoiser
+from fewstep.diffusion.guidance import Conditioning, Denoiser, Evaluations, GuidedDenoiser, Network
+from fewstep.diffusion.sampler import sample as sample_latents
+from fewstep.diffusion.sampler import sampling_levels
+from fewstep.diffusion.schedule import NoiseLevel
+from fewstep.diffusion.solvers.base import Noise
+from fewstep.engines import Engine
+from fewstep.errors import FewstepError
+from fewstep.images import to_image
+from fewstep.session.canvas import Canvas, Keeping
+from fewstep.session.plan import Plan
+
+DECODED_AT_ONCE = 64 * 64  # latent pixels: one picture of 512 x 512, or several smaller ones
+Lap = Callable[[str], object]  # a stopwatch's button: "text", "network" or "decoder" is done for a batch
+OnEstimate = Callable[[int, Tensor], object]  # takes the steps taken, and x_0 (B, C, h, w) as it is estimated so far
+
+
+class Picture(NamedTuple):
+    """One drawn picture, and all it takes to draw it again."""
+
+    pixels: Tensor  # (3, H, W) in [-1, 1], on the CPU
+    recipe: dict[str, Any]
+
+    @property
+    def image(self) -> Image.Image:
+        """As an RGB image."""
+        return to_image(self.pixels)
+
+
+class Batch(NamedTuple):
+    """What some pictures are drawn from, at once."""
+
+    conditioning: Conditioning  # of B pictures
+    empty: Conditioning  # what guidance leads away from, of B pictures
+    noise: Noise  # draws (B, C, h, w)
+
+
+@dataclass
+class Watching:
+    """A denoiser that remembers its last estimate."""
+
+    denoise: Denoiser
+    x_0: Tensor | None = None
+
+    def __call__(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        """x_t (B, C, H, W) -> x_0 estimate of the same shape."""
+        self.x_0 = self.denoise(x_t, level)
+        return self.x_0
+
+
+@torch.no_grad()
+def draw_latents(
+    engine: Engine,
+    network: Network,
+    plan: Plan,
+    canvas: Canvas,
+    batch: Batch,
+    on_estimate: OnEstimate,
+) -> tuple[Tensor, int]:
+    """Latents (B, C, h, w) of a batch, from noise or from the canvas noised to the first level, and network rows."""
+    facts, evaluations = engine.facts, Evaluations()
+    denoise: Denoiser = GuidedDenoiser(
+        network, facts.prediction, batch.conditioning, batch.empty, plan.guidance_scale, evaluations
+    )
+    levels = sampling_levels(facts.schedule, plan.timesteps, device=engine.device)
+    x = batch.noise()
+    if canvas.start is not None:
+        x = levels[0].alpha * canvas.start + levels[0].sigma * x
+    if plan.consistency:
+        denoise = ConsistencyDenoiser(denoise)
+    if canvas.latents is not None and canvas.drawn is not None and not facts.inpaints:
+        denoise = Keeping(denoise, canvas.latents, canvas.drawn)
+    watching = Watching(denoise)
+
+    def on_step(index: int, level: NoiseLevel, x: Tensor) -> None:
+        assert watching.x_0 is not None
+        on_estimate(index + 1, watching.x_0)
+
+    latents = sample_latents(watching, plan.solver, facts.schedule, levels, x, batch.noise, on_step)
+    return latents, evaluations.rows
+
+
+def decoded(engine: Engine, latents: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) on the CPU. Raises FewstepError for latents that are not finite: no black picture."""
+    if not latents.isfinite().all():
+        hint = "use --dtype fp32 or bf16, or a lower --guidance-scale"
+        raise FewstepError("the network's output is not finite", hint)
+    parts = torch.split(latents, max(1, DECODED_AT_ONCE // latents[0, 0].numel()))
+    return torch.cat([engine.decode(part) for part in parts]).cpu()
+
+
+def previewed(engine: Engine, latents: Tensor) -> list[Image.Image]:
+    """Pictures of an estimate (B, C, h, w) on the way."""
+    return [to_image(pixels) for pixels in decoded(engine, latents)]
+
+
+def batches(prompts: Sequence[str], size: int) -> list[tuple[int, Sequence[str]]]:
+    """The prompts `size` at a time, each part with the number of its first."""
+    return [(first, prompts[first : first + size]) for first in range(0, len(prompts), size)]

@@ -1,0 +1,340 @@
+"""The Session: what every skin draws with. Opened once, used many times, closed at the end."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from torch import Tensor
+
+from fewstep import __version__
+from fewstep.configs import Draw, DrawOptions, Where, build, draw_of
+from fewstep.diffusion.guidance import Conditioning, concatenate
+from fewstep.diffusion.sampler import ImageNoise
+from fewstep.diffusion.solvers.base import Noise
+from fewstep.engines import Engine, Facts, NetworkOptions, open_engine
+from fewstep.errors import FewstepError
+from fewstep.events import Preview, Progress, Sink, note, tell, telling
+from fewstep.io import sha256_bytes
+from fewstep.lora.recipe import Recipe
+from fewstep.session.canvas import Canvas, canvas_of, strength_of
+from fewstep.session.drawing import Batch, Lap, Picture, batches, decoded, draw_latents, previewed
+from fewstep.session.loras import PluggedLora, Shelf, default_loras, recipes_of
+from fewstep.session.plan import Plan, plan_sampling
+
+
+def untimed(part: str) -> None:
+    """Nothing, at the end of a part."""
+
+
+class Session:
+    """A model on an engine with LoRAs plugged in.
+
+        with Session("sd15", loras=["lcm-lora-sdv1-5", "papercut:0.8"]) as session:
+            for picture in session.draw("a red fox in the snow", steps=4, seed=7, count=4):
+                picture.image.save(f"{picture.recipe['seed']}.png")
+
+    One thread at a time may use it.
+    """
+
+    def __init__(
+        self,
+        model: str = "emoji",
+        loras: Sequence[str] | None = None,
+        *,
+        engine: str = "auto",
+        dtype: str = "auto",
+        device: str = "auto",
+        controlnet: str | None = None,
+        no_safety_checker: bool = False,
+        live_lora: bool = False,
+        sink: Sink | None = None,
+    ) -> None:
+        """The fields of `Where`, and the sink that events go to; None is the one in force.
+
+        loras: FILE or FILE:WEIGHT each; None = emoji's own acceleration where the solver is one for it, else none.
+        Raises FewstepError for what is missing or does not fit, UsageError for a value that cannot be.
+        """
+        where = build(
+            Where,
+            model=model,
+            loras=None if loras is None else tuple(loras),
+            engine=engine,
+            dtype=dtype,
+            device=device,
+            controlnet=controlnet,
+            no_safety_checker=no_safety_checker,
+            live_lora=live_lora,
+        )
+        self._start(where, None, sink)
+
+    @classmethod
+    def open(cls, where: Where, sink: Sink | None = None) -> Self:
+        """The session that `where` describes."""
+        session = cls.__new__(cls)
+        session._start(where, None, sink)
+        return session
+
+    @classmethod
+    def on(cls, engine: Engine, where: Where, sink: Sink | None = None) -> Self:
+        """A session on an engine that has its model already; of `where` only the LoRAs are loaded."""
+        session = cls.__new__(cls)
+        session._start(where, engine, sink)
+        return session
+
+    def _start(self, where: Where, engine: Engine | None, sink: Sink | None) -> None:
+        self.where, self.sink = where, sink
+        with self._telling():
+            engine = engine or open_engine(where)
+        self._engine: Engine | None = engine
+        self._shelf = Shelf(where.model, engine.shapes, engine.facts.prediction_type, engine.original_weight)
+        self._plugged: tuple[PluggedLora, ...] = ()
+        self._default = where.loras is None  # whether what is plugged in follows the solver
+        self.plug(where.loras)
+
+    # --- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the networks. Raises FewstepError once the session is closed."""
+        if self._engine is None:
+            raise FewstepError("the session is closed", "open another one")
+        return self._engine
+
+    @property
+    def facts(self) -> Facts:
+        """Of the model."""
+        return self.engine.facts
+
+    @property
+    def loras(self) -> tuple[dict[str, Any], ...]:
+        """File, weight, weights of blocks and SHA-256 of each LoRA that is plugged in."""
+        return tuple(one.facts for one in self._plugged)
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """What a plan follows: the model's own recipe, if it has one, then those of the LoRAs that are added."""
+        return recipes_of(self.facts.recipe, self._plugged)
+
+    def close(self) -> None:
+        """Let go of the model; nothing, the second time."""
+        self._engine = None
+        self._plugged = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- LoRAs --------------------------------------------------------------------------------------------------
+
+    def plug(self, loras: Sequence[str] | None) -> None:
+        """Plug in these LoRAs instead of the ones before: the weights become W0 + sum_i w_i B_i A_i, exactly summed.
+
+        loras: FILE or FILE:WEIGHT each; none at all gives the bare model back, to the bit. None = as when the session
+        was opened without any. Raises FewstepError for one that is missing or does not fit; the session then is as it
+        was.
+        """
+        wanted = default_loras(self.where.model, "auto") if loras is None else tuple(loras)
+        self._plug(wanted)
+        self._default = loras is None
+
+    def _plug(self, loras: Sequence[str]) -> None:
+        with self._telling():
+            taken = self._shelf.take(loras)
+            if taken or self._plugged:
+                self.engine.plug([one.term for one in taken])
+        self._plugged = taken
+
+    def _telling(self) -> AbstractContextManager[None]:
+        """Lets events go to the session's sink, if it has one."""
+        return nullcontext() if self.sink is None else telling(self.sink)
+
+    @contextmanager
+    def plugged(self, *loras: str) -> Iterator[Self]:
+        """Other LoRAs within the block, and the ones before after it, bit for bit."""
+        before, default = self._plugged, self._default
+        self.plug(loras)
+        try:
+            yield self
+        finally:
+            if self._engine is not None:
+                self._engine.plug([one.term for one in before])
+                self._plugged, self._default = before, default
+
+    def _follow(self, solver: str) -> None:
+        """Where no LoRA was named: plug in what goes with the solver."""
+        if self._default:
+            wanted = default_loras(self.where.model, solver)
+            if wanted != tuple(str(one.reference.path) for one in self._plugged):
+                self._plug(wanted)
+
+    # --- pictures -----------------------------------------------------------------------------------------------
+
+    def plan(self, draw: Draw) -> Plan:
+        """How `draw` is sampled with what is plugged in. Raises UsageError for what cannot be."""
+        self._follow(draw.solver)
+        return plan_sampling(
+            self.facts.schedule,
+            self.recipes,
+            draw.solver,
+            draw.steps,
+            draw.guidance_scale,
+            strength_of(draw),
+            bool(draw.negative_prompt) and draw.nag_scale == 1,
+            draw.grid,
+            draw.eta,
+            draw.gamma,
+            draw.k,
+        )
+
+    def draw(self, prompts: str | Sequence[str] | Draw, **options: Unpack[DrawOptions]) -> Iterator[Picture]:
+        """The pictures of the prompts, one by one as they are drawn; number i has seed `seed + i`.
+
+        prompts: or a whole `Draw`, of which options change fields. What is wrong is raised by this call, before
+        anything is drawn. Notes, progress and previews go to the session's sink.
+        """
+        draw = draw_of(prompts, options)
+        plan = self.plan(draw)
+        with self._telling():
+            for text in plan.notes:
+                note(text)
+        return self.pictures(draw, plan)
+
+    def pictures(self, draw: Draw, plan: Plan, lap: Lap = untimed) -> Iterator[Picture]:
+        """The pictures of `draw` by a plan that was made before.
+
+        lap: a stopwatch's button. The text of all batches is embedded first, in one lap.
+        """
+        return self._pictures(draw, plan, canvas_of(draw, self.engine), lap)
+
+    def _pictures(self, draw: Draw, plan: Plan, canvas: Canvas, lap: Lap) -> Iterator[Picture]:
+        engine, plugged = self.engine, self._plugged
+        texts = dict.fromkeys([*draw.prompts, draw.negative_prompt])
+        embeddings = {text: self._conditioning(text, canvas) for text in texts}
+        empty = embeddings[draw.negative_prompt]
+        if draw.nag_scale > 1:
+            embeddings = {text: one._replace(negative=empty.text) for text, one in embeddings.items()}
+            empty = embeddings[draw.negative_prompt]
+        lap("text")
+        prompts = [prompt for prompt in draw.prompts for _ in range(draw.count)]
+        with engine.network(NetworkOptions(draw.nag_scale, draw.control_scale)) as network:
+            for first, part in batches(prompts, draw.batch_size):
+                if self._plugged is not plugged:
+                    raise FewstepError("other LoRAs were plugged in while pictures were drawn", "take all first")
+                seeds = tuple(draw.seed + first + i for i in range(len(part)))
+                shape = engine.facts.latent_shape(canvas.height, canvas.width)
+                batch = Batch(
+                    concatenate([embeddings[prompt] for prompt in part]),
+                    empty.expand(len(part)),
+                    ImageNoise(seeds, shape, engine.device),
+                )
+                on_estimate = partial(self._tell, seeds, len(prompts), first, len(plan.timesteps))
+                latents, rows = draw_latents(engine, network, plan, canvas, batch, on_estimate)
+                lap("network")
+                pixels = decoded(engine, latents)
+                lap("decoder")
+                for x, prompt, seed in zip(pixels, part, seeds, strict=True):
+                    picture = self._seen(canvas.kept(x), prompt, seed)
+                    yield Picture(picture, self._recipe(draw, plan, picture, prompt, seed, rows / len(part)))
+
+    def paint(self, plan: Plan, conditioning: Conditioning, noise: Noise) -> Tensor:
+        """Pixels (B, 3, H, W) on the CPU of one batch, from embeddings and noise instead of prompts and seeds.
+
+        conditioning: of B pictures of the model's own size. noise: draws (B, C, h, w), first what they begin from.
+        """
+        engine, size = self.engine, self.engine.facts.size
+        empty = engine.embed([""], size, size).expand(len(conditioning.text))
+        batch = Batch(conditioning, empty, noise)
+        with engine.network(NetworkOptions()) as network:
+            latents, _ = draw_latents(engine, network, plan, Canvas(size, size), batch, lambda step, x_0: None)
+        return decoded(engine, latents)
+
+    def _conditioning(self, text: str, canvas: Canvas) -> Conditioning:
+        """What one prompt and the canvas tell the networks."""
+        embedded = self.engine.embed([text], canvas.height, canvas.width)
+        return embedded._replace(beside=canvas.beside, control=canvas.control)
+
+    def _tell(self, seeds: tuple[int, ...], pictures: int, first: int, steps: int, step: int, x_0: Tensor) -> None:
+        """Progress and a preview, after a step of the batch that begins with picture number `first`."""
+        engine = self.engine
+        with self._telling():
+            tell(Progress("drawing", first * steps + step * len(seeds), pictures * steps, "step"))
+            tell(Preview(seeds, step, steps, partial(previewed, engine, x_0)))
+
+    def _seen(self, pixels: Tensor, prompt: str, seed: int) -> Tensor:
+        """The pixels (3, H, W), or black where the model's safety checker hides them, with a note."""
+        if not self.engine.hides(pixels):
+            return pixels
+        with self._telling():
+            note(f"the model's safety checker hid the picture of {prompt!r}, seed {seed}")
+        return pixels.new_full(pixels.shape, -1)
+
+    def _recipe(self, draw: Draw, plan: Plan, pixels: Tensor, prompt: str, seed: int, nfe: float) -> dict[str, Any]:
+        """All it takes to draw the picture again."""
+        where = self.where
+        return {
+            "prompt": prompt,
+            "negative_prompt": draw.negative_prompt,
+            "seed": seed,
+            "model": where.model,
+            "lora": list(self.loras),
+            "live_lora": where.live_lora,
+            "solver": plan.solver_name,
+            "eta": plan.eta,
+            "gamma": plan.gamma,
+            "steps": plan.steps,
+            "grid": plan.grid,
+            "k": plan.k,
+            "timesteps": list(plan.timesteps),
+            "nfe": nfe,
+            "guidance_scale": plan.guidance_scale,
+            "nag_scale": draw.nag_scale,
+            "image": draw.image and sha256_bytes(draw.image),
+            "strength": strength_of(draw) if draw.image else None,
+            "mask": draw.mask and sha256_bytes(draw.mask),
+            "outpaint": draw.outpaint,
+            "controlnet": where.controlnet,
+            "control_image": draw.control_image and sha256_bytes(draw.control_image),
+            "control_scale": draw.control_scale if where.controlnet else None,
+            "width": pixels.shape[2],
+            "height": pixels.shape[1],
+            "engine": where.engine,
+            "dtype": self.engine.dtype,
+            "fewstep": __version__,
+        }
+
+
+def sample(
+    prompts: str | Sequence[str],
+    model: str = "emoji",
+    loras: Sequence[str] | None = None,
+    *,
+    engine: str = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    controlnet: str | None = None,
+    no_safety_checker: bool = False,
+    live_lora: bool = False,
+    sink: Sink | None = None,
+    **options: Unpack[DrawOptions],
+) -> list[Picture]:
+    """The pictures of the prompts, from a session that is opened for them alone; the arguments are those of `Session`
+    and `Session.draw`."""
+    draw = draw_of(prompts, options)  # a wrong keyword is named before anything is loaded
+    with Session(
+        model,
+        loras,
+        engine=engine,
+        dtype=dtype,
+        device=device,
+        controlnet=controlnet,
+        no_safety_checker=no_safety_checker,
+        live_lora=live_lora,
+        sink=sink,
+    ) as session:
+        return list(session.draw(draw))
