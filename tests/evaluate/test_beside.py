@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewstep.evaluate.beside import COLUMNS, beside, others, title, told
+from fewstep.evaluate.beside import COLUMNS, beside, others, table_of, title, told
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.table import cells
 from fewstep.metrics.agreement import Agreement
@@ -71,7 +71,11 @@ def test_the_table_shows_what_was_measured():
 def test_times_as_fast_are_left_out_of_rows_not_timed_in_turns():
     first, other = row("a", speedup=None), row("b", speedup=None)
     rows = [first | {"beside_first": None}, other | {"beside_first": beside(other, Measures(), first, Measures())}]
-    assert cells(others(rows), COLUMNS)[0] == ["row"]
+    assert table_of(rows) is None
+    assert table_of([first, other | {"beside_first": {"speedup": 2.0}}]) == (
+        ["row", "times as fast"],
+        [["b", "2.00"]],
+    )
     assert told(rows) == ["times as fast: left out, since rows are timed in turns only with --timing-rounds"]
     assert told(rows[:1]) == []
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fewstep.evaluate.measure import Measures
-from fewstep.evaluate.table import Column, Row, called, number
+from fewstep.evaluate.table import Column, Row, called, cells, number
 from fewstep.metrics.estimate import Estimate, mean, ratio
 
 
@@ -68,6 +68,12 @@ COLUMNS = (
 def others(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """All rows but the first, beside it, as COLUMNS read them."""
     return [{"row": row["row"], "lora": row.get("lora"), **row["beside_first"]} for row in rows[1:]]
+
+
+def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]] | None:
+    """Titles and cells of the rows beside the first; None where nothing was measured of both."""
+    titles, lines = cells(others(rows), COLUMNS)
+    return (titles, lines) if len(titles) > 1 else None
 
 
 def title(rows: Sequence[Row]) -> str:

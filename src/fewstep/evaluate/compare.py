@@ -213,8 +213,8 @@ def markdown(document: dict[str, Any]) -> str:
     """The table, of several rows the one beside the first, and the protocol under them."""
     rows = document["rows"]
     tables = [text_table(*cells(rows))]
-    if len(rows) > 1:
-        tables += [beside.title(rows), text_table(*cells(beside.others(rows), beside.COLUMNS))]
+    if found := beside.table_of(rows):
+        tables += [beside.title(rows), text_table(*found)]
     lines = "\n".join(f"* {line}" for line in told(document["protocol"], rows))
     return "\n\n".join([*tables, lines])
 
@@ -237,8 +237,8 @@ def report(folder: Path, document: dict[str, Any]) -> str:
     """The HTML page of the files in `folder`."""
     rows = document["rows"]
     blocks = [table(*cells(rows))]
-    if len(rows) > 1:
-        blocks += [heading(beside.title(rows)), table(*cells(beside.others(rows), beside.COLUMNS))]
+    if found := beside.table_of(rows):
+        blocks += [heading(beside.title(rows)), table(*found)]
     for name in ("quality-nfe", "quality-time", "sheet"):
         if (folder / f"{name}.png").is_file():
             with Image.open(folder / f"{name}.png") as image:
