@@ -1,50 +1,81 @@
 """fewstep: turn any Stable Diffusion model into a 4-step generator.
 
-The public door: `sample`, `distill`, `finetune` and `compare` each take their config, the same object the command line
-builds. `accelerate` makes any diffusers pipeline a few-step one, with `FewstepScheduler` inside. Names are imported
-when they are first used, so `import fewstep` is quick and imports no torch.
+    Session, sample                      draw
+    distill, finetune, merge, compare    as the commands of these names: of their config, or of its fields
+    accelerate, FewstepScheduler         in diffusers' pipelines
+    Where, Draw, *Config                 what these take, as values
+    FewstepError                         anything wrong with what was given: a message and a hint
+
+Names are imported when they are first used: `import fewstep` is quick, imports no torch and changes nothing.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "sample": ("fewstep.session.session", "sample"),
-    "Session": ("fewstep.session.session", "Session"),
-    "Where": ("fewstep.configs", "Where"),
-    "Draw": ("fewstep.configs", "Draw"),
-    "distill": ("fewstep.training.distill", "run"),
-    "finetune": ("fewstep.training.finetune", "run"),
-    "compare": ("fewstep.evaluate.compare", "compare"),
-    "accelerate": ("fewstep.bridge.accelerate", "accelerate"),
-    "FewstepScheduler": ("fewstep.bridge.scheduler", "FewstepScheduler"),
-    "SchedulerMixin": ("diffusers", "SchedulerMixin"),  # looked up here to load a pipeline saved with the one above
-    "SampleConfig": ("fewstep.configs", "SampleConfig"),
-    "DistillConfig": ("fewstep.configs", "DistillConfig"),
-    "FinetuneConfig": ("fewstep.configs", "FinetuneConfig"),
-    "CompareConfig": ("fewstep.configs", "CompareConfig"),
-    "FewstepError": ("fewstep.errors", "FewstepError"),
+_HOMES = {  # module: the public names in it
+    "session": ("Picture", "PictureRecipe", "Session"),
+    "session.session": ("sample",),
+    "api": ("compare", "distill", "finetune", "merge"),
+    "bridge.accelerate": ("accelerate",),
+    "bridge.scheduler": ("FewstepScheduler",),
+    "configs": ("CompareConfig", "DistillConfig", "Draw", "FinetuneConfig", "MergeConfig", "SampleConfig", "Where"),
+    "errors": ("FewstepError",),
+    "events": ("Note", "Preview", "Progress"),
 }
+
+if TYPE_CHECKING:
+    from fewstep.api import compare, distill, finetune, merge
+    from fewstep.bridge.accelerate import accelerate
+    from fewstep.bridge.scheduler import FewstepScheduler
+    from fewstep.configs import (
+        CompareConfig,
+        DistillConfig,
+        Draw,
+        FinetuneConfig,
+        MergeConfig,
+        SampleConfig,
+        Where,
+    )
+    from fewstep.errors import FewstepError
+    from fewstep.events import Note, Preview, Progress
+    from fewstep.session import Picture, PictureRecipe, Session
+    from fewstep.session.session import sample
+else:
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+    def __getattr__(name: str) -> object:
+        if name == "SchedulerMixin":  # looked up here to load a pipeline that was saved with FewstepScheduler
+            return import_module("diffusers").SchedulerMixin
+        for module, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(f"fewstep.{module}"), name)
+        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
+
 
 __all__ = [
     "CompareConfig",
     "DistillConfig",
+    "Draw",
     "FewstepError",
     "FewstepScheduler",
     "FinetuneConfig",
+    "MergeConfig",
+    "Note",
+    "Picture",
+    "PictureRecipe",
+    "Preview",
+    "Progress",
     "SampleConfig",
+    "Session",
+    "Where",
     "accelerate",
     "compare",
     "distill",
     "finetune",
+    "merge",
     "sample",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    return getattr(import_module(module), attribute)

@@ -16,7 +16,7 @@ from PIL import Image
 from fewstep import __version__
 from fewstep.cli.app import COMMANDS, main_of
 from fewstep.configs import DoctorConfig, SampleConfig, option_name
-from fewstep.io import atomic_path
+from fewstep.io import atomic_path, sha256_file
 
 ROOT = Path(__file__).parents[2]
 USAGE_ERROR = re.compile(r"error: [^\n]+\n\nhint: [^\n]+\n")
@@ -267,7 +267,8 @@ def test_image_to_image_makes_the_steps_asked(
     [image] = json.loads(done.out)["images"]
     assert (image["steps"], image["nfe"], image["strength"]) == (steps, steps, strength)
     assert image["timesteps"][0] < 1000 * strength
-    assert image["image"] == str(tiny_data_folder / "00.png")
+    start = tiny_data_folder / "00.png"
+    assert image["image"] == {"sha256": sha256_file(start), "file": str(start)}
 
 
 def test_low_strength_stays_nearer_to_the_picture(fewstep, drawing, tiny_data_folder, tmp_path):

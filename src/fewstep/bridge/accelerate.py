@@ -67,7 +67,7 @@ class Accelerated:
 
 
 def accelerate(
-    pipe: Any,
+    pipe: object,
     lora: str | Path | Sequence[str | Path] | None = None,
     weight: float | Sequence[float] = 1.0,
     steps: int | None = None,
@@ -89,7 +89,7 @@ def accelerate(
     Image-to-image and inpainting run all the steps, laid inside strength's range. Raises FewstepError for a pipeline
     without a UNet, a LoRA that does not fit, and steps or solvers that cannot be.
     """
-    check_pipeline(pipe)
+    unet = checked_unet(pipe)
     schedule, layers = schedule_of(pipe), layers_of_pipeline(pipe)
     terms, recipes = read_loras(pipe, layers, references_of(lora, weight))
     if terms:
@@ -102,8 +102,8 @@ def accelerate(
     with ExitStack() as stack:
         if terms:
             plug(pipe, layers, terms, folded, stack)
-            setattr(pipe.unet, MARK, True)
-            stack.callback(delattr, pipe.unet, MARK)
+            setattr(unet, MARK, True)
+            stack.callback(delattr, unet, MARK)
         dress(pipe, plan, stack)
         return Accelerated(pipe, plan, stack.pop_all())
 
@@ -123,14 +123,16 @@ def answer_slow(pipe: Any, plugged: bool, plan: Plan) -> None:
 # --- what can be accelerated --------------------------------------------------------------------------------
 
 
-def check_pipeline(pipe: Any) -> None:
-    """Raise FewstepError unless it is a pipeline with a UNet, not accelerated yet."""
+def checked_unet(pipe: object) -> nn.Module:
+    """The UNet of a pipeline that is not accelerated yet. Raises FewstepError for anything else."""
     name = type(pipe).__name__
     if not hasattr(pipe, "scheduler") or not hasattr(pipe, "components"):
         raise FewstepError(f"{name} is no diffusers pipeline", WHICH)
-    if not isinstance(getattr(pipe, "unet", None), nn.Module):
+    unet = getattr(pipe, "unet", None)
+    if not isinstance(unet, nn.Module):
         raise FewstepError(f"{name} has no UNet", WHICH)
     refuse_accelerated(pipe)
+    return unet
 
 
 def refuse_accelerated(pipe: Any) -> None:

@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 from fewstep.configs import SampleConfig
 from fewstep.errors import UsageError
 from fewstep.images import read_bytes, save_png, words_of
-from fewstep.session import Picture, Session
-
-FILES = ("image", "mask", "control_image")  # options that name a picture to start from
+from fewstep.session import Picture, PictureRecipe, Session
 
 
 class Saved(NamedTuple):
@@ -29,11 +27,21 @@ def sample(config: SampleConfig) -> Iterator[Saved]:
     if config.out.exists() and not config.out.is_dir():
         raise UsageError(f"--out {config.out} is a file", "give --out a folder")
     draw = config.draw(read_bytes)
-    names = {name: str(path) for name in FILES if (path := getattr(config, name)) is not None}
     with Session.open(config.where) as session:
         for picture in session.draw(draw):
-            picture = picture._replace(recipe=picture.recipe | names)
+            name_files(picture.recipe, config)
             yield Saved(save_picture(picture, config.out), picture)
+
+
+def name_files(recipe: PictureRecipe, config: SampleConfig) -> None:
+    """Write into the recipe what the files of the pictures it was started from are called."""
+    for start, file in (
+        (recipe["image"], config.image),
+        (recipe["mask"], config.mask),
+        (recipe["control_image"], config.control_image),
+    ):
+        if start is not None:
+            start["file"] = str(file)
 
 
 def save_picture(picture: Picture, folder: Path) -> Path:

@@ -25,6 +25,7 @@ from fewstep.evaluate.key import key_of
 from fewstep.images import to_image
 from fewstep.io import atomic_path, cache_dir
 from fewstep.session import Plan, Session
+from fewstep.session.loras import LoraFacts
 
 PARTS = ("text", "network", "decoder")
 
@@ -35,7 +36,7 @@ class Drawn(NamedTuple):
     files: tuple[Path, ...]  # one a batch, in order
     facts: tuple[dict[str, Any], ...]  # of each: images, nfe, seconds of the parts
     plan: Plan
-    loras: tuple[dict[str, Any], ...]
+    loras: tuple[LoraFacts, ...]
     timed: tuple[dict[str, Any], ...] = ()  # likewise, of batches drawn for their time alone, which then counts
     timed_first: tuple[dict[str, Any], ...] = ()  # likewise, of the first row's batches, drawn in turn with these
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from fewstep.assets import ACCELERATION, MODEL
 from fewstep.diffusion.solvers import SOLVERS
@@ -15,6 +15,15 @@ from fewstep.lora.low_rank import Adapter
 from fewstep.lora.recipe import Recipe
 from fewstep.models.plugging import Term
 from fewstep.models.references import Reference, parse_reference
+
+
+class LoraFacts(TypedDict):
+    """What the recipe of a picture says of a LoRA."""
+
+    file: str  # as it was typed
+    weight: float
+    blocks: dict[str, float]  # block -> its weight, where that is another one
+    sha256: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +54,7 @@ class PluggedLora:
         return self.reference.weight_of, self.lora.adapter
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> LoraFacts:
         """What the recipe of a picture says of it."""
         reference = self.reference
         return {

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 from torch import Tensor
 
@@ -19,8 +19,18 @@ from fewstep.events import Preview, Progress, Sink, note, tell, telling
 from fewstep.io import sha256_bytes
 from fewstep.lora.recipe import Recipe
 from fewstep.session.canvas import Canvas, canvas_of, strength_of
-from fewstep.session.drawing import Batch, Lap, Picture, batches, decoded, draw_latents, previewed
-from fewstep.session.loras import PluggedLora, Shelf, default_loras, recipes_of
+from fewstep.session.drawing import (
+    Batch,
+    Lap,
+    Picture,
+    PictureRecipe,
+    StartFacts,
+    batches,
+    decoded,
+    draw_latents,
+    previewed,
+)
+from fewstep.session.loras import LoraFacts, PluggedLora, Shelf, default_loras, recipes_of
 from fewstep.session.plan import Plan, plan_sampling
 
 
@@ -108,7 +118,7 @@ class Session:
         return self.engine.facts
 
     @property
-    def loras(self) -> tuple[dict[str, Any], ...]:
+    def loras(self) -> tuple[LoraFacts, ...]:
         """File, weight, weights of blocks and SHA-256 of each LoRA that is plugged in."""
         return tuple(one.facts for one in self._plugged)
 
@@ -274,7 +284,7 @@ class Session:
             note(f"the model's safety checker hid the picture of {prompt!r}, seed {seed}")
         return pixels.new_full(pixels.shape, -1)
 
-    def _recipe(self, draw: Draw, plan: Plan, pixels: Tensor, prompt: str, seed: int, nfe: float) -> dict[str, Any]:
+    def _recipe(self, draw: Draw, plan: Plan, pixels: Tensor, prompt: str, seed: int, nfe: float) -> PictureRecipe:
         """All it takes to draw the picture again."""
         where = self.where
         return {
@@ -294,19 +304,26 @@ class Session:
             "nfe": nfe,
             "guidance_scale": plan.guidance_scale,
             "nag_scale": draw.nag_scale,
-            "image": draw.image and sha256_bytes(draw.image),
+            "image": started_from(draw.image),
             "strength": strength_of(draw) if draw.image else None,
-            "mask": draw.mask and sha256_bytes(draw.mask),
+            "mask": started_from(draw.mask),
             "outpaint": draw.outpaint,
             "controlnet": where.controlnet,
-            "control_image": draw.control_image and sha256_bytes(draw.control_image),
+            "control_image": started_from(draw.control_image),
+            "sketch": draw.sketch,
             "control_scale": draw.control_scale if where.controlnet else None,
             "width": pixels.shape[2],
             "height": pixels.shape[1],
             "engine": where.engine,
             "dtype": self.engine.dtype,
+            "no_safety_checker": where.no_safety_checker,
             "fewstep": __version__,
         }
+
+
+def started_from(picture: bytes | None) -> StartFacts | None:
+    """What a recipe says of a picture to start from, if there is one."""
+    return None if picture is None else {"sha256": sha256_bytes(picture)}
 
 
 def sample(
