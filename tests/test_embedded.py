@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 
 from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_kit, shipped_lora, shipped_model
 from fewstep.configs import Draw, build
-from fewstep.data.folder import read_items
+from fewstep.data.sources import list_samples
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import module_shapes
 from fewstep.models.load import load_model
@@ -88,6 +88,6 @@ def test_diffusers_draws_with_it_too():
 
 
 def test_the_kits_drawings_are_data():
-    items = read_items(shipped_kit() / "drawings")
-    assert 100 <= len(items) <= 1000
-    assert len({item.caption for item in items}) == len(items)
+    samples = list_samples(shipped_kit() / "drawings").samples
+    assert 100 <= len(samples) <= 1000
+    assert len({sample.captions for sample in samples}) == len(samples)

@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from fewstep.data.cache import encode
-from fewstep.data.folder import read_items
+from fewstep.data.sources import list_samples
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.models.inpainting import training_mask
 from fewstep.models.load import load_model
@@ -166,13 +166,13 @@ def mean_of(encode: Callable[[torch.Tensor], Any]) -> Callable[..., Any]:
 def test_an_inpainting_network_is_trained_on_a_mask_and_what_is_kept(tmp_path: Path):
     folder, items = tiny_model(tmp_path / "model", unet={"in_channels": 9}), tiny_images(tmp_path / "data", 8)
     model = load_model(str(folder))
-    encoded = encode(read_items(items), model, SIZE)
+    encoded = encode(list_samples(items).samples, model, SIZE)
     told = encoded.conditioning(range(8)).beside
     assert told is not None
     assert told.shape == (8, 5, 8, 8)
     assert set(told[:, 0].unique().tolist()) <= {0.0, 1.0}
     assert len({float(mask.mean()) for mask in told[:, 0]}) > 2  # masks differ
-    again = encode(read_items(items), model, SIZE).conditioning(range(8)).beside
+    again = encode(list_samples(items).samples, model, SIZE).conditioning(range(8)).beside
     assert again is not None
     assert torch.equal(told, again)
 

@@ -30,11 +30,15 @@ TURNS = {  # EXIF's orientation: what to do with the picture, so that its top is
 
 
 Picture = Path | bytes  # a file, or what is in one
+UNNAMED = "the picture that was given"  # the name in errors of bytes that come without one
 
 
-def read_image(picture: Picture, width: int, height: int) -> Tensor:
-    """The image as pixels (3, height, width) float32 in [-1, 1]: on white, scaled to cover, cut at the centre."""
-    rgba = opened(picture)
+def read_image(picture: Picture, width: int, height: int, name: str = UNNAMED) -> Tensor:
+    """The image as pixels (3, height, width) float32 in [-1, 1]: on white, scaled to cover, cut at the centre.
+
+    name: what errors call a picture that is bytes. Raises FewstepError if the picture cannot be read.
+    """
+    rgba = opened(picture, name)
     image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     cut = np.array(covering(image, width, height))
     return torch.from_numpy(cut).permute(2, 0, 1).float() / 127.5 - 1
@@ -57,12 +61,22 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def opened(picture: Picture) -> Image.Image:
+def file_bytes(path: Path) -> bytes:
+    """The file's content, whatever it is. Raises FewstepError if the file is missing or cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FewstepError(f"image not found: {path}", "check the path") from None
+    except OSError as error:
+        raise unreadable(str(path), error.strerror or error) from error
+
+
+def opened(picture: Picture, name: str = UNNAMED) -> Image.Image:
     """The image as it is to be seen: RGBA of 8 bits, turned as its EXIF orientation says. All pictures come from here.
 
-    Raises FewstepError when there is none that can be read.
+    name: what errors call a picture that is bytes. Raises FewstepError if the picture cannot be read.
     """
-    name = "the picture that was given" if isinstance(picture, bytes) else picture
+    name = name if isinstance(picture, bytes) else str(picture)
     try:
         source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
         with warnings.catch_warnings(action="ignore"), Image.open(source) as file:
@@ -71,14 +85,17 @@ def opened(picture: Picture) -> Image.Image:
     except FileNotFoundError:
         raise FewstepError(f"image not found: {name}", "check the path") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        if isinstance(picture, Path):
-            refuse_stand_in(picture)
+        refuse_stand_in(picture, name)
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, UnidentifiedImageError):  # whose own words are the path again
             reason = "of no kind that is known here"
-        raise FewstepError(
-            f"unreadable image: {name} ({reason})", "replace the file by a PNG or JPEG, or take it out of the folder"
-        ) from error
+        raise unreadable(name, reason) from error
+
+
+def unreadable(name: str, reason: object) -> FewstepError:
+    """The error for an image that cannot be read."""
+    hint = "replace the file by a PNG or JPEG, or take it out of the folder"
+    return FewstepError(f"unreadable image: {name} ({reason})", hint)
 
 
 def orientation(image: Image.Image) -> int:

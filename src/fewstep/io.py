@@ -235,15 +235,19 @@ def first_bytes(path: Path, count: int = 256) -> bytes:
         return file.read(count)
 
 
-def refuse_stand_in(path: Path) -> None:
-    """Raise FewstepError for a Git LFS pointer or a web page that lies where a file should be."""
+def refuse_stand_in(file: Path | bytes, name: str = "") -> None:
+    """Raise FewstepError for a Git LFS pointer or a web page that lies where a file should be.
+
+    file: its path, or its content; name: what the error calls a file of which the content is given.
+    """
     try:
-        start = first_bytes(path).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        start = file[:256] if isinstance(file, bytes) else first_bytes(file)
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return  # the one who reads it says why
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for mark, (what, hint) in STAND_INS.items():
         if start.startswith(mark):
-            raise FewstepError(f"{path} is {what}, not the file itself", hint)
+            raise FewstepError(f"{name or file!s} is {what}, not the file itself", hint)
 
 
 def sha256_bytes(*parts: bytes) -> str:

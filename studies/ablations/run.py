@@ -1,7 +1,7 @@
 """Train, draw, measure, write the page."""
 
 from fewstep.data.cache import encode
-from fewstep.data.folder import read_items
+from fewstep.data.sources import list_samples
 from fewstep.errors import FewstepError, UsageError
 from fewstep.io import sha256_file, write_bytes, write_json
 from fewstep.models.load import load_model, pick_device
@@ -17,9 +17,9 @@ def run(config: AblationsConfig) -> None:
     """Train what is not trained, draw, measure, write the page."""
     groups = chosen(config)
     data = config.data or drawings()
-    model, items = load_model(config.model, device=pick_device(config.device)), read_items(data)
+    model, samples = load_model(config.model, device=pick_device(config.device)), list_samples(data).samples
     of = f"{parts_sha256(model.path)} {sha256_file(data) if data.is_file() else data}"
-    encode(items, model, model.size)  # once, before several runs would all do it
+    encode(samples, model, model.size)  # once, before several runs would all do it
     plan = {name: runs_of(name, group, config, data, of) for name, group in groups.items()}
     del model
     runs = {run.config.out: run for of_group in plan.values() for run in of_group.values()}
@@ -28,7 +28,7 @@ def run(config: AblationsConfig) -> None:
     base = next(iter(next(iter(plan.values())).values()))
     if base in failed:
         raise FewstepError("the base run failed, which all others are compared to", f"see {base.log}")
-    document = measure(config, groups, plan, len(items))
+    document = measure(config, groups, plan, len(samples))
     write_bytes(config.out, page(document).encode())
     write_json(config.out.with_suffix(".json"), document)
     if failed:

@@ -11,7 +11,7 @@ from PIL import Image
 from fewstep.assets import ACCELERATION, MODEL, STYLES
 from fewstep.configs import CompareConfig, TuneConfig, build
 from fewstep.errors import FewstepError, UsageError
-from fewstep.evaluate.prompts import OF, reference_items
+from fewstep.evaluate.prompts import OF, reference_images
 from fewstep.evaluate.sheets import small_jpeg
 from fewstep.io import cache_dir, sha256_bytes, write_bytes
 from studies.results.config import BARE, FINETUNED, LCM_STEPS, PIECES, STYLE_STEPS, STYLE_WEIGHT, WEIGHTS, ResultsConfig
@@ -183,7 +183,7 @@ MEASURED: dict[str, Callable[[ResultsConfig], dict[str, Any]]] = {
 
 def few(config: ResultsConfig, reference: Path) -> int:
     """As many images as there are real ones, or fewer if fewer were asked for."""
-    return min(config.images, len(reference_items(reference)))
+    return min(config.images, len(reference_images(reference).samples))
 
 
 def comparison(

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from fewstep.data import cache
 from fewstep.data.cache import encode
-from fewstep.data.folder import Item, read_items
+from fewstep.data.sources import FileSample, list_samples
 from fewstep.errors import FewstepError
 from fewstep.images import read_image
 from fewstep.models.load import load_model
@@ -45,68 +45,68 @@ def model(loaded):
 
 
 @pytest.fixture
-def items(tiny_data_folder, tmp_path, monkeypatch):
+def samples(tiny_data_folder, tmp_path, monkeypatch):
     """Six images of this test's own, and a cache of its own, in chunks of four."""
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "CHUNK", 4)
-    return read_items(Path(shutil.copytree(tiny_data_folder, tmp_path / "images")))
+    return list_samples(shutil.copytree(tiny_data_folder, tmp_path / "images")).samples
 
 
 def files(tmp_path):
     return sorted((tmp_path / "cache" / "encoded").iterdir())
 
 
-def test_what_is_read_is_what_the_model_makes(items, model):
-    encoded = encode(items, model, 16)
+def test_what_is_read_is_what_the_model_makes(samples, model):
+    encoded = encode(samples, model, 16)
     assert len(encoded) == 6
     order = [5, 0, 4, 3]  # across chunks
-    pixels = torch.stack([read_image(items[i].path, 16, 16) for i in order])
+    pixels = torch.stack([read_image(samples[i].path, 16, 16) for i in order])
     latents = encoded.latents(order)
     assert latents.shape == (4, 4, 8, 8)
     torch.testing.assert_close(latents, model.encode(pixels), rtol=1e-5, atol=1e-5)
     text = encoded.conditioning(order).text
     assert text.dtype == torch.float32
-    torch.testing.assert_close(text, model.embed([items[i].caption for i in order]).text, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(text, model.embed([samples[i].captions[0] for i in order]).text, rtol=2e-3, atol=2e-3)
 
 
-def test_the_second_time_calls_no_model(items, model, tmp_path):
-    first = encode(items, model, 16).latents(range(6))
+def test_the_second_time_calls_no_model(samples, model, tmp_path):
+    first = encode(samples, model, 16).latents(range(6))
     assert Counting.encoded == 6
-    assert torch.equal(encode(items, model, 16).latents(range(6)), first)
+    assert torch.equal(encode(samples, model, 16).latents(range(6)), first)
     assert Counting.encoded == 6
     assert [path.suffix for path in files(tmp_path)] == [".safetensors"] * 4  # and nothing half-written
 
 
-def change_caption(items, model, size):
-    return [*items[:5], Item(items[5].path, "another caption")], model, size
+def change_caption(samples, model, size):
+    return [*samples[:5], FileSample(samples[5].path, ("another caption",))], model, size
 
 
-def change_image(items, model, size):
-    Image.new("RGB", (16, 16), "red").save(items[5].path)
-    return items, model, size
+def change_image(samples, model, size):
+    Image.new("RGB", (16, 16), "red").save(samples[5].path)
+    return samples, model, size
 
 
-def change_size(items, model, size):
-    return items, model, 8
+def change_size(samples, model, size):
+    return samples, model, 8
 
 
-def change_encoder(items, model, size):
+def change_encoder(samples, model, size):
     vae = copy.deepcopy(model.vae)
     vae.encoder.conv_in.bias[0] += 0.1
-    return items, replace(model, vae=vae), size
+    return samples, replace(model, vae=vae), size
 
 
-def change_decoder(items, model, size):
+def change_decoder(samples, model, size):
     vae = copy.deepcopy(model.vae)
     vae.decoder.conv_in.bias[0] += 0.1
-    return items, replace(model, vae=vae), size
+    return samples, replace(model, vae=vae), size
 
 
-def change_text_encoder(items, model, size):
-    folder = Path(shutil.copytree(model.path, items[0].path.parents[1] / "other"))
+def change_text_encoder(samples, model, size):
+    folder = Path(shutil.copytree(model.path, samples[0].path.parents[1] / "other"))
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text() + "\n")
-    return items, replace(model, path=folder), size
+    return samples, replace(model, path=folder), size
 
 
 @pytest.mark.parametrize(
@@ -120,21 +120,21 @@ def change_text_encoder(items, model, size):
         (change_text_encoder, 0, 6),
     ],
 )
-def test_a_change_is_encoded_anew_and_only_its_chunks(items, model, change, images, captions):
-    encode(items, model, 16)
-    encode(*change(items, model, 16))
+def test_a_change_is_encoded_anew_and_only_its_chunks(samples, model, change, images, captions):
+    encode(samples, model, 16)
+    encode(*change(samples, model, 16))
     assert (Counting.encoded, Counting.embedded) == (6 + images, 6 + captions)
 
 
-def test_the_unet_does_not_matter(items, model, tmp_path):
-    encode(items, model, 16)
+def test_the_unet_does_not_matter(samples, model, tmp_path):
+    encode(samples, model, 16)
     folder = Path(shutil.copytree(model.path, tmp_path / "other"))
     shutil.rmtree(folder / "unet")
-    encode(items, replace(model, path=folder), 16)
+    encode(samples, replace(model, path=folder), 16)
     assert Counting.encoded == 6
 
 
-def test_an_interrupted_run_keeps_its_whole_chunks(items, model, tmp_path):
+def test_an_interrupted_run_keeps_its_whole_chunks(samples, model, tmp_path):
     class Interrupting(Counting):
         def encode(self, pixels):
             if Counting.encoded >= 4:
@@ -142,26 +142,26 @@ def test_an_interrupted_run_keeps_its_whole_chunks(items, model, tmp_path):
             return super().encode(pixels)
 
     with pytest.raises(KeyboardInterrupt):
-        encode(items, Interrupting(**vars(model)), 16)
+        encode(samples, Interrupting(**vars(model)), 16)
     assert len(files(tmp_path)) == 2
-    encode(items, model, 16)
+    encode(samples, model, 16)
     assert Counting.encoded == 6
 
 
-def test_an_unreadable_image_is_named_and_earlier_chunks_stay(items, model, tmp_path):
-    items[5].path.write_bytes(items[5].path.read_bytes()[:100])
-    with pytest.raises(FewstepError, match=rf"^unreadable image: .*{items[5].path.name}"):
-        encode(items, model, 16)
+def test_an_unreadable_image_is_named_and_earlier_chunks_stay(samples, model, tmp_path):
+    samples[5].path.write_bytes(samples[5].path.read_bytes()[:100])
+    with pytest.raises(FewstepError, match=rf"^unreadable image: .*{samples[5].path.name}"):
+        encode(samples, model, 16)
     assert len(files(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: b"", lambda data: b"junk" * 100])
-def test_a_damaged_file_is_encoded_anew(items, model, tmp_path, damage):
-    whole = encode(items, model, 16).latents(range(6))
+def test_a_damaged_file_is_encoded_anew(samples, model, tmp_path, damage):
+    whole = encode(samples, model, 16).latents(range(6))
     paths = files(tmp_path)
     for path in paths:
         path.write_bytes(damage(path.read_bytes()))
-    assert torch.equal(encode(items, model, 16).latents(range(6)), whole)
+    assert torch.equal(encode(samples, model, 16).latents(range(6)), whole)
     assert (Counting.encoded, Counting.embedded) == (12, 12)
     for path in paths:
         with safe_open(path, "pt") as file:

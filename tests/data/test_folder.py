@@ -9,9 +9,8 @@ import shlex
 import pytest
 from PIL import Image
 
-from fewstep.data.folder import Item, read_data, read_items
 from fewstep.errors import FewstepError
-from fewstep.evaluate.prompts import reference_files
+from tests.data.items import Item, read_data, read_items, reference_files
 
 
 def pictures(folder, *names):

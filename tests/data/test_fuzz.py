@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.data.folder import read_data
 from fewstep.errors import FewstepError, is_text
-from fewstep.evaluate.prompts import reference_files
 from fewstep.images import image_size, read_image
+from tests.data.items import read_data, reference_files
 
 STEMS = [
     "a",

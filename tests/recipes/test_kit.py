@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from fewstep.data.folder import read_items
+from fewstep.data.sources import list_samples
 from fewstep.errors import FewstepError, UsageError
 from fewstep.images import read_image
 from fewstep.metrics.agreement import Pictures
@@ -125,7 +125,7 @@ def test_the_drawings_are_training_data_with_licences(made, config, images):
     folder = config.out.parent / "drawings"
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     base = {main_caption(line["style"], line["label"]): line for line in ROWS if line["split"] == "base"}
-    assert len(read_items(folder)) == len(lines) == made["drawings"] == 20
+    assert len(list_samples(folder).samples) == len(lines) == made["drawings"] == 20
     for line in lines:
         assert line["license"] == STYLES[line["style"]].licence == base[line["text"]]["license"]
         kept, real = folder / line["file_name"], images / base[line["text"]]["file_name"]
@@ -147,7 +147,11 @@ def test_the_drawings_are_well_known_and_of_all_base_styles():
 
 def test_a_second_run_replaces_the_first_but_no_other_folder(made, config, capsys):
     kit.run(config.model_copy(update={"drawings": 5}))
-    assert json.loads(capsys.readouterr().out)["drawings"] == len(read_items(config.out.parent / "drawings")) == 5
+    assert (
+        json.loads(capsys.readouterr().out)["drawings"]
+        == len(list_samples(config.out.parent / "drawings").samples)
+        == 5
+    )
     (config.out.parent / "kit.json").unlink()
     with pytest.raises(UsageError, match=r"drawings is already there and is no kit's folder"):
         kit.run(config)

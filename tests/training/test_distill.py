@@ -13,7 +13,7 @@ from safetensors import safe_open
 from fewstep.configs import DistillConfig, FinetuneConfig
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config
 from fewstep.lora.recipe import from_metadata
-from fewstep.training.adapt import after, say_result, training_items
+from fewstep.training.adapt import after, say_result, training_samples
 from fewstep.training.distill import CLEAN, few_step_timesteps, level_at, timesteps, weights
 
 SCHEDULE = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
@@ -187,5 +187,5 @@ def test_after_the_embedded_model_the_command_is_short(capsys, tmp_path):
 def test_what_of_the_data_is_left_out_is_said(tiny_data_folder, tmp_path, capsys):
     data = Path(shutil.copytree(tiny_data_folder, tmp_path / "data"))
     (data / "more.gif").write_bytes(b"")
-    assert len(training_items(DistillConfig(model="m", data=data, out="o"))) == 6
+    assert len(training_samples(DistillConfig(model="m", data=data, out="o"))) == 6
     assert capsys.readouterr() == ("", f"note: left out of {data}: 1 .gif file\n")

@@ -37,7 +37,7 @@ from fewstep.configs.training import (
     AdapterConfig,
     DistillConfig,
     FinetuneConfig,
-    Source,
+    ModelAndData,
     TrainingConfig,
 )
 from fewstep.configs.where import DType, Loras, Where
@@ -63,12 +63,12 @@ __all__ = [
     "InspectConfig",
     "Loras",
     "MergeConfig",
+    "ModelAndData",
     "Modules",
     "Precision",
     "ResizeConfig",
     "SampleConfig",
     "Solver",
-    "Source",
     "SumOutput",
     "TrainingConfig",
     "TuneConfig",

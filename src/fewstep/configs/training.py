@@ -8,7 +8,7 @@ from pydantic import Field
 from fewstep.configs.base import Config, Device, ModelName, Modules, Precision
 
 
-class Source(Config):
+class ModelAndData(Config):
     """The model and the images a run starts from (listed first in help)."""
 
     model: ModelName
@@ -76,7 +76,7 @@ class TrainingConfig(Config):
     """Where to compute; auto takes cuda, then mps, then cpu."""
 
 
-class AdapterConfig(TrainingConfig, Source):
+class AdapterConfig(TrainingConfig, ModelAndData):
     """What distilling and fine-tuning a model on images share."""
 
     excludes = {"init_lora": "full", "modules": "full"}  # noqa: RUF012

@@ -1,1 +1,1 @@
-"""Image sources, and the cache of their latents and text embeddings."""
+"""Sources of captioned images, and the cache of their latents and text embeddings."""

@@ -1,4 +1,4 @@
-"""What lies in a folder of images: those that are read, and how many of what else there is."""
+"""What is in a folder: the images that are read, and how many files of each other kind."""
 
 import os
 from collections import Counter
@@ -11,45 +11,45 @@ from fewstep.io import is_file, is_folder
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 ARCHIVES = {".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"}
 PICTURES = {".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".psd", ".svg", ".tga", ".exr"}
-OTHERS = PICTURES | ARCHIVES | {".parquet"}  # what somebody may take for images that are read
-NAMED = "folder{s} named like an image"
-AGAIN = "link{s} to a folder that is read already"
+OTHERS = PICTURES | ARCHIVES | {".parquet"}  # files that a person may expect to be read, and that are not
+NAMED_LIKE_IMAGE = "folder{s} named like an image"
+SECOND_LINK = "link{s} to a folder that is read already"
 
 
 class Found(NamedTuple):
-    """A folder's images and the rest."""
+    """What was found in a folder."""
 
     images: list[Path]  # sorted
-    broken: list[Path]  # what has an image's name and is no file: links that lead nowhere or to themselves, devices
-    left_out: Counter[str]  # how many of what, as `counted` spells it
+    broken: list[Path]  # sorted; named like an image, but not a file: links that lead nowhere or to themselves, devices
+    left_out: Counter[str]  # how many there are of each kind, for `counts_in_words`
 
 
 def find_images(folder: Path) -> Found:
-    """What is in a folder and its folders, hidden ones passed over.
+    """What is in a folder and in the folders inside it. Hidden files and folders are passed over.
 
-    Links to folders are followed after all else, and each folder is read once, so that no link leads round for ever.
+    Links to folders are followed last, and each folder is read once, so links in a circle end.
     Raises FewstepError for a folder that cannot be read.
     """
     found, folders, links = Found([], [], Counter()), [folder], list[Path]()
-    seen = set[tuple[int, int]]()
+    visited = set[tuple[int, int]]()
     while folders or links:
-        here = folders.pop() if folders else links.pop()
-        identity, entries = _listed(here)
-        if identity in seen:
-            found.left_out[AGAIN] += 1
+        current = folders.pop() if folders else links.pop()
+        identity, entries = _entries(current)
+        if identity in visited:
+            found.left_out[SECOND_LINK] += 1
             continue
-        seen.add(identity)
+        visited.add(identity)
         for entry in entries:
-            path, linked = here / entry.name, entry.is_symlink()  # what is no link tells its kind without being asked
+            path, linked = current / entry.name, entry.is_symlink()  # only a link's kind costs a call to the system
             suffix = path.suffix.lower()
             if is_folder(path) if linked else entry.is_dir():
                 if suffix in SUFFIXES:
-                    found.left_out[NAMED] += 1
+                    found.left_out[NAMED_LIKE_IMAGE] += 1
                 else:
                     (links if linked else folders).append(path)
             elif suffix in SUFFIXES:
-                whole = is_file(path) if linked else entry.is_file()
-                (found.images if whole else found.broken).append(path)
+                readable = is_file(path) if linked else entry.is_file()
+                (found.images if readable else found.broken).append(path)
             elif suffix in OTHERS:
                 found.left_out[f"{suffix} file{{s}}"] += 1
     found.images.sort()
@@ -57,19 +57,19 @@ def find_images(folder: Path) -> Found:
     return found
 
 
-def _listed(folder: Path) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
-    """What tells this folder from every other, and what is in it and not hidden, sorted."""
+def _entries(folder: Path) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
+    """The folder's identity, which no other folder has, and its entries that are not hidden, sorted by name."""
     try:
         status = folder.stat()
         with os.scandir(folder) as entries:
-            shown = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+            visible = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
     except OSError as error:
         raise FewstepError(
             f"cannot read {folder} ({error.strerror or error})", "make it readable, or take it out"
         ) from None
-    return (status.st_dev, status.st_ino), shown
+    return (status.st_dev, status.st_ino), visible
 
 
-def counted(left_out: Counter[str]) -> str:
-    """How many of what, such as "2 .gif files, 1 folder named like an image"."""
+def counts_in_words(left_out: Counter[str]) -> str:
+    """How many there are of each kind, such as "2 .gif files, 1 folder named like an image"; "" if there are none."""
     return ", ".join(f"{count} {what.format(s='' if count == 1 else 's')}" for what, count in sorted(left_out.items()))

@@ -1,4 +1,4 @@
-"""Tables of captioned images, .jsonl or .csv, to numbered rows."""
+"""The rows of tables, .jsonl or .csv, with their line numbers."""
 
 import csv
 import io
@@ -9,15 +9,15 @@ from pathlib import Path
 from fewstep.errors import FewstepError
 
 FILE_NAME = "file_name"
-DELIMITERS = ",;\t|"  # a spreadsheet of a country that writes 0,5 has ; between its cells
+DELIMITERS = ",;\t|"  # spreadsheets write ; between cells in countries where half is written 0,5
 
-Row = tuple[int, Mapping[str, object]]  # the line it ends in, and its cells by the header's names
+NumberedRow = tuple[int, Mapping[str, object]]  # the number of the row's last line, and its cells by column name
 
 
 def read_text(path: Path) -> str:
-    """The file's text, without the byte order mark that spreadsheets and Windows begin it with.
+    """The file's text, without the byte order mark with which spreadsheets and Windows begin a file.
 
-    Raises FewstepError, naming the file, for what is not UTF-8 and for what cannot be read.
+    Raises FewstepError naming the file if it is not UTF-8 or cannot be read.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -30,7 +30,7 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[NumberedRow]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             try:
@@ -45,13 +45,13 @@ def _json_rows(path: Path) -> Iterator[Row]:
             yield number, row
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[NumberedRow]:
     text, line = read_text(path), 1
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
         for row in reader:
             line = reader.line_num
-            if any(row.pop(None, [])):  # what DictReader calls the cells beyond the header
+            if any(row.pop(None, [])):  # DictReader's key for cells beyond the header
                 raise FewstepError(
                     f"{path} line {line} has more cells than the header",
                     f'write a text that holds a {reader.reader.dialect.delimiter} in quotes: "..."',
@@ -62,9 +62,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _delimiter(text: str) -> str:
-    """What divides the header into cells: the first of DELIMITERS that makes one of them file_name, else a comma."""
+    """The character between cells: the first of DELIMITERS by which the header has a cell file_name, else a comma."""
     header = text.split("\n", 1)[0].strip("\r")
     return next((mark for mark in DELIMITERS if FILE_NAME in next(csv.reader([header], delimiter=mark), [])), ",")
 
 
-TABLES = {".jsonl": _json_rows, ".csv": _csv_rows}  # how a table's name ends: what reads it
+TABLES = {".jsonl": _json_rows, ".csv": _csv_rows}  # the end of a table's name -> the function that reads it

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.assets import shipped_kit
 from fewstep.errors import FewstepError
 from fewstep.evaluate.drawn import Drawn
-from fewstep.evaluate.prompts import Prompt, reference_files
+from fewstep.evaluate.prompts import Prompt, reference_images
 from fewstep.events import doing
 from fewstep.hub import title_of
 from fewstep.io import sha256_bytes, sha256_file
@@ -74,7 +74,7 @@ def load_tools(
 
     clip: the model for CLIP score, which None leaves out. Raises FewstepError if it cannot be had: it was asked for.
     """
-    files, left_out = ([], ()) if reference is None else reference_files(reference)
+    real_images, left_out = ([], ()) if reference is None else reference_images(reference)
     notes = list(left_out)
 
     def attempt(what: str, load: Callable[[], T]) -> T | None:
@@ -96,12 +96,12 @@ def load_tools(
     if reference is None:
         notes.append("FID and KID left out: they compare with real images, which --reference names")
     elif inception := attempt("FID and KID", lambda: load_inception(device)):
-        real = read_real(files, str(reference), size, inception)
+        real = read_real(real_images, str(reference), size, inception)
         notes += too_few("FID", needed(inception.dim), images, len(real.features), "; KID does with fewer")
         notes += too_few("KID", 2 * FEWEST, images * sets, len(real.features))
     if reference and efficientnet:
-        few = too_few("EfficientNet distance", needed(efficientnet.dim), images, len(files))
-        real_efficientnet = None if few else read_real(files, str(reference), size, efficientnet)
+        few = too_few("EfficientNet distance", needed(efficientnet.dim), images, len(real_images))
+        real_efficientnet = None if few else read_real(real_images, str(reference), size, efficientnet)
         notes += few
     return Tools(lpips, inception, real, efficientnet, real_efficientnet, drawings, scorer, tuple(notes))
 

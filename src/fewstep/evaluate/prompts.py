@@ -2,16 +2,13 @@
 
 import json
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.assets import shipped_kit
-from fewstep.data.folder import Item, caption_of, notes_of, read_data, read_items, table_in, whole
-from fewstep.data.found import find_images
+from fewstep.data.sources import Listing, list_samples
+from fewstep.data.sources.table import caption_of
 from fewstep.errors import FewstepError
-from fewstep.io import is_folder
 
 OF = " emoji of "  # between a shipped caption's words for the style and for the thing
 NAMED = 5  # broken lines at most, in an error
@@ -42,34 +39,19 @@ def prompts_for(file: Path | None, reference: Path | None) -> Prompts:
     if reference is None:
         return shipped_prompts()
     table = reference if reference.suffix.lower() == ".jsonl" else reference / "metadata.jsonl"
-    items = reference_items(reference)
-    prompts = list(read_prompts(table)) if table.is_file() else [Prompt(item.caption) for item in items]
+    samples = reference_images(reference, captioned=True).samples
+    prompts = list(read_prompts(table)) if table.is_file() else [Prompt(sample.captions[0]) for sample in samples]
     random.Random(0).shuffle(prompts)
     return Prompts(tuple(prompts), f"captions of {reference}, shuffled")
 
 
-def reference_items(reference: Path) -> list[Item]:
-    """The captioned images of --reference."""
-    with _named(reference):
-        return read_items(reference)
+def reference_images(reference: Path, captioned: bool = False) -> Listing:
+    """The images of --reference, and notes about what is left out. Errors name --reference.
 
-
-def reference_files(reference: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """The images of --reference, and notes on what is left out; in a folder without a table they need no captions."""
-    with _named(reference):
-        if is_folder(reference) and table_in(reference) is None:
-            found = whole(find_images(reference))
-            if found.images:
-                return found.images, notes_of(reference, found.left_out)
-        data = read_data(reference)
-        return [item.path for item in data.items], data.notes
-
-
-@contextmanager
-def _named(reference: Path) -> Iterator[None]:
-    """Errors about data, in words about --reference."""
+    captioned: whether captions are needed; without them a folder may hold images alone.
+    """
     try:
-        yield
+        return list_samples(reference, captioned)
     except FewstepError as error:
         hint = error.hint.replace("--data", "--reference")
         raise FewstepError(f"--reference {reference}: {error.message}", hint) from None

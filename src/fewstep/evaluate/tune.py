@@ -29,7 +29,7 @@ from fewstep.evaluate.candidates import (
 )
 from fewstep.evaluate.drawn import Drawn, draw
 from fewstep.evaluate.measure import drawings_for, labelled_pictures
-from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, reference_files, styled_prompts
+from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, reference_images, styled_prompts
 from fewstep.evaluate.protocol import prompts_sha256, surroundings
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.sheets import Row, captioned, grid, sized
@@ -154,8 +154,8 @@ def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device
         style = drawings.statistics[config.style].expanded()
         return Judges(network, style, f"{style.count} drawings of {config.style}", network, drawings, (CLIP,))
     inception = load_inception(device)
-    files, left_out = reference_files(config.reference)
-    real = read_real(files, str(config.reference), size, inception)
+    real_images, left_out = reference_images(config.reference)
+    real = read_real(real_images, str(config.reference), size, inception)
     style = statistics([real.features], inception.label)
     told = f"{len(real.features)} images of {real.source} (sha256 {real.sha256})"
     try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fewstep.images import read_image
-from fewstep.io import atomic_path, cache_dir, sha256_bytes, sha256_file
+from fewstep.io import atomic_path, cache_dir, sha256_bytes
 
 CHUNK = 32  # real images a file
 
@@ -47,6 +47,17 @@ class Batches(Protocol):
         """Pixels (B, 3, H, W) in [-1, 1], batch by batch."""
 
 
+class RealImage(Protocol):
+    """An image that is not read yet, as a sample of a source is."""
+
+    @property
+    def key(self) -> str:
+        """Its name in errors."""
+
+    def open(self) -> bytes:
+        """The content of its file."""
+
+
 class Real(NamedTuple):
     """Real images, as a network sees them."""
 
@@ -71,20 +82,21 @@ def features_of(network: Network, pictures: Batches, title: str = "") -> Tensor:
     return torch.cat(parts)
 
 
-def read_real(paths: Sequence[Path], source: str, size: int, network: Network) -> Real:
+def read_real(images: Sequence[RealImage], source: str, size: int, network: Network) -> Real:
     """Real images, scaled to cover `size` pixels and cut at the centre, as training data is; source: their name.
 
     The files of features are made in no order, so that processes at once find each other's and share the work.
     """
-    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     device, hashes, parts = device_of(network), [""] * len(chunks), [torch.empty(0)] * len(chunks)
     order = random.SystemRandom().sample(range(len(chunks)), len(chunks))
     for i in tqdm(order, desc="reference", unit="batch", file=sys.stderr, leave=False, disable=None):
 
-        def make(chunk: Sequence[Path] = chunks[i]) -> Tensor:
-            return network(torch.stack([read_image(path, size, size) for path in chunk]).to(device))
+        def make(chunk: Sequence[RealImage] = chunks[i]) -> Tensor:
+            pixels = [read_image(image.open(), size, size, image.key) for image in chunk]
+            return network(torch.stack(pixels).to(device))
 
-        hashes[i] = sha256_bytes(*(sha256_file(path).encode() for path in chunks[i]))
+        hashes[i] = sha256_bytes(*(sha256_bytes(image.open()).encode() for image in chunks[i]))
         name = sha256_bytes(f"{identity(network)} {size} {hashes[i]}".encode())
         parts[i] = kept(cache_dir() / "compare" / f"real-{name}.safetensors", make)
     return Real(source, sha256_bytes(*(value.encode() for value in hashes)), torch.cat(parts))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.configs import AdapterConfig
 from fewstep.data.cache import Encoded, encode
-from fewstep.data.folder import Item, read_data
+from fewstep.data.sources import Sample, list_samples
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.errors import UsageError
 from fewstep.events import doing, note
@@ -75,22 +75,22 @@ class LatentData:
         )
 
 
-def training_items(config: AdapterConfig) -> list[Item]:
-    """The captioned images of --data; what of it is left out is said."""
-    data = read_data(config.data)
-    for text in data.notes:
+def training_samples(config: AdapterConfig) -> list[Sample]:
+    """The captioned images of --data. A note tells what of it is left out."""
+    samples, notes = list_samples(config.data)
+    for text in notes:
         note(text)
-    return data.items
+    return samples
 
 
-def latent_data(items: Sequence[Item], model: Model, config: AdapterConfig) -> LatentData:
+def latent_data(samples: Sequence[Sample], model: Model, config: AdapterConfig) -> LatentData:
     """The images encoded by the model, once, and the empty caption's embedding."""
     size = config.size or model.size
     if size % model.factor:
         raise UsageError(
             f"--size {size} is not a multiple of {model.factor}", f"use {size // model.factor * model.factor}"
         )
-    return LatentData(encode(items, model, size), model.embed([""]).to("cpu"), config.drop_captions)
+    return LatentData(encode(samples, model, size), model.embed([""]).to("cpu"), config.drop_captions)
 
 
 class SwitchedNetwork:

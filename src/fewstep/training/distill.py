@@ -28,7 +28,7 @@ from fewstep.training.adapt import (
     latent_data,
     new_roles,
     trained,
-    training_items,
+    training_samples,
 )
 from fewstep.training.loop import loop
 from fewstep.training.losses import Distance, lcd_loss, lcf_loss, pseudo_huber, squared
@@ -42,11 +42,11 @@ def run(config: DistillConfig) -> Trained:
     """Distil config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out."""
     check_method(config)
     check_folder(config)
-    items = training_items(config)
+    samples = training_samples(config)
     model = load_model(config.model, device=pick_device(config.device))
     refuse_zero_snr(config.psi, model.schedule)
-    distil(config, model, latent_data(items, model, config))
-    return trained(config, items[0].caption)
+    distil(config, model, latent_data(samples, model, config))
+    return trained(config, samples[0].captions[0])
 
 
 def distil(config: DistillConfig, model: Model, data: LatentData) -> None:
