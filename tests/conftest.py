@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,20 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("FEWSTEP_CACHE", str(folder))
         patch.setenv("HF_HUB_CACHE", str(folder / "hub"))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def notes_on_stderr() -> Iterator[None]:
+    """Notes are printed on stderr as the command line prints them, where a test looks for them with capsys."""
+    from fewstep.errors import printable
+    from fewstep.events import Event, Note, telling
+
+    def printed(event: Event) -> None:
+        if isinstance(event, Note):
+            print(f"note: {printable(event.text)}", file=sys.stderr)
+
+    with telling(printed):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -77,7 +77,7 @@ def test_diffusers_draws_the_same_image(tmp_path, solver, grid, prediction):
 def test_tcd_differs_only_in_where_it_ends(tmp_path, tiny_model_folder):
     """Their TCDScheduler ends at table level 0 (alpha_bar 0.99915), ours at the clean end."""
     fast = a_lora(tmp_path / "fast.safetensors", tiny_model_folder, RECIPES["tcd"], 1)
-    facts = export(build(ExportConfig, model=str(tiny_model_folder), lora=(str(fast),), out=tmp_path / "out"))
+    facts = export(build(ExportConfig, model=str(tiny_model_folder), loras=(str(fast),), out=tmp_path / "out"))
     theirs = drawn_by_diffusers(tmp_path / "out", 4, 1.0, 3, **STEPPINGS["tcd"].call)
     assert (facts["scheduler"], facts["steps"]) == ("TCDScheduler", 4)
     torch.testing.assert_close(drawn_by_us(tiny_model_folder, (str(fast),), 3), theirs, rtol=0, atol=0.05)
@@ -111,7 +111,7 @@ def test_every_variant_is_folded_and_stale_weights_are_left_out(tmp_path, tiny_m
     for stale in (base / "unet" / "diffusion_pytorch_model.bin", base / "model-ema.ckpt"):
         stale.write_bytes(b"weights as they were")
     fast = a_lora(tmp_path / "fast.safetensors", base, LCD, 1)
-    export(build(ExportConfig, model=str(base), lora=(f"{fast}:2",), out=tmp_path / "out"))
+    export(build(ExportConfig, model=str(base), loras=(f"{fast}:2",), out=tmp_path / "out"))
     exact, half = (
         load_file(tmp_path / "out" / "unet" / f"diffusion_pytorch_model{variant}.safetensors")
         for variant in ("", ".fp16")

@@ -4,6 +4,7 @@ import io
 import sys
 import threading
 import time
+from contextvars import Context
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_notes_are_printed_wherever_stderr_goes(capsys):
 
 
 def test_where_there_is_no_sink_notes_are_logged(caplog):
-    note("look here")
+    Context().run(note, "look here")
     assert [(record.name, record.getMessage()) for record in caplog.records] == [("fewstep", "look here")]
 
 

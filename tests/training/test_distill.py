@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from fewstep.commands.train import ended
 from fewstep.configs import DistillConfig, FinetuneConfig
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config
 from fewstep.lora.recipe import from_metadata
-from fewstep.training.adapt import after, say_result, training_samples
+from fewstep.training.adapt import after, trained, training_samples
 from fewstep.training.distill import CLEAN, few_step_timesteps, level_at, timesteps, weights
 
 SCHEDULE = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
@@ -177,11 +178,9 @@ def test_a_run_ends_by_saying_where_its_result_is_and_how_to_draw_with_it(
 
 
 def test_after_the_embedded_model_the_command_is_short(capsys, tmp_path):
-    say_result(FinetuneConfig(model="emoji", data=tmp_path, out="run"), "")
-    assert capsys.readouterr() == (
-        f"{Path('run') / 'lora.safetensors'}\n",
-        'note: draw with it: fewstep sample "a photo" --lora run\n',
-    )
+    config = FinetuneConfig(model="emoji", data=tmp_path, out="run")
+    assert ended(config, trained(config, "")).text == str(Path("run") / "lora.safetensors")
+    assert capsys.readouterr().err == 'note: draw with it: fewstep sample "a photo" --lora run\n'
 
 
 def test_what_of_the_data_is_left_out_is_said(tiny_data_folder, tmp_path, capsys):

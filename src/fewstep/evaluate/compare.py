@@ -74,6 +74,7 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
     listed = prompts_for(config.prompt_file, config.reference)
     prompts = tuple(islice(cycle(listed.prompts), config.images))
     session = Session(config.model, (), engine=config.engine, dtype=config.dtype, device=config.device)
+    config = config.model_copy(update={"dtype": session.engine.dtype})  # as the protocol has it
     size, device = session.facts.size, session.engine.device
     around = surroundings(parts_sha256(session.facts.path), device)
     clip = config.clip_model if config.clip_score else None

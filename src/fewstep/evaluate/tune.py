@@ -113,6 +113,7 @@ def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> 
     listed = prompts_of(config)
     prompts = tuple(islice(cycle(listed.prompts), config.images))
     session = Session(config.model, (), engine=config.engine, dtype=config.dtype, device=config.device)
+    config = config.model_copy(update={"dtype": session.engine.dtype})  # as the protocol has it
     size, device = session.facts.size, session.engine.device
     around = surroundings(parts_sha256(session.facts.path), device)
     judges = load_judges(config, prompts, size, device)
