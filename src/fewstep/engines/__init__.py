@@ -3,13 +3,22 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from fewstep.configs import Where
-from fewstep.engines.engine import Capabilities, Engine, Facts, NetworkOptions
+from fewstep.configs import Config, Where, option_name
+from fewstep.engines.engine import OPTIONAL, Capabilities, Engine, Facts, NetworkOptions
 from fewstep.errors import UsageError
 
 DEFAULT = "torch"
 
-__all__ = ["Capabilities", "Engine", "Facts", "NetworkOptions", "engine_kind", "engine_names", "open_engine"]
+__all__ = [
+    "Capabilities",
+    "Engine",
+    "Facts",
+    "NetworkOptions",
+    "check_supported",
+    "engine_kind",
+    "engine_names",
+    "open_engine",
+]
 
 
 def engine_names() -> list[str]:
@@ -27,5 +36,20 @@ def engine_kind(name: str) -> type[Engine]:
 
 
 def open_engine(where: Where) -> Engine:
-    """The engine that `where` asks for, with its model loaded. Raises FewstepError for what cannot be loaded."""
-    return engine_kind(where.engine).open(where)
+    """The engine that `where` asks for, with its model loaded.
+
+    Raises UsageError for what this engine cannot do, before anything is loaded, and FewstepError for what cannot be.
+    """
+    kind = engine_kind(where.engine)
+    check_supported(kind.supports, where, where.engine)
+    return kind.open(where)
+
+
+def check_supported(supports: Capabilities, config: Config, name: str) -> None:
+    """Raise UsageError for a field of the config, a Where or a Draw, that an engine does not take."""
+    fields = type(config).model_fields
+    for field in sorted(OPTIONAL & fields.keys()):
+        if field not in supports.fields and getattr(config, field) not in (fields[field].default, ()):
+            raise UsageError(
+                f"the {name} engine does not take {option_name(field)}", "leave it out, or use the engine torch"
+            )

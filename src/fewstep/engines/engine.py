@@ -17,16 +17,15 @@ from fewstep.families import ModuleShape
 from fewstep.lora.recipe import Recipe
 from fewstep.models.plugging import Term
 
+OPTIONAL = frozenset({"loras", "live_lora", "controlnet", "nag_scale", "image"})  # fields that not every engine takes
+
 
 @dataclass(frozen=True)
 class Capabilities:
     """What an engine can do, known before anything is loaded."""
 
-    loras: bool = True  # LoRAs can be plugged in
+    fields: frozenset[str] = OPTIONAL  # those of OPTIONAL that it takes, of Where and Draw
     replug_at_once: bool = True  # other LoRAs need no building anew
-    negative_attention: bool = True  # nag_scale
-    controlnet: bool = True
-    encodes: bool = True  # images to latents: image-to-image, inpainting
 
 
 @dataclass(frozen=True)

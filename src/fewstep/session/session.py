@@ -13,7 +13,7 @@ from fewstep.configs import Draw, DrawOptions, Where, build, draw_of
 from fewstep.diffusion.guidance import Conditioning, concatenate
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.diffusion.solvers.base import Noise
-from fewstep.engines import Engine, Facts, NetworkOptions, open_engine
+from fewstep.engines import Engine, Facts, NetworkOptions, check_supported, open_engine
 from fewstep.errors import FewstepError
 from fewstep.events import Preview, Progress, Sink, note, tell, telling
 from fewstep.io import sha256_bytes
@@ -187,6 +187,7 @@ class Session:
 
     def plan(self, draw: Draw) -> Plan:
         """How `draw` is sampled with what is plugged in. Raises UsageError for what cannot be."""
+        check_supported(self.engine.supports, draw, self.where.engine)
         self._follow(draw.solver)
         return plan_sampling(
             self.facts.schedule,

@@ -1,0 +1,106 @@
+"""A new engine is one file: it is found, chosen, drawn with, and refuses what it cannot do before it loads."""
+
+from pathlib import Path
+
+import pytest
+
+from fewstep import engines
+from fewstep.engines import engine_names
+from fewstep.engines.torch import TorchEngine
+from fewstep.errors import UsageError
+from fewstep.models.load import BF16_INSTRUCTIONS, fast_dtype
+from fewstep.session import Session
+
+TOY = '''
+"""An engine without a network: every picture is of one grey."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from fewstep.diffusion.guidance import Conditioning
+from fewstep.diffusion.schedule import schedule_from_config
+from fewstep.engines.engine import Capabilities, Facts
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+class ToyEngine:
+    supports = Capabilities(fields=frozenset({"image"}))
+    shapes, device, dtype = {}, torch.device("cpu"), "fp32"
+
+    def __init__(self, where):
+        schedule = schedule_from_config(SCHEDULE)
+        self.facts = Facts(Path(where.model), "custom", schedule, "sample", None, 16, 16, 8, 4, False)
+
+    @classmethod
+    def open(cls, where):
+        return cls(where)
+
+    def embed(self, texts, height, width):
+        return Conditioning(torch.zeros(len(texts), 1, 1))
+
+    def network(self, options):
+        return nullcontext(lambda x, t, conditioning: torch.full_like(x, 0.25))
+
+    def encode(self, pixels):
+        return torch.zeros(len(pixels), 4, 2, 2)
+
+    def decode(self, latents):
+        return latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+    def hides(self, pixels):
+        return False
+
+    def original_weight(self, module):
+        raise KeyError(module)
+
+    def plug(self, terms):
+        assert not terms
+
+
+ENGINE = ToyEngine
+'''
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's file, in a folder where engines are looked for."""
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(tmp_path)])
+
+
+def test_an_engine_is_one_file(toy, fewstep, tmp_path):
+    assert engine_names() == ["torch", "toy"]
+    with Session("nothing", engine="toy") as session:
+        first, second = session.draw(["a cat", "a dog"], steps=2, solver="ddim", guidance_scale=1)
+    assert first.pixels.shape == (3, 16, 16)
+    assert first.pixels.unique().tolist() == pytest.approx([0.25])
+    assert second.recipe["seed"] == 1
+    done = fewstep("sample", "a cat", engine="toy", model="nothing", steps=1, out=tmp_path / "images")
+    assert (done.code, len(list((tmp_path / "images").iterdir()))) == (0, 1)
+
+
+def test_what_it_cannot_do_is_refused_before_it_loads(toy, monkeypatch):
+    with pytest.raises(UsageError, match="the toy engine does not take"), Session("nothing", engine="toy") as session:
+        session.draw("a cat", negative_prompt="a dog", nag_scale=5)
+    monkeypatch.setattr("fewstep.engines.toy.ToyEngine.open", lambda where: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match="the toy engine does not take"):
+        Session("nothing", ["lcm"], engine="toy")
+
+
+def test_an_unknown_engine_is_refused_with_those_there_are():
+    with pytest.raises(UsageError, match="unknown engine 'steam'") as caught:
+        Session("nothing", engine="steam")
+    assert "auto, torch" in caught.value.hint
+
+
+@pytest.mark.parametrize("instruction", [*BF16_INSTRUCTIONS, None])
+def test_the_fast_precision_is_one_that_the_processor_has(monkeypatch, instruction):
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True}, raising=False)
+    assert fast_dtype(torch.device("cpu")) == (torch.bfloat16 if instruction else torch.float32)
+    assert fast_dtype(torch.device("cuda")) == torch.float16
+    assert TorchEngine.supports.replug_at_once
