@@ -32,7 +32,7 @@ from fewstep.families import FAMILIES, Family
 from fewstep.families.single_file import LEVEL, TEXT
 from fewstep.lora.writing import Entry, write_safetensors
 from fewstep.models.load import DTYPES, load_model
-from fewstep.models.single_file import Part, save_folder, text_part, unet_part, vae_part
+from fewstep.models.single_file import CheckpointPart, save_folder, text_part, unet_part, vae_part
 from fewstep.session import Session
 
 PROMPT = "a photo of a cat"
@@ -84,7 +84,7 @@ def hash_of_weights(parts: Any) -> str:
     return total.hexdigest()
 
 
-def parts_of(family: Family) -> list[Part]:
+def parts_of(family: Family) -> list[CheckpointPart]:
     """The networks of the family and where their weights lie, as its released files have them."""
     prefixes = PREFIXES.get(family.name, SDXL_PREFIXES)
     encoders = zip(TEXT, family.text_encoders, prefixes, strict=False)

@@ -192,9 +192,9 @@ def kinds(config: ForgettingConfig, reference: Reference) -> list[Kind]:
 def measured(config: ForgettingConfig, lab: Lab, vector: str, kind: Kind, weight: float) -> Measured:
     """The pictures of a kind of prompts by W0 - weight x style."""
     loras = (*((f"{vector}:{Weight(-weight).text}",) if weight else ()), *config.lora)
-    drawn = lab.draw([prompt.text for prompt in kind.prompts], lora=loras, title=f"{kind.name}, w = {weight:g}",
+    pictures = lab.draw([prompt.text for prompt in kind.prompts], lora=loras, title=f"{kind.name}, w = {weight:g}",
                      solver=config.solver, steps=config.steps)  # fmt: skip
-    return Measured(kind.name, weight, lab.agreement(drawn, kind.prompts), lab.distance(drawn, kind.target))
+    return Measured(kind.name, weight, lab.agreement(pictures, kind.prompts), lab.distance(pictures, kind.target))
 
 
 def run(config: ForgettingConfig) -> None:

@@ -16,11 +16,11 @@ from fewstep.assets import MODEL, shipped_kit
 from fewstep.configs import Device, Draw, Precision, build
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
-from fewstep.evaluate.drawn import Drawn, batch_facts, batch_file, draw, keep, time_of
 from fewstep.evaluate.key import source_sha256
 from fewstep.evaluate.measure import labelled_pictures
 from fewstep.evaluate.prompts import Prompt, shipped_prompts
 from fewstep.evaluate.protocol import surroundings
+from fewstep.evaluate.row_pictures import RowPictures, batch_facts, batch_file, draw, keep, time_of
 from fewstep.io import sha256_bytes
 from fewstep.metrics.estimate import Estimate, estimate, share
 from fewstep.metrics.features import features_of
@@ -71,19 +71,23 @@ class Lab:
 
     def draw(
         self, prompts: Sequence[str], model: str = MODEL, lora: tuple[str, ...] = (), title: str = "", **options: Any
-    ) -> Drawn:
+    ) -> RowPictures:
         """A picture of each prompt, seeds counting up from 0; options: of Draw."""
         session, around = self.session(model, lora)
         wish = self.wish(prompts, **options)
         return draw(session, session.plan(wish), wish, around, title)
 
-    def timed(self, drawn: Drawn, prompts: Sequence[str], model: str, lora: tuple[str, ...], rounds: int = 3) -> Drawn:
+    def timed(
+        self, pictures: RowPictures, prompts: Sequence[str], model: str, lora: tuple[str, ...], rounds: int = 3
+    ) -> RowPictures:
         """The same pictures with times of now, of `rounds` batches: what is kept may have been drawn under load."""
         session, _ = self.session(model, lora)
         batch = self.wish(prompts[: self.batch_size])
-        return drawn._replace(timed=tuple(time_of(session, drawn.plan, batch) for _ in range(rounds)))
+        return pictures._replace(timed=tuple(time_of(session, pictures.plan, batch) for _ in range(rounds)))
 
-    def paint(self, batches: Sequence[Given], model: str = MODEL, lora: tuple[str, ...] = (), **options: Any) -> Drawn:
+    def paint(
+        self, batches: Sequence[Given], model: str = MODEL, lora: tuple[str, ...] = (), **options: Any
+    ) -> RowPictures:
         """The pictures of given embeddings and noise, batch by batch; options: of Draw."""
         session, around = self.session(model, lora)
         wish = self.wish(("",), **options)
@@ -97,31 +101,33 @@ class Lab:
                 keep(file, pixels, known)
             files.append(file)
             facts.append(known)
-        return Drawn(tuple(files), tuple(facts), plan, session.loras)
+        return RowPictures(tuple(files), tuple(facts), plan, session.loras)
 
     def wish(self, prompts: Sequence[str], **options: Any) -> Draw:
         """What is to be drawn, this lab's way."""
         return build(Draw, prompts=tuple(prompts), batch_size=self.batch_size, **options)
 
-    def features(self, drawn: Drawn) -> Tensor:
+    def features(self, pictures: RowPictures) -> Tensor:
         """EfficientNet's features (N, 1280)."""
-        return features_of(self.efficientnet, drawn)
+        return features_of(self.efficientnet, pictures)
 
-    def agreement(self, drawn: Drawn, prompts: Sequence[Prompt], families: Mapping[str, str] | None = None) -> Estimate:
+    def agreement(
+        self, pictures: RowPictures, prompts: Sequence[Prompt], families: Mapping[str, str] | None = None
+    ) -> Estimate:
         """The share of pictures that show their concept. prompts: one a picture, some with style and concept.
 
         families: as `agreement` takes them.
         """
-        pictures = labelled_pictures(self.features(drawn), prompts)
-        assert pictures is not None, "no prompt says its style and concept"
-        return share(agreement_with(pictures, self.reference, families).hits)
+        labelled = labelled_pictures(self.features(pictures), prompts)
+        assert labelled is not None, "no prompt says its style and concept"
+        return share(agreement_with(labelled, self.reference, families).hits)
 
-    def distance(self, drawn: Drawn, target: Statistics) -> Estimate:
+    def distance(self, pictures: RowPictures, target: Statistics) -> Estimate:
         """Fréchet distance of EfficientNet's features to `target`; too large by what few pictures add to it."""
-        features = self.features(drawn)
+        features = self.features(pictures)
         return estimate(lambda images: distance_to(features[images], target), len(features))
 
-    def distances(self, x: Drawn, y: Drawn) -> Tensor:
+    def distances(self, x: RowPictures, y: RowPictures) -> Tensor:
         """LPIPS of the pictures of x and y, pair by pair, (N,)."""
         return torch.cat([self.between(a, b) for a, b in zip(x.batches(), y.batches(), strict=True)])
 

@@ -29,9 +29,9 @@ def cell(row: Row, family: str) -> str:
         pipe = build(row, family)
         lora = random_lora(Path(folder) / "lora.safetensors", pipe)
         before = draw(pipe, row, num_inference_steps=2)
-        drawn = {folded: accelerated(pipe, row, lora, folded) for folded in (False, True)}
+        pictures = {folded: accelerated(pipe, row, lora, folded) for folded in (False, True)}
         assert torch.equal(draw(pipe, row, num_inference_steps=2), before), "not undone"
-    assert torch.allclose(drawn[False], drawn[True], rtol=0, atol=SAME), "live and folded differ"
+    assert torch.allclose(pictures[False], pictures[True], rtol=0, atol=SAME), "live and folded differ"
     return WORKS
 
 
@@ -53,13 +53,13 @@ def accelerated(pipe: Any, row: Row, lora: Path, folded: bool) -> torch.Tensor:
             without = draw(pipe, row)
         calls.clear()
         with accelerate(pipe, lora, folded=folded):
-            drawn = draw(pipe, row)
+            pictures = draw(pipe, row)
     finally:
         hook.remove()
     assert len(calls) == LCM.steps, f"{len(calls)} calls"
-    assert drawn.isfinite().all()
-    assert (drawn - without).abs().max() > 0.01
-    return drawn
+    assert pictures.isfinite().all()
+    assert (pictures - without).abs().max() > 0.01
+    return pictures
 
 
 def table() -> str:

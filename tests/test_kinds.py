@@ -167,12 +167,12 @@ def test_an_inpainting_network_is_trained_on_a_mask_and_what_is_kept(tmp_path: P
     folder, items = tiny_model(tmp_path / "model", unet={"in_channels": 9}), tiny_images(tmp_path / "data", 8)
     model = load_model(str(folder))
     encoded = encode(list_samples(items).samples, model, SIZE)
-    told = encoded.conditioning(range(8)).beside
+    told = encoded.conditioning(range(8)).mask_and_latents
     assert told is not None
     assert told.shape == (8, 5, 8, 8)
     assert set(told[:, 0].unique().tolist()) <= {0.0, 1.0}
     assert len({float(mask.mean()) for mask in told[:, 0]}) > 2  # masks differ
-    again = encode(list_samples(items).samples, model, SIZE).conditioning(range(8)).beside
+    again = encode(list_samples(items).samples, model, SIZE).conditioning(range(8)).mask_and_latents
     assert again is not None
     assert torch.equal(told, again)
 

@@ -26,7 +26,7 @@ from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 from fewstep.models.load import load_model
-from fewstep.models.single_file import Part, clip_vocabulary, new_tokenizer, text_part, unet_part, vae_part
+from fewstep.models.single_file import CheckpointPart, clip_vocabulary, new_tokenizer, text_part, unet_part, vae_part
 from fewstep.models.weights import at_origin, family_of_sizes
 from tests.sessions import pictures, session
 from tests.tiny import tiny_images
@@ -41,7 +41,7 @@ PREFIXES = {  # how each family's released files call their text encoders
 }
 
 
-def parts_of(family: str) -> dict[str, Part]:
+def parts_of(family: str) -> dict[str, CheckpointPart]:
     parts = {"unet": unet_part(FAMILIES[family], 4), "vae": vae_part(FAMILIES[family])}
     names = zip(("text_encoder", "text_encoder_2"), FAMILIES[family].text_encoders, PREFIXES[family], strict=False)
     return parts | {name: text_part(name, encoder, frozenset({prefix + LEVEL})) for name, encoder, prefix in names}

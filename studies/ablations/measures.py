@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewstep import __version__
-from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.prompts import Prompt, bare_prompts
-from fewstep.evaluate.sheets import Row, grid, small_jpeg
+from fewstep.evaluate.row_pictures import RowPictures
+from fewstep.evaluate.sheets import SheetRow, grid, small_jpeg
 from fewstep.io import read_json, write_bytes
 from fewstep.metrics.estimate import Estimate, estimate
 from fewstep.metrics.frechet import Statistics
@@ -59,19 +59,23 @@ class Bench(NamedTuple):
     lab: Lab
     prompts: tuple[Prompt, ...]
     target: Statistics  # of the real drawings
-    teacher: Drawn
+    teacher: RowPictures
     teacher_sharpness: Tensor  # (N,)
 
-    def draw(self, title: str, **options: Any) -> Drawn:
+    def draw(self, title: str, **options: Any) -> RowPictures:
         """A picture of each prompt."""
         return self.lab.draw([prompt.text for prompt in self.prompts], title=title, **options)
 
-    def measured(self, drawn: Drawn) -> Measured:
+    def measured(self, pictures: RowPictures) -> Measured:
         """The measures of pictures from the teacher's noise."""
-        distances, sharp, of_teacher = self.lab.distances(drawn, self.teacher), sharpness(drawn), self.teacher_sharpness
+        distances, sharp, of_teacher = (
+            self.lab.distances(pictures, self.teacher),
+            sharpness(pictures),
+            self.teacher_sharpness,
+        )
         return Measured(
-            self.lab.agreement(drawn, self.prompts),
-            self.lab.distance(drawn, self.target),
+            self.lab.agreement(pictures, self.prompts),
+            self.lab.distance(pictures, self.target),
             estimate(lambda images: float(distances[images].mean()), len(distances)),
             estimate(lambda images: float(sharp[images].mean() / of_teacher[images].mean()), len(sharp)),
         )
@@ -86,10 +90,10 @@ def bench_of(config: AblationsConfig) -> Bench:
     return Bench(lab, prompts, target, teacher, sharpness(teacher))
 
 
-def sharpness(drawn: Drawn) -> Tensor:
+def sharpness(pictures: RowPictures) -> Tensor:
     """Variance of each picture's Laplacian, (N,): how much fine detail it has (Pech-Pacheco et al. 2000)."""
     kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3)
-    return torch.cat([F.conv2d(x.mean(1, keepdim=True), kernel).var((1, 2, 3)) for x in drawn.batches()]).double()
+    return torch.cat([F.conv2d(x.mean(1, keepdim=True), kernel).var((1, 2, 3)) for x in pictures.batches()]).double()
 
 
 def measure(
@@ -99,7 +103,7 @@ def measure(
     bench = bench_of(config)
     undistilled = bench.draw("not distilled", model=config.model, solver="lcm", steps=STEPS, guidance_scale=1.0)
     around = bench.lab.session(config.model)[1]
-    pictures: dict[tuple[Path, int], Drawn] = {}
+    pictures: dict[tuple[Path, int], RowPictures] = {}
     results_of: dict[tuple[Path, int], Measured] = {}
 
     def of(run: Run, steps: int) -> Measured:
@@ -138,11 +142,13 @@ def measure(
     }
 
 
-def sheet(file: Path, drawings_of_runs: dict[str, Drawn], entries: Sequence[dict[str, Any]], bench: Bench) -> None:
+def sheet(
+    file: Path, drawings_of_runs: dict[str, RowPictures], entries: Sequence[dict[str, Any]], bench: Bench
+) -> None:
     """Write the first pictures of the teacher and of every run, from the same noise, as a small JPEG."""
-    rows = [Row("teacher", f"DDIM, {TEACHER_STEPS} steps", bench.teacher.first(SHOWN))]
-    for (name, drawn), one in zip(drawings_of_runs.items(), entries, strict=True):
-        rows.append(Row(name, f"distance {one['at'][0]['distance']['value']:.0f}", drawn.first(SHOWN)))
+    rows = [SheetRow("teacher", f"DDIM, {TEACHER_STEPS} steps", bench.teacher.first(SHOWN))]
+    for (name, pictures), one in zip(drawings_of_runs.items(), entries, strict=True):
+        rows.append(SheetRow(name, f"distance {one['at'][0]['distance']['value']:.0f}", pictures.first(SHOWN)))
     all_rows = grid(rows, [prompt.text for prompt in bench.prompts[:SHOWN]], CELL)
     write_bytes(file, small_jpeg(all_rows, ROW_BYTES * len(rows)))
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fewstep import __version__
 from fewstep.assets import ACCELERATION, MODEL
-from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.prompts import Prompt, shipped_prompts
+from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.metrics.estimate import Estimate, estimate
 from fewstep.metrics.frechet import Statistics
 from studies.lab import Lab, base_styles, drawings_of, take
@@ -56,7 +56,7 @@ class Bench(NamedTuple):
     earlier: tuple[tuple[str, str], ...] = ()  # models and their LoRAs
     full_lcm: str | None = None
 
-    def draw(self, way: Way, prompts: Sequence[Prompt], model: str = MODEL, **options: Any) -> Drawn:
+    def draw(self, way: Way, prompts: Sequence[Prompt], model: str = MODEL, **options: Any) -> RowPictures:
         """A picture of each prompt, seeds counting up."""
         texts, title = [prompt.text for prompt in prompts], f"{Path(model).name} {way.name}"
         return self.lab.draw(texts, model, way.lora, title, **way.options, **options)
@@ -115,9 +115,9 @@ def shipped(bench: Bench) -> tuple[Prompt, ...]:
     return take(shipped_prompts().prompts, bench.images)
 
 
-def judged(bench: Bench, drawn: Drawn, prompts: Sequence[Prompt], target: Statistics) -> Quality:
+def judged(bench: Bench, pictures: RowPictures, prompts: Sequence[Prompt], target: Statistics) -> Quality:
     """Agreement, and distance to the real drawings."""
-    return Quality(bench.lab.agreement(drawn, prompts), bench.lab.distance(drawn, target))
+    return Quality(bench.lab.agreement(pictures, prompts), bench.lab.distance(pictures, target))
 
 
 def facts(bench: Bench) -> dict[str, Any]:

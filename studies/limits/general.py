@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.assets import STYLES, shipped_kit
-from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.measure import labelled_pictures
 from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts, things
 from fewstep.evaluate.report import text_table
-from fewstep.evaluate.sheets import Row, grid, wrapped
+from fewstep.evaluate.row_pictures import RowPictures
+from fewstep.evaluate.sheets import SheetRow, grid, wrapped
 from fewstep.images import read_image, to_image
 from fewstep.metrics.estimate import Estimate, share
 from fewstep.metrics.frechet import Statistics
@@ -62,7 +62,7 @@ def compared(
     """One line: teacher and student on these prompts, from the same noise."""
     prompts = take(prompts, bench.images)
     drawings = [bench.draw(way, prompts) for way in (TEACHER._replace(lora=loras), lcm(4, *loras))]
-    distances = [bench.lab.distance(drawn, target) for drawn in drawings]
+    distances = [bench.lab.distance(pictures, target) for pictures in drawings]
     row = {
         "group": group,
         "name": name,
@@ -73,7 +73,7 @@ def compared(
     }
     if not any(prompt.concept for prompt in prompts):
         return row
-    teacher, student = (bench.lab.agreement(drawn, prompts) for drawn in drawings)
+    teacher, student = (bench.lab.agreement(pictures, prompts) for pictures in drawings)
     agreements = {"teacher_agreement": teacher, "student_agreement": student, "agreement_change": student.less(teacher)}
     return row | {key: value.numbers for key, value in agreements.items()}
 
@@ -103,12 +103,12 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
                 bench.draw(way, those, image=file, strength=strength, seed=len(styles) * i)
                 for i, (file, those) in enumerate(zip(files, asked, strict=True))
             ]
-            drawn = joined(parts)
+            pictures = joined(parts)
             far = [far_from(bench.lab, part, original) for part, original in zip(parts, originals, strict=True)]
             values = [
                 of_values(mean, torch.cat(far)),
-                bench.lab.agreement(drawn, prompts, families),
-                bench.lab.distance(drawn, target),
+                bench.lab.agreement(pictures, prompts, families),
+                bench.lab.distance(pictures, target),
             ]
             teacher = teacher or values
             numbers = with_changes(("lpips", "agreement", "distance"), values, teacher)
@@ -123,16 +123,16 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
     return figures, sketch_sheet([those[0].text for those in asked], columns)
 
 
-def joined(parts: Sequence[Drawn]) -> Drawn:
+def joined(parts: Sequence[RowPictures]) -> RowPictures:
     """One after another."""
     files = tuple(chain.from_iterable(part.files for part in parts))
     details = tuple(chain.from_iterable(part.facts for part in parts))
     return parts[0]._replace(files=files, facts=details)
 
 
-def far_from(lab: Lab, drawn: Drawn, original: Tensor) -> Tensor:
+def far_from(lab: Lab, pictures: RowPictures, original: Tensor) -> Tensor:
     """LPIPS of each picture to one image (3, H, W)."""
-    return torch.cat([lab.between(batch, original.expand_as(batch)) for batch in drawn.batches()])
+    return torch.cat([lab.between(batch, original.expand_as(batch)) for batch in pictures.batches()])
 
 
 def of_originals(
@@ -148,7 +148,7 @@ def of_originals(
 
 def sketch_sheet(prompts: Sequence[str], columns: dict[str, list[Image.Image]]) -> Image.Image:
     """The first few, a row each."""
-    rows = [Row("", wrapped(prompt), [pictures[i] for pictures in columns.values()])
+    rows = [SheetRow("", wrapped(prompt), [pictures[i] for pictures in columns.values()])
             for i, prompt in enumerate(prompts[:SHOWN_SKETCHES])]  # fmt: skip
     return grid(rows, list(columns), CELL)
 

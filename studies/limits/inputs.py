@@ -6,10 +6,10 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.diffusion.sampler import ImageNoise
-from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.report import text_table
-from fewstep.evaluate.sheets import Row, grid, wrapped
+from fewstep.evaluate.row_pictures import RowPictures
+from fewstep.evaluate.sheets import SheetRow, grid, wrapped
 from fewstep.metrics.estimate import Estimate
 from fewstep.session import Session
 from studies.lab import Given, embedded
@@ -53,11 +53,11 @@ def inputs(bench: Bench) -> Measured:
     rows, far, drawings = [], {}, {}
     teacher: list[Estimate] = []
     for way in (TEACHER, *map(lcm, STUDENT_STEPS)):
-        drawn = drawings[way.name] = bench.draw(way, prompts)
-        far[way.name] = lab.distances(drawn, truth)
+        pictures = drawings[way.name] = bench.draw(way, prompts)
+        far[way.name] = lab.distances(pictures, truth)
         session = lab.session(lora=way.lora)[0]
         moved = lab.paint(shaken(session, prompts, lab.batch_size), lora=way.lora, **way.options)
-        apart = lab.distances(drawn, moved)
+        apart = lab.distances(pictures, moved)
         values = [of_values(what, those) for those in (far[way.name], apart) for what in (median, worst_decile)]
         teacher = teacher or values
         names = ("far", "far_worst", "apart", "apart_worst")
@@ -93,15 +93,17 @@ def styles_among(ordered: Sequence[str]) -> dict[str, dict[str, int]]:
 
 
 def worst_sheet(
-    order: Sequence[int], prompts: Sequence[Prompt], far: dict[str, Tensor], drawings: dict[str, Drawn]
+    order: Sequence[int], prompts: Sequence[Prompt], far: dict[str, Tensor], drawings: dict[str, RowPictures]
 ) -> Image.Image:
     """The worst pictures, a row each, beside the others' from the same noise."""
-    pictures = {name: drawn.first(max(order) + 1) for name, drawn in drawings.items()}
+    firsts = {name: row.first(max(order) + 1) for name, row in drawings.items()}
     rows = [
-        Row(f"LPIPS {far[lcm(4).name][i]:.2f}", wrapped(prompts[i].text), [pictures[name][i] for name in pictures])
+        SheetRow(
+            f"LPIPS {far[lcm(4).name][i]:.2f}", wrapped(prompts[i].text), [images[i] for images in firsts.values()]
+        )
         for i in order
     ]
-    return grid(rows, list(pictures), CELL)
+    return grid(rows, list(firsts), CELL)
 
 
 def inputs_text(section: Figures) -> str:

@@ -33,14 +33,14 @@ def lossy(bench: Bench) -> Measured:
         if rank < full:
             file = cache_dir() / "limits" / f"lcm-{sha256_file(file)[:12]}-rank-{rank}.safetensors"
             save_adapter(file, Adapter(cut, sources_of(fitted)), merged_recipe(fitted))
-        drawn = uncut if rank == full else bench.draw(lcm(4)._replace(lora=(str(file),)), prompts)
-        quality = judged(bench, drawn, prompts, target)
+        pictures = uncut if rank == full else bench.draw(lcm(4)._replace(lora=(str(file),)), prompts)
+        quality = judged(bench, pictures, prompts, target)
         rows.append({
             "rank": rank,
             "bytes": file.stat().st_size,
             "energy": loss.energy,
             "full_energy": full_energy(bench.full_lcm, rank),
-            "lpips": of_values(mean, bench.lab.distances(drawn, uncut)).numbers,
+            "lpips": of_values(mean, bench.lab.distances(pictures, uncut)).numbers,
             **quality.numbers,
             "change": quality.less(best).numbers,
         })  # fmt: skip

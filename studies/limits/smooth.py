@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
-from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts
 from fewstep.evaluate.report import text_table
-from fewstep.evaluate.sheets import Row, grid
+from fewstep.evaluate.row_pictures import RowPictures
+from fewstep.evaluate.sheets import SheetRow, grid
 from fewstep.metrics.estimate import Estimate, estimate
 from fewstep.session import Session
 from studies.lab import Given, Lab, embedded, take
@@ -58,8 +58,8 @@ def smooth(bench: Bench) -> Measured:
         for way in (SMOOTH_TEACHER, *map(lcm, STUDENT_STEPS)):
             session = bench.lab.session(lora=way.lora)[0]
             given = [points(session, prompts, path) for path in range(bench.paths)]
-            drawn = bench.lab.paint(given, lora=way.lora, **way.options)
-            values = roughness(bench.lab, drawn)
+            pictures = bench.lab.paint(given, lora=way.lora, **way.options)
+            values = roughness(bench.lab, pictures)
             teacher = teacher or values
             rows.append({
                 "between": kind,
@@ -68,7 +68,7 @@ def smooth(bench: Bench) -> Measured:
                 "length_change": values.length.less(teacher.length).numbers,
                 "jump_change": values.jump.less(teacher.jump).numbers,
             })  # fmt: skip
-            strips.append(Row(way.name, f"between two {kind}", drawn.first(POINTS)))
+            strips.append(SheetRow(way.name, f"between two {kind}", pictures.first(POINTS)))
     figures = {"teacher": SMOOTH_TEACHER.name, "paths": bench.paths, "points": POINTS, "rows": rows}
     return Measured(figures, {"paths": grid(strips, [""] * POINTS, STRIP)})
 
@@ -97,10 +97,10 @@ class Roughness(NamedTuple):
     jump: Estimate  # the largest step over the mean one
 
 
-def roughness(lab: Lab, drawn: Drawn) -> Roughness:
+def roughness(lab: Lab, pictures: RowPictures) -> Roughness:
     """Of all paths together, a batch each."""
     steps, ends = [], []
-    for path in drawn.batches():
+    for path in pictures.batches():
         steps.append(lab.between(path[:-1], path[1:]).double().sqrt())
         ends.append(lab.between(path[:1], path[-1:]).double().sqrt())
     every, apart = torch.stack(steps), torch.cat(ends)  # (P, N - 1), (P,)

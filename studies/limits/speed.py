@@ -25,17 +25,17 @@ def speed(bench: Bench) -> Measured:
         texts = [prompt.text for prompt in prompts]
         drawings = [bench.lab.timed(bench.draw(way, prompts), texts, MODEL, way.lora) for way in ways]
         values = [
-            {**judged(bench, drawn, prompts, target)._asdict(),
-             "lpips": of_values(mean, bench.lab.distances(drawn, truth))}
-            for drawn in drawings
+            {**judged(bench, pictures, prompts, target)._asdict(),
+             "lpips": of_values(mean, bench.lab.distances(pictures, truth))}
+            for pictures in drawings
         ]  # fmt: skip
         best = {key: best_of(key, [value[key] for value in values]) for key in values[0]}
         rows += [
-            {"solver": way.solver, "steps": way.steps, "drawn_with": way.name, "nfe": drawn.nfe,
-             "time_s": sum(drawn.split_s.values())}
+            {"solver": way.solver, "steps": way.steps, "drawn_with": way.name, "nfe": pictures.nfe,
+             "time_s": sum(pictures.split_s.values())}
             | {key: value[key].numbers for key in value}
             | {f"{key}_behind": behind(key, value[key], best[key]).numbers for key in value}
-            for way, drawn, value in zip(ways, drawings, values, strict=True)
+            for way, pictures, value in zip(ways, drawings, values, strict=True)
         ]  # fmt: skip
     return Measured({"truth": TRUTH.name, "rows": rows}, {"steps": steps_plot(rows)})
 

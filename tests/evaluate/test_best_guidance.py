@@ -4,13 +4,13 @@ import pytest
 
 from fewstep.configs import CompareConfig, build
 from fewstep.errors import UsageError
-from fewstep.evaluate.best_guidance import Tried, at_the_end, best_of, entries, grid_of, protocol_of, told
+from fewstep.evaluate.best_guidance import TriedGuidance, at_the_end, best_of, entries, grid_of, in_words, protocol_of
 from fewstep.metrics.kid import KID
 
 
 def search(*kids):
     """One guidance after another from 1, with these KIDs."""
-    return tuple(Tried(1.0 + i, KID(kid, kid - 1, kid + 1, 2, 2, (kid, kid))) for i, kid in enumerate(kids))
+    return tuple(TriedGuidance(1.0 + i, KID(kid, kid - 1, kid + 1, 2, 2, (kid, kid))) for i, kid in enumerate(kids))
 
 
 def test_the_grid_is_ascending_and_without_doubles():
@@ -45,9 +45,9 @@ def test_the_protocol_says_how():
     config = build(CompareConfig, guidance_grid="1,2,3", images=9, search_images=7)
     rows = [{"row": "a", "guidance_search": None}, {"row": "b@best", "guidance_search": entries(search(3, 2, 1))}]
     assert protocol_of(config, rows[:1]) is None
-    assert told(None) == []
+    assert in_words(None) == []
     protocol = protocol_of(config, rows)
     assert (protocol["grid"], protocol["images"]) == ([1, 2, 3], 7)
-    lines = told(protocol)
+    lines = in_words(protocol)
     assert "of 1, 2, 3 the one with the smallest KID to the reference, over the first 7 images" in lines[0]
     assert lines[1:] == protocol["notes"] == at_the_end("b@best", rows[1]["guidance_search"])

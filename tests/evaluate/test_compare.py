@@ -13,7 +13,7 @@ from torch import nn
 
 from fewstep.configs import CompareConfig, build
 from fewstep.errors import FewstepError
-from fewstep.evaluate import compare, drawn, measure
+from fewstep.evaluate import compare, measure, row_pictures
 from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.protocol import prompts_sha256
 from fewstep.evaluate.rows import RowSpec
@@ -64,13 +64,13 @@ def stand_ins(monkeypatch, tmp_path):
 @pytest.fixture
 def drawings(monkeypatch):
     """How many batches were drawn, at the end of `draws`."""
-    draws, genuine = [], drawn.draw_batch
+    draws, genuine = [], row_pictures.draw_batch
 
     def counted(*arguments):
         draws.append(arguments)
         return genuine(*arguments)
 
-    monkeypatch.setattr(drawn, "draw_batch", counted)
+    monkeypatch.setattr(row_pictures, "draw_batch", counted)
     return draws
 
 
@@ -155,10 +155,10 @@ def test_the_table_is_printed_with_its_protocol(fewstep, config):
     assert re.match(r"\| row +\| steps \| NFE \| guidance \| ms/image \|", lines[0])
     assert re.match(r"\| ddim:2 \| +2 \| +4 \| +7.5 \|", lines[2])
     assert "FID" not in lines[0]
-    told = "\n".join(line for line in lines[3:] if line.startswith("* "))
+    table_text = "\n".join(line for line in lines[3:] if line.startswith("* "))
     for words in ("sha256", "32 px, fp32", "seed k * images + i", "it favours ODE solvers", "bicubic to 224", "torch"):
-        assert words in told
-    assert "* FID and KID left out: they compare with real images, which --reference names" in told
+        assert words in table_text
+    assert "* FID and KID left out: they compare with real images, which --reference names" in table_text
     assert (wish.out / "table.md").read_text(encoding="utf-8") == done.out
 
 
@@ -196,20 +196,20 @@ def test_an_interrupted_run_goes_on(config, monkeypatch, drawings, tmp_path):
     pixels, total = images_of(config()), len(drawings)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "another" / "cache"))
     drawings.clear()
-    genuine = drawn.draw_batch
+    genuine = row_pictures.draw_batch
 
     def stopped(*arguments):
         if len(drawings) == 5:
             raise KeyboardInterrupt
         return genuine(*arguments)
 
-    monkeypatch.setattr(drawn, "draw_batch", stopped)
+    monkeypatch.setattr(row_pictures, "draw_batch", stopped)
     wish = config(out=tmp_path / "another" / "out")
     with pytest.raises(KeyboardInterrupt):
         compare.compare(wish)
     assert not wish.out.exists()
     assert len(images_of(wish)) == len(list((tmp_path / "another" / "cache" / "compare").iterdir())) == 5
-    monkeypatch.setattr(drawn, "draw_batch", genuine)
+    monkeypatch.setattr(row_pictures, "draw_batch", genuine)
     resumed = compare.compare(wish)
     assert len(drawings) == total
     again = images_of(wish)
@@ -247,7 +247,7 @@ def test_times_as_fast_is_the_median_of_the_rounds():
     def of(*seconds):
         return tuple({"seconds": {"text": s / 4, "network": 3 * s / 4}} for s in seconds)
 
-    row = drawn.Drawn((), (), None, (), of(1.0, 2.0, 4.0), of(4.0, 20.0, 12.0))
+    row = row_pictures.RowPictures((), (), None, (), of(1.0, 2.0, 4.0), of(4.0, 20.0, 12.0))
     assert row.speedup == 4  # of 4, 10 and 3: a busy second round sways it little
     assert row._replace(timed_first=()).speedup is None
 
@@ -324,9 +324,9 @@ def test_a_row_at_its_best_guidance(config, drawings, tmp_path, capsys):
     note = f"ddim:2@best: the best guidance, {best['guidance_scale']:g}, is at an end of --guidance-grid; the best may"
     ends = best["guidance_scale"] != 2
     assert (note in capsys.readouterr().err) == bool(protocol["notes"]) == ends
-    told = (wish.out / "table.md").read_text(encoding="utf-8")
-    assert "guidance of rows with @best: of 1, 2, 3 the one with the smallest KID" in told
-    assert "over the first 5 images of the first seed set; these are among the row's own" in told
+    table_text = (wish.out / "table.md").read_text(encoding="utf-8")
+    assert "guidance of rows with @best: of 1, 2, 3 the one with the smallest KID" in table_text
+    assert "over the first 5 images of the first seed set; these are among the row's own" in table_text
     drawings.clear()
     same = compare.compare(config(rows=(rows[0], f"ddim:2@{best['guidance_scale']:g}"), images=7, seed_sets=2,
                                   reference=real, out=tmp_path / "typed"))["rows"][1]  # fmt: skip
@@ -374,8 +374,8 @@ def test_clip_score_if_asked_for(config, drawings, tmp_path):
     titles, (line,) = cells(document["rows"])
     assert line[titles.index("CLIP score")] == f"{row['clip_score']:.2f}"
     assert document["protocol"]["networks"]["clip"]["label"].startswith("CLIP clip, ")
-    told = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
-    assert "CLIP score: mean of 100 cos(image, text); scores of different CLIP models do not compare" in told
+    table_text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "CLIP score: mean of 100 cos(image, text); scores of different CLIP models do not compare" in table_text
 
 
 def test_agreement_by_the_drawings_that_ship(config, monkeypatch, tmp_path):

@@ -14,13 +14,13 @@ import pytest
 from fewstep.configs import Draw, SampleConfig, Where, build
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.engines.torch import TorchEngine
-from fewstep.evaluate import drawn, key
+from fewstep.evaluate import key, row_pictures
 from fewstep.evaluate.key import IRRELEVANT, content_sha256, key_of, source_sha256
 from fewstep.io import sha256_file
 from fewstep.models.references import parse_reference
 from fewstep.session import Plan
 
-SOURCE = Path(drawn.__file__)
+SOURCE = Path(row_pictures.__file__)
 PLAN = Plan("ddim", (999, 499), 7.5)
 
 
@@ -134,7 +134,7 @@ def test_a_safety_checker_is_in_the_key(base, tmp_path):
 
 def test_every_picture_of_a_prompt_has_its_own_seed():
     asked = build(Draw, prompts=("a", "b"), count=3, batch_size=4, seed=5)
-    parts = list(drawn.batches_of(asked))
+    parts = list(row_pictures.batches_of(asked))
     assert [(part.prompts, part.count, part.seed) for part in parts] == [
         (("a", "a", "a", "b"), 1, 5),
         (("b", "b"), 1, 9),

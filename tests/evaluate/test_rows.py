@@ -4,7 +4,7 @@ import pytest
 
 from fewstep.configs import CompareConfig, build
 from fewstep.errors import FewstepError, UsageError
-from fewstep.evaluate.rows import loras_of, parse_row, wanted
+from fewstep.evaluate.rows import draw_of, loras_of, parse_row
 
 CONFIG = build(CompareConfig, model="m", batch_size=3, dtype="bf16", device="cpu")
 
@@ -40,10 +40,10 @@ def test_fresh_noise_and_grid_stand_after_the_solver():
     assert (row.solver, row.steps, row.guidance_scale, row.loras, row.eta, row.gamma) == (
         "ddim", 10, 7.5, ("lcm:1",), 0.5, None
     )  # fmt: skip
-    assert wanted(parse_row("ddim,eta=0.5,grid=quadratic:4"), CONFIG, ("a cat",)).grid == "quadratic"
-    wish = wanted(parse_row("lcm,k=20:4+lcm:0"), CONFIG, ("a cat",))
+    assert draw_of(parse_row("ddim,eta=0.5,grid=quadratic:4"), CONFIG, ("a cat",)).grid == "quadratic"
+    wish = draw_of(parse_row("lcm,k=20:4+lcm:0"), CONFIG, ("a cat",))
     assert (wish.solver, wish.k, wish.grid, wish.steps, wish.lora) == ("lcm", 20, "auto", 4, ("lcm:0",))
-    wish = wanted(parse_row("tcd,gamma=.2:4"), CONFIG, ("a cat",))
+    wish = draw_of(parse_row("tcd,gamma=.2:4"), CONFIG, ("a cat",))
     assert (wish.solver, wish.steps, wish.eta, wish.gamma) == ("tcd", 4, None, 0.2)
 
 
@@ -90,13 +90,13 @@ def test_what_is_wrong_is_said_with_the_row(text, message, hint):
 )
 def test_values_out_of_range_are_said_with_the_row(text, message):
     with pytest.raises(UsageError) as caught:
-        wanted(parse_row(text), CONFIG, ("a cat",))
+        draw_of(parse_row(text), CONFIG, ("a cat",))
     assert caught.value.message.startswith(f"--rows {text}: {message}")
 
 
 def test_a_lora_that_is_not_there_is_said_with_the_row():
     with pytest.raises(FewstepError) as caught:
-        wanted(parse_row("lcm:4+nowhere.safetensors:1"), CONFIG, ("a cat",))
+        draw_of(parse_row("lcm:4+nowhere.safetensors:1"), CONFIG, ("a cat",))
     assert caught.value.message == "--rows lcm:4+nowhere.safetensors:1: LoRA file not found: nowhere.safetensors"
     assert ".safetensors file" in caught.value.hint
 
@@ -105,6 +105,6 @@ def test_what_is_wanted_is_what_sample_would_be_told(tmp_path):
     (tmp_path / "x.safetensors").touch()
     lora = f"{tmp_path}/x.safetensors:0.5"
     row = parse_row(f"lcm:4@1.5+{lora}")
-    wish = wanted(row, CONFIG, ("a cat", "a dog"))
+    wish = draw_of(row, CONFIG, ("a cat", "a dog"))
     assert (wish.solver, wish.steps, wish.guidance_scale, loras_of(row, "m"), wish.seed) == ("lcm", 4, 1.5, (lora,), 0)
     assert (wish.prompts, wish.batch_size, wish.negative_prompt) == (("a cat", "a dog"), 3, "")

@@ -2,13 +2,15 @@
 
 from PIL import Image
 
-from fewstep.evaluate.sheets import GAP, MARGIN, WORDS, Row, captioned, grid, wrapped
+from fewstep.evaluate.sheets import GAP, MARGIN, WORDS, SheetRow, captioned, grid, wrapped
 
 RED, BLUE = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (32, 32), "blue")
 
 
 def test_a_grid_holds_every_picture_in_its_row_and_column():
-    sheet = grid([Row("one", "a note", [RED, BLUE]), Row("two", "", [BLUE, RED])], ["first", "second"], cell=16)
+    sheet = grid(
+        [SheetRow("one", "a note", [RED, BLUE]), SheetRow("two", "", [BLUE, RED])], ["first", "second"], cell=16
+    )
     assert sheet.size == (MARGIN + 2 * (16 + GAP), WORDS + 2 * (16 + GAP))
     centres = [
         [sheet.getpixel((MARGIN + x * (16 + GAP) + 8, WORDS + y * (16 + GAP) + 8)) for x in (0, 1)] for y in (0, 1)
@@ -19,7 +21,7 @@ def test_a_grid_holds_every_picture_in_its_row_and_column():
 
 def test_a_rows_label_stays_left_of_its_pictures():
     for label in ("ddim:32", "dpm-solver++,grid=quadratic:8"):
-        sheet = grid([Row(label, "", [RED])], ["one"], cell=128).convert("L")
+        sheet = grid([SheetRow(label, "", [RED])], ["one"], cell=128).convert("L")
         inked = sheet.crop((0, WORDS, MARGIN, sheet.height)).point(lambda grey: 255 * (grey < 250)).getbbox()
         assert inked is not None
         assert inked[2] < MARGIN - GAP

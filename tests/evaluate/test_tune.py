@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fewstep.configs import TuneConfig, build
-from fewstep.evaluate import drawn, measure, tune
+from fewstep.evaluate import measure, row_pictures, tune
 from fewstep.lora.layers import initial, shape_of
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
@@ -40,13 +40,13 @@ def stand_ins(monkeypatch, tmp_path):
 @pytest.fixture
 def draws(monkeypatch):
     """The LoRAs of every batch that was drawn."""
-    found, genuine = [], drawn.draw_batch
+    found, genuine = [], row_pictures.draw_batch
 
     def counted(pipeline, *others):
         found.append(tuple(f"{lora['weight']:g}" for lora in pipeline.loras))
         return genuine(pipeline, *others)
 
-    monkeypatch.setattr(drawn, "draw_batch", counted)
+    monkeypatch.setattr(row_pictures, "draw_batch", counted)
     return found
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewstep.errors import UsageError
 from fewstep.families import ModuleShape
-from fewstep.lora.compress import Loss, compress, compressed, loss, squared_norm
+from fewstep.lora.compress import RankLoss, compress, compressed, loss, squared_norm
 from fewstep.lora.low_rank import LowRank, linear_combination
 from tests.lora.updates import distance, random_update, ranks, seeds, shapes
 
@@ -103,7 +103,7 @@ def test_the_loss_is_the_dense_one(drawn: list, rank: int, seed: int) -> None:
     full = {str(i): random_update(shape, r, seed + i) for i, (shape, r) in enumerate(drawn)}
     kept, found = compress(full, rank)
     squares = {n: (float(u.delta().square().sum()), distance(u, kept[n]) ** 2) for n, u in full.items()}
-    expected = Loss.of(squares)
+    expected = RankLoss.of(squares)
     assert found[:3] == pytest.approx(expected[:3], abs=1e-7)
     assert squares[found.worst_module][1] == pytest.approx(expected.worst**2 * squares[found.worst_module][0], abs=1e-7)
 

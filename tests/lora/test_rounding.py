@@ -17,7 +17,7 @@ from fewstep.lora.recipe import Recipe
 from fewstep.lora.rounding import BOUND, loss_note, lost_share
 from fewstep.lora.writing import save_adapter
 from fewstep.models.load import load_model
-from fewstep.models.plugging import put_beside
+from fewstep.models.plugging import attach
 from tests import pipes
 from tests.lora.updates import fold
 from tests.pipes import draw, random_lora, row_named
@@ -186,7 +186,7 @@ def test_the_type_of_what_is_beside() -> None:
     net = network(torch.float16)
     net["a"].to(torch.float8_e4m3fn)
     net["b"].weight = nn.Parameter(net["b"].weight.to(torch.int8), requires_grad=False)
-    live = put_beside(
+    live = attach(
         net, [(1.0, Adapter({name: LowRank(torch.ones(1, 2), torch.ones(2, 1)) for name in "abc"}))], torch.bfloat16
     )
     types = {name: factor.dtype for name, factor in live.parameters_of("beside").items()}

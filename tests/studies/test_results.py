@@ -418,10 +418,10 @@ def test_errors_come_back_from_other_processes() -> None:
 
 @pytest.mark.long
 def test_processes_draw_what_the_last_one_measures(tmp_path, monkeypatch) -> None:
-    from fewstep.evaluate import drawn
+    from fewstep.evaluate import row_pictures
 
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(drawn, "draw_batch", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(row_pictures, "draw_batch", lambda *_: pytest.fail("drawn again"))
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     job = build(CompareConfig, model=str(tiny_model(tmp_path / "tiny")), rows=("ddim:2@1", "ddim:1@1"), images=4,
                 batch_size=2, prompt_file=tmp_path / "prompts.txt", device="cpu")  # fmt: skip

@@ -23,8 +23,8 @@ from fewstep.lora.low_rank import widest
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.rounding import loss_note
 from fewstep.models.load import model_recipe
-from fewstep.models.plugging import Folding, Term, put_beside
-from fewstep.models.references import Reference, parse_reference
+from fewstep.models.plugging import Folding, WeightedAdapter, attach
+from fewstep.models.references import LoraReference, parse_reference
 from fewstep.session.loras import Shelf, recipes_of
 from fewstep.session.plan import Plan, plan_sampling
 
@@ -184,19 +184,21 @@ def layers_of_pipeline(pipe: Any) -> dict[str, nn.Module]:
 # --- LoRAs --------------------------------------------------------------------------------------------------
 
 
-def references_of(lora: str | Path | Sequence[str | Path] | None, weight: float | Sequence[float]) -> list[Reference]:
+def references_of(
+    lora: str | Path | Sequence[str | Path] | None, weight: float | Sequence[float]
+) -> list[LoraReference]:
     """The LoRAs meant, with their weights."""
     files = [] if lora is None else [lora] if isinstance(lora, str | Path) else list(lora)
     weights = [weight] * len(files) if isinstance(weight, int | float) else list(weight)
     if len(weights) != len(files) or not all(math.isfinite(w) for w in weights):
         raise UsageError(f"weight {weight} does not go with {len(files)} LoRAs", "give one number, or one for each")
     named = zip(map(parse_reference, map(str, files)), weights, strict=True)
-    return [Reference(r.path, w * r.weight, {b: w * own for b, own in r.blocks.items()}) for r, w in named]
+    return [LoraReference(r.path, w * r.weight, {b: w * own for b, own in r.blocks.items()}) for r, w in named]
 
 
 def read_loras(
-    pipe: Any, layers: Mapping[str, nn.Module], references: Sequence[Reference]
-) -> tuple[list[Term], tuple[Recipe, ...]]:
+    pipe: Any, layers: Mapping[str, nn.Module], references: Sequence[LoraReference]
+) -> tuple[list[WeightedAdapter], tuple[Recipe, ...]]:
     """The LoRAs with their weights, and the recipes: the model's own first. Raises FewstepError for misfits."""
     name = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
     shapes = {module: shape for module, layer in layers.items() if (shape := shape_of(layer)) is not None}
@@ -205,7 +207,9 @@ def read_loras(
     return [one.term for one in plugged], recipes_of(model_recipe(Path(name)), plugged)
 
 
-def plug(pipe: Any, layers: Mapping[str, nn.Module], terms: Sequence[Term], folded: bool, stack: ExitStack) -> None:
+def plug(
+    pipe: Any, layers: Mapping[str, nn.Module], terms: Sequence[WeightedAdapter], folded: bool, stack: ExitStack
+) -> None:
     """Plug the LoRAs in, into the weights or beside them, until the stack is closed.
 
     Where weights are stored in 8 bits, LoRAs beside them are kept in the type of what is not, such as norms. A note
@@ -213,7 +217,7 @@ def plug(pipe: Any, layers: Mapping[str, nn.Module], terms: Sequence[Term], fold
     """
     if not folded:
         computing = widest(parameter.dtype for parameter in pipe.unet.parameters())
-        stack.callback(put_beside(layers, terms, computing).remove)
+        stack.callback(attach(layers, terms, computing).remove)
         return
     folding = Folding(layers)
     stack.callback(folding.plug, ())

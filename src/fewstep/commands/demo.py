@@ -15,7 +15,7 @@ from fewstep.commands.result import Result
 from fewstep.configs import DemoConfig, DistillConfig, Draw, Grid, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.report import figure, heading, page, paragraph, preformatted, table, text_table
-from fewstep.evaluate.sheets import Row, grid
+from fewstep.evaluate.sheets import SheetRow, grid
 from fewstep.events import note
 from fewstep.io import atomic_folder
 from fewstep.metrics.agreement import Pictures
@@ -136,7 +136,7 @@ def compare_solvers(session: Session, config: DemoConfig) -> tuple[Part, list[li
         speed_up = f"{drawn[0].seconds / result.seconds:.1f}x"
         rows.append([solver, str(steps), nfe, milliseconds, speed_up, recognised(result.pictures)])
         lines.append(
-            Row(
+            SheetRow(
                 solver,
                 f"{steps} step{'s' * (steps > 1)}, {nfe} NFE\n{milliseconds} ms a picture",
                 result.images[:SHOWN],
@@ -177,8 +177,8 @@ def combine_styles(session: Session, config: DemoConfig) -> Part:
         session.plug((f"{style}:{STYLE_WEIGHT}", ACCELERATION))
         fast = draw(session, prompts, config)
         notes = [f"{1000 * drawn.seconds:.0f} ms a picture" for drawn in (slow, fast)]
-        rows.append(Row(style, f"dpm-solver++, 20 steps\n{notes[0]}", slow.images))
-        rows.append(Row(f"{STYLE_WEIGHT} {style}", f"+ 1.0 {ACCELERATION}, 4 steps\n{notes[1]}", fast.images))
+        rows.append(SheetRow(style, f"dpm-solver++, 20 steps\n{notes[0]}", slow.images))
+        rows.append(SheetRow(f"{STYLE_WEIGHT} {style}", f"+ 1.0 {ACCELERATION}, 4 steps\n{notes[1]}", fast.images))
     return Part("styles", grid(rows, STYLED), STYLES_TOLD)
 
 
@@ -211,7 +211,7 @@ def distil_anew(session: Session, config: DemoConfig, folder: Path) -> Part:
     rows = []
     for name, (loras, text) in told.items():
         session.plug(loras)
-        rows.append(Row(name, text, draw(session, STYLELESS, config, **options).images))
+        rows.append(SheetRow(name, text, draw(session, STYLELESS, config, **options).images))
     return Part("distilled", grid(rows, STYLELESS), DISTILLED_TOLD)
 
 

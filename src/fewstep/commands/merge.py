@@ -12,7 +12,7 @@ from fewstep.errors import FewstepError, UsageError, printable
 from fewstep.events import doing
 from fewstep.families import family_of
 from fewstep.lora.carried import carried
-from fewstep.lora.compress import Loss, compress
+from fewstep.lora.compress import RankLoss, compress
 from fewstep.lora.dialects import PEFT_CONFIG
 from fewstep.lora.difference import difference as difference_of
 from fewstep.lora.files import hash_of
@@ -23,7 +23,7 @@ from fewstep.models.fold import fold_on_disk
 from fewstep.models.licences import joined, licences_of
 from fewstep.models.load import DTYPES
 from fewstep.models.references import parse_reference
-from fewstep.models.sums import Fitted, fit, merged_recipe, sources_of, tell_loss, told_of
+from fewstep.models.sums import Fitted, facts_of, fit, merged_recipe, sources_of, tell_loss
 from fewstep.models.weights import model_path, stored_types, weights_of
 
 MEANINGS = {  # of what is told where something is lost
@@ -43,7 +43,7 @@ def merge(config: MergeConfig) -> Result:
         lost = fold_on_disk(model_path(config.into), config.out, modules, notes)
         tell_loss(lost)
         about = {"out": str(config.out), "into": config.into, "lost_in_rounding": round(max([0.0, *lost.values()]), 4)}
-        return written({**about, **told_of(fitted)}, None)
+        return written({**about, **facts_of(fitted)}, None)
     if config.rank is None and config.energy is None:
         check_ranks(modules, config.max_rank)
     return write_sum(config, modules, fitted)
@@ -111,7 +111,7 @@ def write_sum(config: AdapterOutput, modules: Mapping[str, LowRank], fitted: Fit
     recipe = merged_recipe(fitted)
     kept = carried([term.adapter.metadata for term in fitted.terms], recipe)
     save(config, Adapter(modules, kept | sources_of(fitted)), recipe, dtype)
-    return written({**about(config.out, modules, dtype), **told_of(fitted)}, loss)
+    return written({**about(config.out, modules, dtype), **facts_of(fitted)}, loss)
 
 
 def dtype_of(config: AdapterOutput, inputs: Iterable[torch.dtype]) -> torch.dtype:
@@ -134,7 +134,7 @@ def about(out: Path, modules: Mapping[str, LowRank], dtype: torch.dtype) -> dict
     }  # fmt: skip
 
 
-def written(facts: Mapping[str, Any], loss: Loss | None) -> Result:
+def written(facts: Mapping[str, Any], loss: RankLoss | None) -> Result:
     """The facts of what was written, and what cutting the ranks lost."""
     if loss is not None:
         lost = {"energy": loss.energy, "mean_error": loss.mean, "worst_error": loss.worst}

@@ -14,7 +14,7 @@ from fewstep.diffusion.guidance import Conditioning
 from fewstep.events import Progress, doing, tell
 from fewstep.images import Picture, image_size, placed, read_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes
-from fewstep.models.inpainting import beside, training_mask
+from fewstep.models.inpainting import mask_and_latents, training_mask
 from fewstep.models.model import Model, encoder_sha256
 
 CHUNK = 256  # samples in a cache file; an interrupted run loses at most these
@@ -22,7 +22,7 @@ BATCH = 8  # samples encoded at once
 # The names of tensors in a cache file:
 VALUES = "values"  # the latents, or the embeddings
 POOLED, SIZES = "pooled", "sizes"  # the inputs that only SDXL has: pooled embeddings; image sizes and cuts
-BESIDE = "beside"  # the input that only inpainting networks have: a mask, and the latents of what it keeps
+INPAINTING = "beside"  # the input that only inpainting networks have: a mask, and the latents of what it keeps
 
 
 class Encoded:
@@ -32,7 +32,7 @@ class Encoded:
         self._latents, self._text = ([safe_open(path, "pt") for path in paths] for paths in (latents, text))
         self._samples = samples
         self._sdxl = POOLED in set(self._text[0].keys())  # type: ignore[no-untyped-call]
-        self._inpainting = BESIDE in set(self._latents[0].keys())  # type: ignore[no-untyped-call]
+        self._inpainting = INPAINTING in set(self._latents[0].keys())  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return self._samples
@@ -44,7 +44,9 @@ class Encoded:
     def conditioning(self, indices: Sequence[int]) -> Conditioning:
         """The conditioning of these samples, in float32: their captions, and for SDXL their images' sizes and cuts."""
         text = _rows(self._text, indices)
-        conditioning = Conditioning(text, beside=_rows(self._latents, indices, BESIDE) if self._inpainting else None)
+        conditioning = Conditioning(
+            text, mask_and_latents=_rows(self._latents, indices, INPAINTING) if self._inpainting else None
+        )
         if not self._sdxl:
             return conditioning
         return conditioning._replace(
@@ -93,7 +95,7 @@ def _encoded_images(samples: Sequence[Sample], model: Model, size: int) -> dict[
     encoded = {VALUES: model.encode(torch.stack(pixels)), SIZES: torch.tensor(sizes, dtype=torch.float32)}
     if model.inpaints:
         masks = [training_mask(int(sha256_bytes(file)[:15], 16), size) for file in files]
-        encoded[BESIDE] = beside(model, torch.stack(pixels), torch.stack(masks))
+        encoded[INPAINTING] = mask_and_latents(model, torch.stack(pixels), torch.stack(masks))
     return encoded
 
 

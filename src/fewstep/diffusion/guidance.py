@@ -12,12 +12,12 @@ from fewstep.diffusion.schedule import NoiseLevel
 
 
 class Conditioning(NamedTuple):
-    """What the network is told besides x and t; what a kind of network does not take is None."""
+    """What the network gets besides x and t; None stands for what this kind of network does not take."""
 
     text: Tensor  # (B, L, D) text embeddings
     pooled: Tensor | None = None  # (B, P) the whole text in one vector (SDXL)
     sizes: Tensor | None = None  # (B, 6) original height and width, crop's top and left, target height and width (SDXL)
-    beside: Tensor | None = None  # (B, 1 + C, H, W) mask and latents of what is kept, beside x (inpainting UNets)
+    mask_and_latents: Tensor | None = None  # (B, 1 + C, H, W) mask, and latents of what is kept (inpainting UNets)
     control: Tensor | None = None  # (B, 3, 8 H, 8 W) in [0, 1], the picture a ControlNet follows
     negative: Tensor | None = None  # (B, L, D) text that attention is led away from (NAG)
 

@@ -90,10 +90,10 @@ class NoiseSchedule:
 
         Outside the table the timestep is clamped to its ends.
         """
-        wanted, table = _on_cpu(half_log_snr), self.half_log_snr().flip(0)  # ascending
-        right = torch.searchsorted(table, wanted).clamp(1, len(self) - 1)
-        part = ((wanted - table[right - 1]) / (table[right] - table[right - 1])).clamp(0, 1)
-        return level_from_half_log_snr((len(self) - 1) - (right - 1 + part), wanted, dtype).to(half_log_snr.device)
+        target, table = _on_cpu(half_log_snr), self.half_log_snr().flip(0)  # ascending
+        right = torch.searchsorted(table, target).clamp(1, len(self) - 1)
+        part = ((target - table[right - 1]) / (table[right] - table[right - 1])).clamp(0, 1)
+        return level_from_half_log_snr((len(self) - 1) - (right - 1 + part), target, dtype).to(half_log_snr.device)
 
 
 def _on_cpu(values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from fewstep.diffusion.prediction import Prediction, prediction_named
 from fewstep.diffusion.schedule import NoiseSchedule
 from fewstep.families import ModuleShape
 from fewstep.lora.recipe import Recipe
-from fewstep.models.plugging import Term
+from fewstep.models.plugging import WeightedAdapter
 
 OPTIONAL = frozenset({"loras", "live_lora", "controlnet", "nag_scale", "image"})  # fields that not every engine takes
 
@@ -109,7 +109,7 @@ class Engine(Protocol):
     def original_weight(self, module: str) -> Tensor:
         """W0 of a module, whatever is plugged in."""
 
-    def plug(self, terms: Sequence[Term]) -> None:
+    def plug(self, terms: Sequence[WeightedAdapter]) -> None:
         """Make the model's weights W0 + sum_i w_i B_i A_i, whatever was plugged in before.
 
         An error leaves the weights as they were.

@@ -19,7 +19,7 @@ from fewstep.models.load import DTYPES, fast_dtype, load_controlnet, load_model,
 from fewstep.models.model import Model
 from fewstep.models.nag import guided_attention_of
 from fewstep.models.network import UNetNetwork
-from fewstep.models.plugging import Folding, Term, put_beside
+from fewstep.models.plugging import Folding, WeightedAdapter, attach
 from fewstep.models.weights import stored_weights
 
 
@@ -31,7 +31,7 @@ class TorchEngine:
     def __init__(self, model: Model, controlnet: Any = None, live: bool = False) -> None:
         """controlnet: a ControlNetModel that fits the model's network. live: LoRAs go beside the layers."""
         self.model, self.controlnet, self.live = model, controlnet, live
-        self._beside: LoraLayers | None = None
+        self._attached: LoraLayers | None = None
 
     @classmethod
     def open(cls, where: Where) -> "TorchEngine":
@@ -95,12 +95,12 @@ class TorchEngine:
     def original_weight(self, module: str) -> Tensor:
         return self._folding.original(module)
 
-    def plug(self, terms: Sequence[Term]) -> None:
+    def plug(self, terms: Sequence[WeightedAdapter]) -> None:
         if self.live:
-            beside = put_beside(self._folding.layers, terms)
-            if self._beside is not None:
-                self._beside.remove()
-            self._beside = beside
+            attached = attach(self._folding.layers, terms)
+            if self._attached is not None:
+                self._attached.remove()
+            self._attached = attached
             return
         self._folding.plug(terms)
         if text := loss_note(self._folding.lost, "sample --live-lora keeps it, and so does --dtype fp32"):

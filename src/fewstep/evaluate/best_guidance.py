@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from fewstep.configs import CompareConfig
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import numbers_in
-from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.measure import Tools, kid_of
+from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.evaluate.rows import RowSpec
 from fewstep.evaluate.table import Row
 from fewstep.metrics.features import features_of
@@ -18,7 +18,7 @@ SCORE = "KID to the reference; the winner's images are part of the row's"
 HINT = "write a guidance instead, as in @3"
 
 
-class Tried(NamedTuple):
+class TriedGuidance(NamedTuple):
     """A guidance, and how near real images what is drawn with it comes."""
 
     guidance_scale: float
@@ -65,7 +65,7 @@ def images_of(config: CompareConfig) -> int:
     return min(config.search_images, config.images)
 
 
-def tried(config: CompareConfig, tools: Tools, draw: Callable[[float, int], Drawn]) -> tuple[Tried, ...]:
+def tried(config: CompareConfig, tools: Tools, draw: Callable[[float, int], RowPictures]) -> tuple[TriedGuidance, ...]:
     """Each guidance of the grid with the KID of the first images that `draw(guidance, count)` gives.
 
     They are drawn in whole batches of the row, so that none of the winner's is drawn twice.
@@ -75,19 +75,19 @@ def tried(config: CompareConfig, tools: Tools, draw: Callable[[float, int], Draw
     count, found = images_of(config), []
     whole = -(-count // config.batch_size) * config.batch_size
     for guidance_scale in grid_of(config.guidance_grid):
-        drawn = draw(guidance_scale, min(whole, config.images * config.seed_sets))
-        kid = kid_of(features_of(tools.inception, drawn)[:count], tools.real.features)
+        pictures = draw(guidance_scale, min(whole, config.images * config.seed_sets))
+        kid = kid_of(features_of(tools.inception, pictures)[:count], tools.real.features)
         assert kid  # check_wish and check_tools looked
-        found.append(Tried(guidance_scale, kid))
+        found.append(TriedGuidance(guidance_scale, kid))
     return tuple(found)
 
 
-def best_of(search: Sequence[Tried]) -> float:
+def best_of(search: Sequence[TriedGuidance]) -> float:
     """The guidance with the smallest KID; of equal ones the smallest guidance."""
     return min(search, key=lambda one: one.kid.value).guidance_scale
 
 
-def entries(search: Sequence[Tried]) -> list[dict[str, float]]:
+def entries(search: Sequence[TriedGuidance]) -> list[dict[str, float]]:
     """The search as it stands in a row of table.json."""
     return [
         {"guidance_scale": scale, "kid": kid.value, "kid_low": kid.low, "kid_high": kid.high} for scale, kid in search
@@ -118,7 +118,7 @@ def protocol_of(config: CompareConfig, rows: Sequence[Row]) -> dict[str, Any] | 
     )
 
 
-def told(search: dict[str, Any] | None) -> list[str]:
+def in_words(search: dict[str, Any] | None) -> list[str]:
     """The same in words, a line each."""
     if search is None:
         return []

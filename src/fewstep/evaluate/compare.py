@@ -11,17 +11,16 @@ from tqdm import tqdm
 
 from fewstep.configs import CompareConfig
 from fewstep.errors import UsageError
-from fewstep.evaluate import beside, best_guidance
-from fewstep.evaluate.best_guidance import Tried
-from fewstep.evaluate.drawn import Drawn, draw, time_of
+from fewstep.evaluate import best_guidance, first_row
+from fewstep.evaluate.best_guidance import TriedGuidance
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Measures, Tools, load_tools, measure
 from fewstep.evaluate.plots import check_matplotlib, measured, plot
 from fewstep.evaluate.prompts import Prompt, prompts_for
-from fewstep.evaluate.protocol import protocol_of, surroundings, told
+from fewstep.evaluate.protocol import in_words, protocol_of, surroundings
 from fewstep.evaluate.report import figure, heading, page, paragraph, table, text_table
-from fewstep.evaluate.rows import RowSpec, loras_of, naming, parse_row, wanted
-from fewstep.evaluate.sheets import Row as SheetRow
-from fewstep.evaluate.sheets import grid
+from fewstep.evaluate.row_pictures import RowPictures, draw, time_of
+from fewstep.evaluate.rows import RowSpec, draw_of, loras_of, naming, parse_row
+from fewstep.evaluate.sheets import SheetRow, grid
 from fewstep.evaluate.table import Row, cells, entry, shared, short
 from fewstep.events import note
 from fewstep.io import atomic_folder, write_json
@@ -34,12 +33,12 @@ SHOWN = 8  # prompts on the sheet
 NEARLY = 1.1  # times as long is an equal time
 
 
-class Result(NamedTuple):
+class RowResult(NamedTuple):
     """What a row drew."""
 
-    drawn: Drawn
-    diverse: Drawn | None  # several images of each of a few prompts; None without LPIPS
-    search: tuple[Tried, ...] | None  # None of a row that does not ask for its best guidance
+    pictures: RowPictures
+    diverse: RowPictures | None  # several images of each of a few prompts; None without LPIPS
+    search: tuple[TriedGuidance, ...] | None  # None of a row that does not ask for its best guidance
 
 
 class Comparison(NamedTuple):
@@ -56,7 +55,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     specs = tuple(parse_row(text) for text in config.rows)
     best_guidance.check_wish(config, specs)
     for spec in specs:
-        wanted(spec, config, ("",))  # a LoRA that is not there is told before anything is drawn
+        draw_of(spec, config, ("",))  # a LoRA that is not there is told before anything is drawn
     comparison = compared(config, specs)
     with atomic_folder(config.out) as folder:
         write(folder, comparison)
@@ -86,7 +85,7 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
     results = draw_rows(session, config, specs, prompts, around, tools)
     sets = config.seed_sets
     bar = tqdm(results, desc="measuring", unit="row", file=sys.stderr, leave=False, disable=None)
-    measured = [measure(tools, result.drawn, teacher, result.diverse, prompts * sets, sets) for result in bar]
+    measured = [measure(tools, result.pictures, teacher, result.diverse, prompts * sets, sets) for result in bar]
     rows = rows_of(specs, results, measured)
     agreement = next((values.agreement for values in measured if values.agreement), None)
     protocol = protocol_of(config, around, size, listed.source, prompts, tools, teacher, agreement)
@@ -94,23 +93,27 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
     return Comparison({"protocol": protocol, "rows": rows}, sheet_of(rows, results, prompts))
 
 
-def rows_of(specs: Sequence[RowSpec], results: Sequence[Result], measured: Sequence[Measures]) -> list[dict[str, Any]]:
+def rows_of(
+    specs: Sequence[RowSpec], results: Sequence[RowResult], measured: Sequence[Measures]
+) -> list[dict[str, Any]]:
     """The rows as they stand in table.json, those after the first beside it too."""
     rows = [
-        entry(spec, result.drawn, values, best_guidance.entries(result.search) if result.search else None)
+        entry(spec, result.pictures, values, best_guidance.entries(result.search) if result.search else None)
         for spec, result, values in zip(specs, results, measured, strict=True)
     ]
     for number, (row, values) in enumerate(zip(rows, measured, strict=True)):
-        row["beside_first"] = beside.beside(row, values, rows[0], measured[0]) if number else None
+        row["beside_first"] = first_row.comparison(row, values, rows[0], measured[0]) if number else None
     return rows
 
 
 # --- drawing -----------------------------------------------------------------------------------------------
 
 
-def draw_teacher(session: Session, config: CompareConfig, prompts: Sequence[Prompt], around: dict[str, Any]) -> Drawn:
+def draw_teacher(
+    session: Session, config: CompareConfig, prompts: Sequence[Prompt], around: dict[str, Any]
+) -> RowPictures:
     """What the first images would be with many steps and the guidance that the model recommends."""
-    wish = wanted(TEACHER, config, tuple(prompt.text for prompt in prompts[:TEACHER_IMAGES]))
+    wish = draw_of(TEACHER, config, tuple(prompt.text for prompt in prompts[:TEACHER_IMAGES]))
     return draw(session, session.plan(wish), wish, around, f"teacher {TEACHER.text}")
 
 
@@ -121,9 +124,9 @@ def draw_rows(
     prompts: Sequence[Prompt],
     around: dict[str, Any],
     tools: Tools,
-) -> list[Result]:
+) -> list[RowResult]:
     """What each row draws, the rows with the same LoRAs one after another, so that each LoRA is plugged in once."""
-    results: dict[int, Result] = {}
+    results: dict[int, RowResult] = {}
     loras = [loras_of(spec, config.model) for spec in specs]
     for group in dict.fromkeys(loras):
         with naming(specs[loras.index(group)]):
@@ -131,8 +134,8 @@ def draw_rows(
         for number, spec in enumerate(specs):
             if loras[number] == group:
                 results[number] = draw_row(session, config, spec, prompts, around, tools)
-    drawn = time_rows(session, config, specs, [results[number].drawn for number in range(len(specs))], prompts)
-    return [results[number]._replace(drawn=one) for number, one in enumerate(drawn)]
+    pictures = time_rows(session, config, specs, [results[number].pictures for number in range(len(specs))], prompts)
+    return [results[number]._replace(pictures=one) for number, one in enumerate(pictures)]
 
 
 def draw_row(
@@ -142,36 +145,41 @@ def draw_row(
     prompts: Sequence[Prompt],
     around: dict[str, Any],
     tools: Tools,
-) -> Result:
+) -> RowResult:
     """The images of a row at its guidance, all seed sets in a sequence, and those its diversity is told by."""
     texts, search = tuple(prompt.text for prompt in prompts), None
     if spec.best:
         search = search_guidance(session, config, spec, texts * config.seed_sets, around, tools)
         spec = spec._replace(guidance_scale=best_guidance.best_of(search))
-    wish = wanted(spec, config, texts * config.seed_sets)
+    wish = draw_of(spec, config, texts * config.seed_sets)
     few = tuple(text for text in islice(dict.fromkeys(texts), DIVERSE_PROMPTS) for _ in range(DIVERSE_IMAGES))
     with naming(spec):
         plan = session.plan(wish)
         for text in plan.notes:
             note(f"{spec.text}: {text}")
-        drawn = draw(session, plan, wish, around, spec.text)
-        diverse = wanted(spec, config, few) if tools.lpips else None
+        pictures = draw(session, plan, wish, around, spec.text)
+        diverse = draw_of(spec, config, few) if tools.lpips else None
         title = f"{spec.text}, diversity"
-        return Result(drawn, draw(session, plan, diverse, around, title) if diverse else None, search)
+        return RowResult(pictures, draw(session, plan, diverse, around, title) if diverse else None, search)
 
 
 def time_rows(
-    session: Session, config: CompareConfig, specs: Sequence[RowSpec], drawn: Sequence[Drawn], prompts: Sequence[Prompt]
-) -> list[Drawn]:
+    session: Session,
+    config: CompareConfig,
+    specs: Sequence[RowSpec],
+    pictures: Sequence[RowPictures],
+    prompts: Sequence[Prompt],
+) -> list[RowPictures]:
     """The rows with times of now: config.timing_rounds times a batch of each, in turn, so that load sways all alike."""
     batch = tuple(prompt.text for prompt in prompts[: config.batch_size])
     times: list[list[dict[str, Any]]] = [[] for _ in specs]
     for _ in range(config.timing_rounds):
-        for spec, one, found in zip(specs, drawn, times, strict=True):
+        for spec, one, found in zip(specs, pictures, times, strict=True):
             session.plug(loras_of(spec, config.model))
-            found.append(time_of(session, one.plan, wanted(spec._replace(guidance_scale=None), config, batch)))
+            found.append(time_of(session, one.plan, draw_of(spec._replace(guidance_scale=None), config, batch)))
     return [
-        one._replace(timed=tuple(found), timed_first=tuple(times[0])) for one, found in zip(drawn, times, strict=True)
+        one._replace(timed=tuple(found), timed_first=tuple(times[0]))
+        for one, found in zip(pictures, times, strict=True)
     ]
 
 
@@ -182,15 +190,15 @@ def search_guidance(
     texts: tuple[str, ...],
     around: dict[str, Any],
     tools: Tools,
-) -> tuple[Tried, ...]:
+) -> tuple[TriedGuidance, ...]:
     """What the row's first images are at each guidance of the grid; texts: of all its images."""
 
-    def drawn(guidance_scale: float, count: int) -> Drawn:
-        wish = wanted(spec._replace(guidance_scale=guidance_scale), config, texts[:count])
+    def draw_at(guidance_scale: float, count: int) -> RowPictures:
+        wish = draw_of(spec._replace(guidance_scale=guidance_scale), config, texts[:count])
         return draw(session, session.plan(wish), wish, around, f"{spec.text}, guidance {guidance_scale:g}")
 
     with naming(spec):
-        search = best_guidance.tried(config, tools, drawn)
+        search = best_guidance.tried(config, tools, draw_at)
     for text in best_guidance.at_the_end(spec.text, best_guidance.entries(search)):
         note(text)
     return search
@@ -199,14 +207,14 @@ def search_guidance(
 # --- writing -----------------------------------------------------------------------------------------------
 
 
-def sheet_of(rows: Sequence[Row], results: Sequence[Result], prompts: Sequence[Prompt]) -> Image.Image:
+def sheet_of(rows: Sequence[Row], results: Sequence[RowResult], prompts: Sequence[Prompt]) -> Image.Image:
     """The first images of every row, a column a prompt."""
     lines = []
     for row, result in zip(rows, results, strict=True):
         notes = [f"{row['nfe']:g} NFE, {1000 * row['time_s']:.0f} ms", f"guidance {row['guidance_scale']:g}"]
         notes += row["row"].partition(":")[0].split(",")[1:]  # eta, gamma, grid
         notes += [short(f"+{lora['file']}:{lora['weight']:g}")[:30] for lora in row["lora"]]
-        lines.append(SheetRow(f"{row['solver']}:{row['steps']}", "\n".join(notes), result.drawn.first(SHOWN)))
+        lines.append(SheetRow(f"{row['solver']}:{row['steps']}", "\n".join(notes), result.pictures.first(SHOWN)))
     return grid(lines, [prompt.text for prompt in prompts[:SHOWN]])
 
 
@@ -214,9 +222,9 @@ def markdown(document: dict[str, Any]) -> str:
     """The table, of several rows the one beside the first, and the protocol under them."""
     rows = document["rows"]
     tables = [text_table(*cells(rows))]
-    if found := beside.table_of(rows):
-        tables += [beside.title(rows), text_table(*found)]
-    lines = "\n".join(f"* {line}" for line in told(document["protocol"], rows))
+    if found := first_row.table_of(rows):
+        tables += [first_row.title(rows), text_table(*found)]
+    lines = "\n".join(f"* {line}" for line in in_words(document["protocol"], rows))
     return "\n\n".join([*tables, lines])
 
 
@@ -238,15 +246,15 @@ def report(folder: Path, document: dict[str, Any]) -> str:
     """The HTML page of the files in `folder`."""
     rows = document["rows"]
     blocks = [table(*cells(rows))]
-    if found := beside.table_of(rows):
-        blocks += [heading(beside.title(rows)), table(*found)]
+    if found := first_row.table_of(rows):
+        blocks += [heading(first_row.title(rows)), table(*found)]
     for name in ("quality-nfe", "quality-time", "sheet"):
         if (folder / f"{name}.png").is_file():
             with Image.open(folder / f"{name}.png") as image:
                 blocks.append(figure(image, name))
     for title, groups in views(rows):
         blocks += [heading(title), *(table(*cells(group)) for group in groups)]
-    lines = told(document["protocol"], rows)
+    lines = in_words(document["protocol"], rows)
     blocks += [heading("Protocol"), *(paragraph(line, faint=True) for line in lines)]
     return page(f"fewstep compare: {Path(document['protocol']['model']['name']).name}", blocks)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fewstep.assets import shipped_kit
 from fewstep.errors import FewstepError
-from fewstep.evaluate.drawn import Drawn
 from fewstep.evaluate.prompts import Prompt, reference_images
+from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.events import doing
 from fewstep.hub import title_of
 from fewstep.io import sha256_bytes, sha256_file
@@ -146,7 +146,12 @@ def recognisable(prompt: Prompt, pairs: frozenset[tuple[str, str]]) -> bool:
 
 
 def measure(
-    tools: Tools, drawn: Drawn, teacher: Drawn | None, diverse: Drawn | None, prompts: Sequence[Prompt], sets: int
+    tools: Tools,
+    pictures: RowPictures,
+    teacher: RowPictures | None,
+    diverse: RowPictures | None,
+    prompts: Sequence[Prompt],
+    sets: int,
 ) -> Measures:
     """The numbers of a row.
 
@@ -155,28 +160,32 @@ def measure(
     """
     values = Measures()
     if tools.inception and tools.real:
-        features = features_of(tools.inception, drawn, "FID and KID")
+        features = features_of(tools.inception, pictures, "FID and KID")
         fid = fid_over(features, tools.real.features, sets, tools.inception.label)
         values = values._replace(fid=fid, kid=kid_of(features, tools.real.features))
     if tools.clip:
-        features = features_of(tools.clip.network, drawn, "CLIP score")
+        features = features_of(tools.clip.network, pictures, "CLIP score")
         values = values._replace(clip_score=tools.clip.score(features, (prompt.text for prompt in prompts)))
     if tools.lpips:
         values = values._replace(
-            lpips_teacher=lpips_between(tools.lpips, drawn, teacher) if teacher else None,
+            lpips_teacher=lpips_between(tools.lpips, pictures, teacher) if teacher else None,
             diversity=diversity_of(tools.lpips, diverse) if diverse else None,
         )
-    return values._replace(**seen_by(tools.efficientnet, tools, drawn, prompts, sets)) if tools.efficientnet else values
+    return (
+        values._replace(**seen_by(tools.efficientnet, tools, pictures, prompts, sets)) if tools.efficientnet else values
+    )
 
 
-def seen_by(network: EfficientNet, tools: Tools, drawn: Drawn, prompts: Sequence[Prompt], sets: int) -> dict[str, Any]:
+def seen_by(
+    network: EfficientNet, tools: Tools, pictures: RowPictures, prompts: Sequence[Prompt], sets: int
+) -> dict[str, Any]:
     """What of Measures EfficientNet's features tell."""
-    features = features_of(network, drawn, "agreement")
-    pictures, real = labelled_pictures(features, prompts), tools.real_efficientnet
+    features = features_of(network, pictures, "agreement")
+    labelled, real = labelled_pictures(features, prompts), tools.real_efficientnet
     return {
         "efficientnet_score": inception_score(network.probabilities(features.to(device_of(network))), splits=1).mean,
         "efficientnet_distance": real and fid_over(features, real.features, sets, network.label),
-        "agreement": agreement_with(pictures, tools.drawings) if pictures and tools.drawings else None,
+        "agreement": agreement_with(labelled, tools.drawings) if labelled and tools.drawings else None,
     }
 
 
@@ -198,15 +207,15 @@ def kid_of(features: Tensor, real: Tensor) -> KID | None:
     return kid(features, real, blocks) if blocks >= 2 else None
 
 
-def lpips_between(lpips: LPIPS, drawn: Drawn, teacher: Drawn) -> float:
+def lpips_between(lpips: LPIPS, pictures: RowPictures, teacher: RowPictures) -> float:
     """Mean LPIPS of the row's images and the teacher's from the same noise, as many as the teacher drew."""
     device, distances = device_of(lpips), []
-    for x, y in zip(drawn.batches(), teacher.batches(), strict=False):
+    for x, y in zip(pictures.batches(), teacher.batches(), strict=False):
         distances.append(lpips(x[: len(y)].to(device), y[: len(x)].to(device)).cpu())
     return float(torch.cat(distances).double().mean())
 
 
-def diversity_of(lpips: LPIPS, diverse: Drawn) -> float:
+def diversity_of(lpips: LPIPS, diverse: RowPictures) -> float:
     """Mean over the prompts of the mean LPIPS of all pairs of a prompt's images."""
     images = torch.split(torch.cat(list(diverse.batches())).to(device_of(lpips)), DIVERSE_IMAGES)
     return sum(diversity(of_prompt, lpips) for of_prompt in images) / len(images)
@@ -214,17 +223,17 @@ def diversity_of(lpips: LPIPS, diverse: Drawn) -> float:
 
 def ceiling_of(prompts: Sequence[Prompt], drawings: Reference) -> float | None:
     """What the real drawings of the prompted pairs score; None if none of the pairs is drawn."""
-    pictures = labelled_pictures(torch.zeros(len(prompts), len(drawings.view.centre)), prompts)
+    labelled = labelled_pictures(torch.zeros(len(prompts), len(drawings.view.centre)), prompts)
     try:
-        return ceiling_with(pictures, drawings).score if pictures else None
+        return ceiling_with(labelled, drawings).score if labelled else None
     except FewstepError:
         return None
 
 
 def labelled_pictures(features: Tensor, prompts: Sequence[Prompt]) -> Pictures | None:
     """Those of the images (N, D) whose prompts say style and concept."""
-    said = [(i, p.style, p.concept) for i, p in enumerate(prompts) if p.style and p.concept]
-    if not said:
+    labels = [(i, p.style, p.concept) for i, p in enumerate(prompts) if p.style and p.concept]
+    if not labels:
         return None
-    rows, styles, concepts = zip(*said, strict=True)
+    rows, styles, concepts = zip(*labels, strict=True)
     return Pictures(features[list(rows)], styles, concepts)

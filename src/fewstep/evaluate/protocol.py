@@ -10,10 +10,10 @@ import torch
 
 from fewstep import __version__
 from fewstep.configs import CompareConfig
-from fewstep.evaluate import beside, best_guidance
-from fewstep.evaluate.drawn import Drawn
+from fewstep.evaluate import best_guidance, first_row
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, ceiling_of
 from fewstep.evaluate.prompts import Prompt
+from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.io import sha256_bytes
 from fewstep.metrics.agreement import Agreement
 from fewstep.metrics.frechet import needed
@@ -58,7 +58,7 @@ def protocol_of(
     source: str,
     prompts: Sequence[Prompt],
     tools: Tools,
-    teacher: Drawn | None,
+    teacher: RowPictures | None,
     agreement: Agreement | None,
 ) -> dict[str, Any]:
     """The protocol as it stands in table.json. prompts: of one seed set. agreement: any row's, for its chance."""
@@ -91,7 +91,7 @@ def times_of(rounds: int) -> str:
 
 
 def measured_with(
-    prompts: Sequence[Prompt], tools: Tools, teacher: Drawn | None, agreement: Agreement | None
+    prompts: Sequence[Prompt], tools: Tools, teacher: RowPictures | None, agreement: Agreement | None
 ) -> dict[str, Any]:
     """What each metric compared with; None for those left out."""
     real, texts = tools.real, {prompt.text for prompt in prompts}
@@ -133,7 +133,7 @@ def networks(tools: Tools) -> dict[str, dict[str, str]]:
     return found
 
 
-def told(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+def in_words(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
     """The protocol in words, a line each, hashes cut."""
     p, model, prompts = protocol, protocol["model"], protocol["prompts"]
     sets = f" in each of {p['seed_sets']} seed sets" if p["seed_sets"] > 1 else ""
@@ -153,16 +153,16 @@ def told(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
         lines.append("FID, KID: how far a row's images as a set are from the reference's; lower is nearer")
     if any(row["fid_spread"] is not None for row in rows):
         lines.append("FID: mean of the seed sets; spread: the largest of theirs less the smallest")
-    lines += best_guidance.told(p["guidance_search"])
+    lines += best_guidance.in_words(p["guidance_search"])
     if p["teacher"]:
-        lines.append(_teacher_told(p["teacher"]))
+        lines.append(_teacher_in_words(p["teacher"]))
     if p["diversity"]:
         d = p["diversity"]
         lines.append(
             f"diversity: mean LPIPS of all pairs of {d['images_each']} images of a prompt, over {d['prompts']} prompts"
         )
     if p["agreement"]:
-        lines.append(_agreement_told(p["agreement"]))
+        lines.append(_agreement_in_words(p["agreement"]))
     if "efficientnet" in p["networks"]:
         lines.append(
             "EfficientNet score: the Inception score's formula with EfficientNet's classes; not comparable to it, which"
@@ -176,13 +176,13 @@ def told(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
         )
     if "clip" in p["networks"]:
         lines.append("CLIP score: mean of 100 cos(image, text); scores of different CLIP models do not compare")
-    lines += beside.told(rows)
+    lines += first_row.in_words(rows)
     lines += [f"network: {net['label']} (sha256 {cut(net['sha256'])})" for net in p["networks"].values()]
     lines.append(f"versions: fewstep {p['fewstep']}, {versions}")
     return [*lines, *p["left_out"]]
 
 
-def _teacher_told(teacher: dict[str, Any]) -> str:
+def _teacher_in_words(teacher: dict[str, Any]) -> str:
     return (
         f"LPIPS to teacher: to {teacher['solver']} at {teacher['steps']} steps and guidance"
         f" {teacher['guidance_scale']:g}, the model without LoRAs, from the same noise, over {teacher['images']}"
@@ -190,7 +190,7 @@ def _teacher_told(teacher: dict[str, Any]) -> str:
     )
 
 
-def _agreement_told(agreement: dict[str, Any]) -> str:
+def _agreement_in_words(agreement: dict[str, Any]) -> str:
     real = agreement["real_drawings"]
     return (
         f"agreement: of {agreement['images']} images, how many show their concept by the nearest drawing of another"

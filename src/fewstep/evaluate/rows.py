@@ -108,7 +108,7 @@ def naming(row: RowSpec) -> Iterator[None]:
         raise type(error)(f"--rows {row.text}: {error.message}", error.hint) from error
 
 
-def wanted(row: RowSpec, config: CompareConfig, prompts: tuple[str, ...]) -> Draw:
+def draw_of(row: RowSpec, config: CompareConfig, prompts: tuple[str, ...]) -> Draw:
     """What a session draws for these prompts as the row says, seeds counting up from 0.
 
     Raises UsageError or FewstepError naming the row for values out of range and LoRA files that are not there.

@@ -16,7 +16,7 @@ TRIED = (  # scale and JPEG's quality of a small file, in turn: 128 pixels becom
 )
 
 
-class Row(NamedTuple):
+class SheetRow(NamedTuple):
     """One row of a sheet."""
 
     label: str  # in bold print
@@ -24,7 +24,7 @@ class Row(NamedTuple):
     images: Sequence[Image.Image]
 
 
-def grid(rows: Sequence[Row], columns: Sequence[str], cell: int = 128) -> Image.Image:
+def grid(rows: Sequence[SheetRow], columns: Sequence[str], cell: int = 128) -> Image.Image:
     """Rows of pictures over the same columns, at `cell` pixels, with the rows' labels at their left."""
     width, height = MARGIN + (cell + GAP) * len(columns), WORDS + (cell + GAP) * len(rows)
     sheet = Image.new("RGB", (width, height), PAPER)

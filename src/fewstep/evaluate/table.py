@@ -4,34 +4,36 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fewstep.evaluate.drawn import PARTS, Drawn
 from fewstep.evaluate.measure import Measures
+from fewstep.evaluate.row_pictures import PARTS, RowPictures
 from fewstep.evaluate.rows import RowSpec
 from fewstep.metrics.estimate import Estimate, mean
 
 Row = Mapping[str, Any]  # as `entry` makes it, and as it stands in table.json
 
 
-def entry(spec: RowSpec, drawn: Drawn, values: Measures, search: list[dict[str, float]] | None) -> dict[str, Any]:
+def entry(
+    spec: RowSpec, pictures: RowPictures, values: Measures, search: list[dict[str, float]] | None
+) -> dict[str, Any]:
     """A row as it stands in table.json; None is not measured. Times are seconds an image.
 
     search: how its guidance was found, if it was.
     """
-    split, kid, agreement = drawn.split_s, values.kid, values.agreement
+    split, kid, agreement = pictures.split_s, values.kid, values.agreement
     return {
         "row": spec.text,
-        "solver": drawn.plan.solver_name,
-        "eta": drawn.plan.eta,
-        "gamma": drawn.plan.gamma,
-        "steps": drawn.plan.steps,
-        "timesteps": list(drawn.plan.timesteps),
-        "guidance_scale": drawn.plan.guidance_scale,
+        "solver": pictures.plan.solver_name,
+        "eta": pictures.plan.eta,
+        "gamma": pictures.plan.gamma,
+        "steps": pictures.plan.steps,
+        "timesteps": list(pictures.plan.timesteps),
+        "guidance_scale": pictures.plan.guidance_scale,
         "guidance_search": search,
-        "lora": list(drawn.loras),
-        "nfe": drawn.nfe,
+        "lora": list(pictures.loras),
+        "nfe": pictures.nfe,
         "time_s": sum(split.values()),
         "time_split_s": split,
-        "speedup": drawn.speedup,
+        "speedup": pictures.speedup,
         "fid": values.fid and mean(values.fid).value,
         "fid_spread": spread(values.fid),
         "kid": kid.value if kid else None,
@@ -111,9 +113,9 @@ COLUMNS = (
 
 def cells(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> tuple[list[str], list[list[str]]]:
     """Column titles, and the rows as text, of what was measured; rows of an earlier version may lack a key."""
-    shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
-    lines = [["-" if row.get(column.key) is None else column.text(row) for column in shown] for row in rows]
-    return [column.title for column in shown], lines
+    filled = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
+    lines = [["-" if row.get(column.key) is None else column.text(row) for column in filled] for row in rows]
+    return [column.title for column in filled], lines
 
 
 def shared(rows: Sequence[Row], key: str, within: float = 1.0) -> list[list[Row]]:

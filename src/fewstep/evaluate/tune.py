@@ -27,12 +27,12 @@ from fewstep.evaluate.candidates import (
     typed,
     within_error,
 )
-from fewstep.evaluate.drawn import Drawn, draw
 from fewstep.evaluate.measure import drawings_for, labelled_pictures
 from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, reference_images, styled_prompts
 from fewstep.evaluate.protocol import prompts_sha256, surroundings
 from fewstep.evaluate.report import text_table
-from fewstep.evaluate.sheets import Row, captioned, grid, sized
+from fewstep.evaluate.row_pictures import RowPictures, draw
+from fewstep.evaluate.sheets import SheetRow, captioned, grid, sized
 from fewstep.events import note
 from fewstep.io import atomic_folder, read_json, write_json
 from fewstep.metrics.agreement import Pictures
@@ -60,18 +60,18 @@ class Judges(NamedTuple):
 
     network: Inception | EfficientNet
     style: Statistics  # of the network's features of real images in the style
-    told: str  # what they are
+    style_source: str  # what they are
     efficientnet: EfficientNet | None  # for agreement; None leaves it out
     drawings: Reference | None
     notes: tuple[str, ...]
 
 
-class Tried(NamedTuple):
+class TriedPair(NamedTuple):
     """A pair that was drawn."""
 
     scored: Scored
     found_in: str  # grid, round 1, ..., blocks
-    drawn: Drawn
+    pictures: RowPictures
     chance: float | None  # agreement of drawings picked at random
 
 
@@ -120,7 +120,7 @@ def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> 
     for text in judges.notes:
         note(text)
 
-    def attempted(pair: Pair, found_in: str) -> Tried:
+    def attempted(pair: Pair, found_in: str) -> TriedPair:
         return attempt(session, config, judges, prompts, around, pair, found_in)
 
     tried = search(config, axes, attempted)
@@ -158,24 +158,26 @@ def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device
     real_images, left_out = reference_images(config.reference)
     real = read_real(real_images, str(config.reference), size, inception)
     style = statistics([real.features], inception.label)
-    told = f"{len(real.features)} images of {real.source} (sha256 {real.sha256})"
+    style_source = f"{len(real.features)} images of {real.source} (sha256 {real.sha256})"
     try:
         if not any(prompt.style and prompt.concept for prompt in prompts):
             raise FewstepError("the prompts do not say their style and concept", "--prompts takes .jsonl with both")
-        return Judges(inception, style, told, load_efficientnet(device), drawings_for(prompts), (CLIP, *left_out))
+        return Judges(
+            inception, style, style_source, load_efficientnet(device), drawings_for(prompts), (CLIP, *left_out)
+        )
     except FewstepError as error:
         note = f"agreement left out: {error.message}; {error.hint}"
-        return Judges(inception, style, told, None, None, (CLIP, *left_out, note))
+        return Judges(inception, style, style_source, None, None, (CLIP, *left_out, note))
 
 
 # --- searching ----------------------------------------------------------------------------------------------
 
 
 def search(
-    config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]], attempt: Callable[[Pair, str], Tried]
-) -> list[Tried]:
+    config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]], attempt: Callable[[Pair, str], TriedPair]
+) -> list[TriedPair]:
     """All pairs tried, in order: the grid, the rounds, the blocks; each goes on from the best before it."""
-    tried: dict[Pair, Tried] = {}
+    tried: dict[Pair, TriedPair] = {}
 
     def best_after(pairs: Sequence[Pair], found_in: str) -> Pair:
         for pair in pairs:
@@ -202,22 +204,22 @@ def attempt(
     around: dict[str, Any],
     pair: Pair,
     found_in: str,
-) -> Tried:
+) -> TriedPair:
     """The pair, drawn, with the distance of its images to the style and their agreement."""
-    drawn = draw_pair(session, config, prompts, around, pair)
-    features = features_of(judges.network, drawn)
+    pictures = draw_pair(session, config, prompts, around, pair)
+    features = features_of(judges.network, pictures)
     distance = estimate(lambda images: distance_to(features[images], judges.style), len(features))
     agreement, chance = None, None
     if judges.efficientnet and judges.drawings:
-        pictures = seen(judges, features, drawn, prompts)
-        result = agreement_with(pictures, judges.drawings)
+        labelled = seen(judges, features, pictures, prompts)
+        result = agreement_with(labelled, judges.drawings)
         agreement, chance = share(result.hits), result.chance
-    return Tried(Scored(pair, distance, agreement), found_in, drawn, chance)
+    return TriedPair(Scored(pair, distance, agreement), found_in, pictures, chance)
 
 
 def draw_pair(
     session: Session, config: TuneConfig, prompts: Sequence[Prompt], around: dict[str, Any], pair: Pair
-) -> Drawn:
+) -> RowPictures:
     """The images of a pair of weights, the same prompts and seeds for every pair."""
     loras = pair.loras(config.style, config.acceleration)
     session.plug(loras)
@@ -236,19 +238,19 @@ def plan_of(config: TuneConfig, session: Session, wish: Draw) -> Plan:
     return session.plan(wish)
 
 
-def seen(judges: Judges, features: Tensor, drawn: Drawn, prompts: Sequence[Prompt]) -> Pictures:
+def seen(judges: Judges, features: Tensor, pictures: RowPictures, prompts: Sequence[Prompt]) -> Pictures:
     """The images as EfficientNet sees them, with what they were prompted for."""
     assert judges.efficientnet is not None
-    own = features if judges.network is judges.efficientnet else features_of(judges.efficientnet, drawn)
-    pictures = labelled_pictures(own, prompts)
-    assert pictures is not None  # load_judges looked
-    return pictures
+    own = features if judges.network is judges.efficientnet else features_of(judges.efficientnet, pictures)
+    labelled = labelled_pictures(own, prompts)
+    assert labelled is not None  # load_judges looked
+    return labelled
 
 
 # --- writing ------------------------------------------------------------------------------------------------
 
 
-def entry(config: TuneConfig, one: Tried, order: Sequence[Scored]) -> dict[str, Any]:
+def entry(config: TuneConfig, one: TriedPair, order: Sequence[Scored]) -> dict[str, Any]:
     """A pair as it stands in table.json; None is not measured."""
     pair, distance, agreement = one.scored
     first = nearest(order)
@@ -278,17 +280,17 @@ def protocol_of(
     listed: Prompts,
     prompts: Sequence[Prompt],
     size: int,
-    tried: Sequence[Tried],
+    tried: Sequence[TriedPair],
 ) -> dict[str, Any]:
     """All that the numbers depend on, as data."""
-    plan = tried[0].drawn.plan
+    plan = tried[0].pictures.plan
     networks = {network.label: network.sha256 for network in (judges.network, judges.efficientnet) if network}
     return {
         "fewstep": __version__,
         **{key: around[key] for key in ("versions", "machine")},
         "model": {"name": config.model, "sha256": around["model_sha256"]},
-        "style": tried[0].drawn.loras[0] | {"weight": None},
-        "acceleration": tried[0].drawn.loras[1] | {"weight": None},
+        "style": tried[0].pictures.loras[0] | {"weight": None},
+        "acceleration": tried[0].pictures.loras[1] | {"weight": None},
         "solver": plan.solver_name,
         "steps": plan.steps,
         "guidance_scale": plan.guidance_scale,
@@ -298,8 +300,8 @@ def protocol_of(
         "images": config.images,
         "seeds": "image i has seed i, in every pair",
         "search": f"grid {config.grid}, {config.rounds} rounds of halved steps" + ", blocks" * config.blocks,
-        "style_distance": f"Fréchet distance of features ({judges.network.label}) to {judges.told}; too large by an"
-        " amount that depends on how many images there are: compare only at equal counts",
+        "style_distance": f"Fréchet distance of features ({judges.network.label}) to {judges.style_source}; too large"
+        " by an amount that depends on how many images there are: compare only at equal counts",
         "networks": networks,
         "agreement_chance": tried[0].chance,
         "score": SCORE,
@@ -312,7 +314,7 @@ def markdown(document: dict[str, Any]) -> str:
     """The table, best first, what it depends on, and the best pair as it is typed."""
     p, lines = document["protocol"], sorted(document["candidates"], key=lambda row: int(row["rank"]))
     chance = "" if p["agreement_chance"] is None else f"agreement: chance {100 * p['agreement_chance']:.2f} %"
-    told = [
+    facts = [
         f"model: {p['model']['name']} (sha256 {p['model']['sha256'][:12]}), {p['size']} px, {p['dtype']};"
         f" {p['solver']}, {p['steps']} steps, guidance {p['guidance_scale']:g}",
         f"images: {p['images']} a pair, {p['prompts']['count']} prompts ({p['prompts']['source']}); {p['seeds']}",
@@ -325,7 +327,7 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     return (
         f"{text_table(COLUMNS, [cells(row) for row in lines])}\n\n"
-        + "".join(f"- {line}\n" for line in told)
+        + "".join(f"- {line}\n" for line in facts)
         + f"\nbest: {document['best']['typed']}"
     )
 
@@ -347,7 +349,10 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def sheets_of(
-    config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]], tried: Sequence[Tried], order: Sequence[Scored]
+    config: TuneConfig,
+    axes: tuple[Sequence[float], Sequence[float]],
+    tried: Sequence[TriedPair],
+    order: Sequence[Scored],
 ) -> dict[str, Image.Image]:
     """The grid, rows the style's weights and columns the acceleration's; and what was tried after it, best first."""
     by_pair = {one.scored.pair: one for one in tried}
@@ -357,12 +362,12 @@ def sheets_of(
         notes = "\n".join(
             f"{b:g}: distance {one.scored.distance.value:.1f}" for b, one in zip(axes[1], line, strict=True)
         )
-        rows.append(Row(f"style {weight:g}", notes, [mosaic(one.drawn) for one in line]))
+        rows.append(SheetRow(f"style {weight:g}", notes, [mosaic(one.pictures) for one in line]))
     sheets = {"sheet": grid(rows, [f"acceleration {weight:g}" for weight in axes[1]], 2 * CELL)}
     later = [by_pair[one.pair] for one in order if by_pair[one.pair].found_in != "grid"]
     if later:
         labels = [f"{order.index(one.scored) + 1}: {' '.join(cut_loras(config, one.scored.pair))}" for one in later]
-        sheets["refined"] = captioned([mosaic(one.drawn) for one in later], labels, columns=4)
+        sheets["refined"] = captioned([mosaic(one.pictures) for one in later], labels, columns=4)
     return sheets
 
 
@@ -371,9 +376,9 @@ def cut_loras(config: TuneConfig, pair: Pair) -> Iterator[str]:
     return (Path(lora).name for lora in pair.loras(config.style, config.acceleration))
 
 
-def mosaic(drawn: Drawn) -> Image.Image:
+def mosaic(pictures: RowPictures) -> Image.Image:
     """The first SHOWN pictures, two by two."""
     cell = Image.new("RGB", (2 * CELL, 2 * CELL), "white")
-    for number, image in enumerate(drawn.first(SHOWN)):
+    for number, image in enumerate(pictures.first(SHOWN)):
         cell.paste(sized(image, CELL), (number % 2 * CELL, number // 2 * CELL))
     return cell

@@ -13,7 +13,7 @@ from fewstep.families import ModuleShape
 from fewstep.lora.low_rank import LowRank, linear_combination, squared_norm
 
 
-class Loss(NamedTuple):
+class RankLoss(NamedTuple):
     """What an approximation of updates loses; a module's error is ||Delta W - kept||_F / ||Delta W||_F."""
 
     energy: float  # kept of all modules' squared norms together: 1 - sum of squared errors / sum of squared norms
@@ -22,7 +22,7 @@ class Loss(NamedTuple):
     worst_module: str  # its name; empty when there are no modules
 
     @classmethod
-    def of(cls, squares: Mapping[str, tuple[float, float]]) -> "Loss":
+    def of(cls, squares: Mapping[str, tuple[float, float]]) -> "RankLoss":
         """From each module's squared norm and squared error. An error of nothing is 0, of something on 0 infinite."""
         errors = {name: _relative(norm, error) for name, (norm, error) in squares.items()}
         if not errors:
@@ -41,7 +41,7 @@ def _relative(squared_norm: float, squared_error: float) -> float:
 @doing("cutting the ranks by SVD")
 def compress(
     modules: Mapping[str, LowRank], rank: int | None = None, energy: float | None = None
-) -> tuple[dict[str, LowRank], Loss]:
+) -> tuple[dict[str, LowRank], RankLoss]:
     """Every module's update `compressed`, and what that loses. `energy` is kept by each module for itself."""
     kept = {name: compressed(update, rank, energy) for name, update in modules.items()}
     return kept, loss(modules, kept)
@@ -96,7 +96,7 @@ def balanced(U: Tensor, S: Tensor, Vh: Tensor, shape: ModuleShape) -> LowRank:
     return LowRank(A.contiguous(), (U * root).reshape(shape.out, -1, *one).contiguous())
 
 
-def loss(full: Mapping[str, LowRank], kept: Mapping[str, LowRank]) -> Loss:
+def loss(full: Mapping[str, LowRank], kept: Mapping[str, LowRank]) -> RankLoss:
     """What `kept` loses of `full`, from the factors alone; a module it lacks is lost whole."""
     assert kept.keys() <= full.keys()
     squares = {}
@@ -104,4 +104,4 @@ def loss(full: Mapping[str, LowRank], kept: Mapping[str, LowRank]) -> Loss:
         norm = squared_norm(update)
         error = squared_norm(linear_combination([(1.0, update), (-1.0, kept[name])])) if name in kept else norm
         squares[name] = (norm, error)
-    return Loss.of(squares)
+    return RankLoss.of(squares)

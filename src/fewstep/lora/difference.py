@@ -9,7 +9,7 @@ from torch.linalg import qr, svd
 from fewstep.errors import FewstepError
 from fewstep.events import doing
 from fewstep.families import ModuleShape
-from fewstep.lora.compress import Loss, balanced, check_wanted, kept_rank
+from fewstep.lora.compress import RankLoss, balanced, check_wanted, kept_rank
 from fewstep.lora.low_rank import LowRank
 
 Read = Callable[[str], Tensor]  # dotted module name -> its weight, (out, in) or (out, in, k, k)
@@ -22,7 +22,7 @@ SMALL = 4  # a sketch is drawn only when the matrix's smaller side is so many ti
 @doing("taking the difference of the models")
 def difference(
     tuned: Read, base: Read, shapes: Mapping[str, ModuleShape], rank: int | None = None, energy: float | None = None
-) -> tuple[dict[str, LowRank], Loss]:
+) -> tuple[dict[str, LowRank], RankLoss]:
     """W_tuned - W_base of every module as updates in float32, and what that loses of the whole differences.
 
     One module is read at a time. Modules that do not differ are left out, of the loss too. rank, energy: as
@@ -40,7 +40,7 @@ def difference(
         updates[name] = balanced(U[:, :count], S[:count], Vh[:count], shape)
         A, B = (factor.flatten(1) for factor in updates[name])
         squares[name] = (total, float((delta - B @ A).double().square().sum()))
-    return updates, Loss.of(squares)
+    return updates, RankLoss.of(squares)
 
 
 def _weight(read: Read, name: str, shape: ModuleShape, which: str) -> Tensor:

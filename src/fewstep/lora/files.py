@@ -21,7 +21,7 @@ from fewstep.lora.known import known_recipe
 from fewstep.lora.layouts import layout_of
 from fewstep.lora.low_rank import Adapter, Lazy, LowRank, Size, identity, squared_norm, widest
 from fewstep.lora.numbered import EMBEDDING, NUMBERED, numbered_names
-from fewstep.lora.opening import AGAIN, Source, first_line, open_source, peft_weights
+from fewstep.lora.opening import AGAIN, OpenedFile, first_line, open_source, peft_weights
 from fewstep.lora.peft import Alpha, alphas_of, config_for
 from fewstep.lora.recipe import VERSION, Recipe, from_metadata, is_newer
 
@@ -47,7 +47,7 @@ class LoraFile:
     """A LoRA file, opened: what it says of itself, and the adapter it is for each model."""
 
     path: Path
-    source: Source
+    source: OpenedFile
     spelled: Mapping[str, Parts]  # module as the file spells it -> its parts
     alphas: Mapping[str, Alpha]  # of those modules that have one
     numbered: Mapping[str, ModuleShape]  # those that have numbers for names
@@ -264,7 +264,7 @@ def word_of(key: str, metadata: Mapping[str, str]) -> str | None:
     return key if metadata.get(key) == EMBEDDING else bundled_word(key)
 
 
-def adds_nothing(parts: Parts, source: Source) -> bool:
+def adds_nothing(parts: Parts, source: OpenedFile) -> bool:
     """Whether a module has an alpha alone, or factors without values."""
     if magnitude_of(parts) is not None:
         return False
@@ -273,7 +273,7 @@ def adds_nothing(parts: Parts, source: Source) -> bool:
     )
 
 
-def alphas_in(source: Source, spelled: Mapping[str, Parts], path: Path) -> dict[str, Alpha]:
+def alphas_in(source: OpenedFile, spelled: Mapping[str, Parts], path: Path) -> dict[str, Alpha]:
     """Every module's alpha: its own, else what PEFT's config says. Raises FewstepError for one that is no number."""
     found = alphas_of(source.peft, spelled, str(path))
     for module, parts in spelled.items():
@@ -285,7 +285,7 @@ def alphas_in(source: Source, spelled: Mapping[str, Parts], path: Path) -> dict[
     return found
 
 
-def number(source: Source, key: str, module: str, path: Path) -> float:
+def number(source: OpenedFile, key: str, module: str, path: Path) -> float:
     """The value of a tensor of one value, whole or not."""
     count = math.prod(source.shapes[key])
     tensor = source.read(key) if count == 1 else None

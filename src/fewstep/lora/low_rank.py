@@ -215,7 +215,7 @@ def check_fits(adapter: Adapter, shapes: Mapping[str, ModuleShape], lora: str, m
         return
     first, total = wrong[0], len(adapter.modules)
     detail = (
-        f"{first} is {_size(adapter, first)} and not {_said(shapes[first])}"
+        f"{first} is {_size(adapter, first)} and not {_in_words(shapes[first])}"
         if first in shapes
         else f"{first} {adapter.unplaced}"
     )
@@ -226,8 +226,8 @@ def check_fits(adapter: Adapter, shapes: Mapping[str, ModuleShape], lora: str, m
 
 
 def _size(adapter: Adapter, name: str) -> str:
-    return _said(adapter.size(name).shape)
+    return _in_words(adapter.size(name).shape)
 
 
-def _said(shape: ModuleShape) -> str:
+def _in_words(shape: ModuleShape) -> str:
     return f"{shape.in_} -> {shape.out}" + (f", {shape.kernel} x {shape.kernel}" if shape.kernel else "")

@@ -17,13 +17,13 @@ from fewstep.lora.numbered import ANY
 from fewstep.lora.peft import Configs, checked, configs_in
 
 PICKLED = (b"PK", b"\x80")  # how torch's files begin, the zip archives and the older ones, whatever they are called
-DTYPES = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16,
+HEADER_DTYPES = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16,
           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # fmt: skip  # others are float32, or no floats
 AGAIN = "get the file again from its source"
 SAFE = "use its .safetensors version, if there is one"
 
 
-class Source(NamedTuple):
+class OpenedFile(NamedTuple):
     """An opened file: what is in it, one tensor at a time."""
 
     shapes: Mapping[str, tuple[int, ...]]  # key -> its tensor's, known without reading it
@@ -33,7 +33,7 @@ class Source(NamedTuple):
     peft: Configs  # PEFT's config, of each component that the file comes with one of
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path) -> OpenedFile:
     """The file's tensors, unread; what kind of file it is, its first bytes tell and not its name."""
     if path.is_dir():
         return open_peft(path)
@@ -54,10 +54,10 @@ def open_source(path: Path) -> Source:
         metadata = file.metadata() or {}
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
         shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
-        dtypes = {key: DTYPES.get(part.get_dtype(), torch.float32) for key, part in slices.items()}
+        dtypes = {key: HEADER_DTYPES.get(part.get_dtype(), torch.float32) for key, part in slices.items()}
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise FewstepError(f"LoRA {path} is not a readable safetensors file ({error})", AGAIN) from error
-    return Source(shapes, dtypes, reader(file, path), metadata, configs_in(metadata, path))
+    return OpenedFile(shapes, dtypes, reader(file, path), metadata, configs_in(metadata, path))
 
 
 def reader(file: Any, path: Path) -> Callable[[str], Tensor]:
@@ -73,7 +73,7 @@ def reader(file: Any, path: Path) -> Callable[[str], Tensor]:
     return read
 
 
-def open_pickle(path: Path) -> Source:
+def open_pickle(path: Path) -> OpenedFile:
     """A torch file, by torch's loader that admits tensors only."""
     check_unpacked(path)
     try:
@@ -93,7 +93,7 @@ def open_pickle(path: Path) -> Source:
     named = {key: tensor.detach() for key, tensor in tensors.items()}
     shapes = {key: tuple(x.shape) for key, x in named.items()}
     dtypes = {key: x.dtype for key, x in named.items()}
-    return Source(shapes, dtypes, named.__getitem__, {}, {})
+    return OpenedFile(shapes, dtypes, named.__getitem__, {}, {})
 
 
 def check_unpacked(path: Path) -> None:
@@ -131,7 +131,7 @@ def first_line(said: object) -> str:
 # --- PEFT ---------------------------------------------------------------------------------------------------
 
 
-def open_peft(folder: Path) -> Source:
+def open_peft(folder: Path) -> OpenedFile:
     """A folder that PEFT's save_pretrained left: adapter_config.json beside the weights."""
     weights = peft_weights(folder)
     config = read_json(folder / PEFT_CONFIG, "PEFT's config")

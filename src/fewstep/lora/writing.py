@@ -16,7 +16,7 @@ from fewstep.lora.dialects import PEFT_CONFIG, PEFT_WEIGHTS, TEXT, flat
 from fewstep.lora.low_rank import Adapter, LowRank, size_of
 from fewstep.lora.recipe import Recipe, to_metadata
 
-DTYPES = {
+SAFETENSORS_NAMES = {
     torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL",
     torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
@@ -159,7 +159,7 @@ def write_safetensors(path: Path, entries: Iterable[Entry], metadata: Mapping[st
     entries, offset = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.key)), 0
     for key, shape, dtype, _ in entries:
         end = offset + dtype.itemsize * torch.Size(shape).numel()
-        header[key] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        header[key] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
@@ -176,7 +176,7 @@ def bytes_of(entry: Entry) -> bytes:
     assert tensor.shape == torch.Size(entry.shape), entry.key
     if entry.dtype.is_floating_point and not survives(made, tensor):
         raise FewstepError(
-            f"{entry.key} holds values too large for {DTYPES[entry.dtype]}", "write it with --dtype fp32"
+            f"{entry.key} holds values too large for {SAFETENSORS_NAMES[entry.dtype]}", "write it with --dtype fp32"
         )
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 

@@ -32,9 +32,9 @@ class CLIP(nn.Module):
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Features (B, P) of texts, cut to the length CLIP reads."""
         length = min(self.tokenizer.model_max_length, self.network.config.text_config.max_position_embeddings)
-        told = self.tokenizer(list(texts), padding=True, max_length=length, truncation=True, return_tensors="pt")
-        said = self.network.text_model(**told.to(self.network.device)).pooler_output
-        features: Tensor = self.network.text_projection(said)
+        tokens = self.tokenizer(list(texts), padding=True, max_length=length, truncation=True, return_tensors="pt")
+        pooled = self.network.text_model(**tokens.to(self.network.device)).pooler_output
+        features: Tensor = self.network.text_projection(pooled)
         return features
 
 

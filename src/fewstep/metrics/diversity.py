@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 
-Distance = Callable[[Tensor, Tensor], Tensor]  # images (B, 3, H, W) twice -> (B,)
+PairDistance = Callable[[Tensor, Tensor], Tensor]  # images (B, 3, H, W) twice -> (B,)
 
 
 @torch.no_grad()
-def diversity(images: Tensor, distance: Distance, pairs_at_once: int = 32) -> float:
+def diversity(images: Tensor, distance: PairDistance, pairs_at_once: int = 32) -> float:
     """Mean distance of all pairs of one prompt's images, K of them, of K (K - 1) / 2 pairs; 0 if all are equal.
 
     images: (K, 3, H, W) pixels in [-1, 1], from different seeds. distance: `load_lpips()`.

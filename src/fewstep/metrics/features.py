@@ -18,7 +18,7 @@ from fewstep.io import atomic_path, cache_dir, sha256_bytes
 CHUNK = 32  # real images a file
 
 
-class Network(Protocol):
+class FeatureNetwork(Protocol):
     """What makes features (B, D) of pixels (B, 3, H, W) in [-1, 1]."""
 
     @property
@@ -66,12 +66,12 @@ class Real(NamedTuple):
     features: Tensor  # (M, D), on the CPU
 
 
-def device_of(network: Network | nn.Module) -> torch.device:
+def device_of(network: FeatureNetwork | nn.Module) -> torch.device:
     """Where a network is."""
     return next(network.parameters()).device
 
 
-def features_of(network: Network, pictures: Batches, title: str = "") -> Tensor:
+def features_of(network: FeatureNetwork, pictures: Batches, title: str = "") -> Tensor:
     """Features (N, D) of pictures, on the CPU; those of a batch are kept beside its file."""
     device, suffix, parts = device_of(network), f".{identity(network)}.safetensors", []
     batches = zip(pictures.files, pictures.batches(), strict=True)
@@ -82,7 +82,7 @@ def features_of(network: Network, pictures: Batches, title: str = "") -> Tensor:
     return torch.cat(parts)
 
 
-def read_real(images: Sequence[RealImage], source: str, size: int, network: Network) -> Real:
+def read_real(images: Sequence[RealImage], source: str, size: int, network: FeatureNetwork) -> Real:
     """Real images, scaled to cover `size` pixels and cut at the centre, as training data is; source: their name.
 
     The files of features are made in no order, so that processes at once find each other's and share the work.
@@ -102,7 +102,7 @@ def read_real(images: Sequence[RealImage], source: str, size: int, network: Netw
     return Real(source, sha256_bytes(*(value.encode() for value in hashes)), torch.cat(parts))
 
 
-def identity(network: Network) -> str:
+def identity(network: FeatureNetwork) -> str:
     """A short hash of the network and its resize, for names of files of features."""
     return sha256_bytes(network.label.encode(), network.sha256.encode())[:12]
 

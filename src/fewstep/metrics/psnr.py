@@ -30,8 +30,8 @@ def foreground(x: Tensor) -> Tensor:
     x: (B, 3, H, W) pixels in [-1, 1]. Within is along either axis: dilation by a 5x5 square.
     """
     levels = ((1 - x.float()) * 127.5).abs().round()
-    drawn = (levels > WHITE_LEVELS).any(dim=1, keepdim=True).float()
-    return F.max_pool2d(drawn, 2 * MARGIN + 1, stride=1, padding=MARGIN).squeeze(1).bool()
+    figure = (levels > WHITE_LEVELS).any(dim=1, keepdim=True).float()
+    return F.max_pool2d(figure, 2 * MARGIN + 1, stride=1, padding=MARGIN).squeeze(1).bool()
 
 
 def squared_error(x: Tensor, y: Tensor) -> Tensor:

@@ -80,10 +80,10 @@ class Reference:
     def look_at(self, images: Pictures) -> Pictures:
         """Images with features (B, D), seen through `view`."""
         check_labels(images)
-        dim, wanted = images.features.shape[1], len(self.view.centre)
-        if dim != wanted:
+        dim, expected = images.features.shape[1], len(self.view.centre)
+        if dim != expected:
             raise FewstepError(
-                f"the images have {dim} features each and the reference {wanted}",
+                f"the images have {dim} features each and the reference {expected}",
                 f"take the images' features with the reference's network: {self.features}",
             )
         return images._replace(features=self.view(images.features.to(self.view.centre.device)))

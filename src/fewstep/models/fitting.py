@@ -17,7 +17,7 @@ class Misfit(NamedTuple):
     file: str  # of the model folder
     key: str
     value: Any
-    wanted: str
+    expected: str
 
 
 def check_parts(path: Path, parts: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ def check_parts(path: Path, parts: Mapping[str, Any]) -> None:
     found = next((misfit for misfit in (*_of_vae(parts), *_of_unet(parts), *_of_text(parts))), None)
     if found is not None:
         raise FewstepError(
-            f"{path / found.file}: {found.key} is {brief(found.value)}, and {found.wanted}",
+            f"{path / found.file}: {found.key} is {brief(found.value)}, and {found.expected}",
             "the parts are of several models, or of a kind that fewstep cannot run: copy the whole folder again",
         )
 
@@ -45,15 +45,15 @@ def _of_unet(parts: Mapping[str, Any]) -> Iterator[Misfit]:
     config, file = parts["unet"].config, "unet/config.json"
     latents = parts["vae"].config.latent_channels
     if config.in_channels != latents and (config.in_channels, latents) != (INPAINTING_CHANNELS, 4):
-        wanted = f"the autoencoder's latents have {latents} (with a mask and an image {2 * latents + 1})"
-        yield Misfit(file, "in_channels", config.in_channels, wanted)
+        expected = f"the autoencoder's latents have {latents} (with a mask and an image {2 * latents + 1})"
+        yield Misfit(file, "in_channels", config.in_channels, expected)
     if config.out_channels != latents:
         yield Misfit(file, "out_channels", config.out_channels, f"the autoencoder's latents have {latents}")
     encoders = [parts[name] for name in ("text_encoder", "text_encoder_2") if name in parts]
     width = sum(encoder.config.hidden_size for encoder in encoders)
     key = "cross_attention_dim" if config.encoder_hid_dim is None else "encoder_hid_dim"
-    told = config[key] if isinstance(config[key], list | tuple) else [config[key]]
-    if any(value != width for value in told):
+    widths = config[key] if isinstance(config[key], list | tuple) else [config[key]]
+    if any(value != width for value in widths):
         yield Misfit(file, key, config[key], f"the text encoder gives {width}")
     for key, known in (
         ("class_embed_type", ()),
@@ -90,8 +90,8 @@ def check_control(name: str, config: Any, model: Any) -> None:
     """Raise FewstepError for the config of a ControlNet that is not of the model's kind. name: as it was given."""
     unet, vae = model.unet.config, model.vae.config
     same = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
-    wanted = {key: unet[key] for key in same} | {"conditioning_channels": 3, "in_channels": vae.latent_channels}
-    for key, value in wanted.items():
+    expected = {key: unet[key] for key in same} | {"conditioning_channels": 3, "in_channels": vae.latent_channels}
+    for key, value in expected.items():
         if _plain(config[key]) != _plain(value):
             raise FewstepError(
                 f"controlnet {name} does not fit the model: {key} is {config[key]}, not {value}",

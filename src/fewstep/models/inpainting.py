@@ -1,4 +1,4 @@
-"""What an inpainting network is told beside x: a mask, and the latents of what is kept."""
+"""What an inpainting network gets beside x: a mask, and the latents of what is kept."""
 
 from typing import Protocol
 
@@ -18,7 +18,7 @@ class Encoder(Protocol):
     def encode(self, pixels: Tensor) -> Tensor: ...
 
 
-def beside(model: Encoder, pixels: Tensor, masks: Tensor) -> Tensor:
+def mask_and_latents(model: Encoder, pixels: Tensor, masks: Tensor) -> Tensor:
     """Masks and the latents of the images with grey under them, (B, 1 + C, h, w).
 
     pixels: (B, 3, H, W) in [-1, 1]. masks: (B, 1, H, W), at least 0.5 where something is drawn anew.

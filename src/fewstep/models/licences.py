@@ -24,7 +24,7 @@ def joined(*licences: Iterable[str]) -> dict[str, str]:
     return {"license": "; ".join(found)} if found else {}
 
 
-def told_by(metadata: Mapping[str, str]) -> list[str]:
+def licences_in(metadata: Mapping[str, str]) -> list[str]:
     """The licences that a file's metadata names."""
     return [metadata[key] for key in KEYS if metadata.get(key)]
 
@@ -32,9 +32,9 @@ def told_by(metadata: Mapping[str, str]) -> list[str]:
 def licences_of(model: str) -> list[str]:
     """The licences that a model names: in its file's metadata, or its card; else those of its name."""
     path = model_path(model)
-    told = told_by(opened(path).metadata() or {}) if path.is_file() else []
-    said = told or [licence_of(model) or licence_of(path) or ""]
-    return [text for text in said if text] or licences_named(model)
+    licences = licences_in(opened(path).metadata() or {}) if path.is_file() else []
+    texts = licences or [licence_of(model) or licence_of(path) or ""]
+    return [text for text in texts if text] or licences_named(model)
 
 
 def licences_named(base: str) -> list[str]:

@@ -114,10 +114,10 @@ class Model:
         if self.text_encoder_2 is None:
             return embedded(prompts, self.tokenizer, self.text_encoder)
         tokenizers, encoders = (self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2)
-        said = embedded_twice(prompts, tokenizers, encoders, self.zero_empty)
+        embedded_text = embedded_twice(prompts, tokenizers, encoders, self.zero_empty)
         own_height, own_width = self.height_and_width
         sizes = sizes_of(height or own_height, width or own_width)
-        return said._replace(sizes=sizes.expand(len(prompts), -1).to(said.text.device))
+        return embedded_text._replace(sizes=sizes.expand(len(prompts), -1).to(embedded_text.text.device))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

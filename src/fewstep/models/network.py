@@ -21,19 +21,19 @@ class UNetNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         dtype: torch.dtype = self.unet.dtype
-        told = conditioning.map(lambda part: part.to(x.device, dtype))
+        cast = conditioning.map(lambda part: part.to(x.device, dtype))
         x, t, sdxl = x.to(dtype), t.to(x.device), {}
-        if told.pooled is not None:  # sizes go through sinusoids: not in half precision
-            sdxl = {"text_embeds": told.pooled, "time_ids": conditioning.sizes}
+        if cast.pooled is not None:  # sizes go through sinusoids: not in half precision
+            sdxl = {"text_embeds": cast.pooled, "time_ids": conditioning.sizes}
         common = {"added_cond_kwargs": sdxl, "return_dict": False}
         residuals: dict[str, Any] = {}
-        if self.controlnet is not None and told.control is not None:
+        if self.controlnet is not None and cast.control is not None:
             down, middle = self.controlnet(
-                x, t, told.text, controlnet_cond=told.control, conditioning_scale=self.control_scale, **common
+                x, t, cast.text, controlnet_cond=cast.control, conditioning_scale=self.control_scale, **common
             )
             residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        if told.beside is not None:
-            x = torch.cat([x, told.beside], dim=1)
-        text = told.text if told.negative is None else torch.cat([told.text, told.negative])
+        if cast.mask_and_latents is not None:
+            x = torch.cat([x, cast.mask_and_latents], dim=1)
+        text = cast.text if cast.negative is None else torch.cat([cast.text, cast.negative])
         output: Tensor = self.unet(x, t, text, **common, **residuals)[0]
         return output.float()

@@ -117,10 +117,12 @@ def load_processor(folder: Path, size: int) -> Any:
         processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         made = processor(Image.new("RGB", (size, size)), return_tensors="pt").pixel_values
     except Exception as error:  # of any kind: it is the library that reads here
-        said = f"{path}: no image processor can be built by it ({reason(error)})"
-        raise FewstepError(said, AGAIN) from error
+        message = f"{path}: no image processor can be built by it ({reason(error)})"
+        raise FewstepError(message, AGAIN) from error
     if made.shape != (1, 3, size, size) or not made.isfinite().all():
-        raise FewstepError(f"{path} makes {said_size(made.shape)} of a picture for a network of {size} pixels", AGAIN)
+        raise FewstepError(
+            f"{path} makes {size_in_words(made.shape)} of a picture for a network of {size} pixels", AGAIN
+        )
     return processor
 
 
@@ -173,10 +175,10 @@ def _check_kind(path: Path, config: Mapping[str, Any], kind: Any) -> None:
     """Raise FewstepError for the config of another kind of network."""
     library = getattr(kind, "config_class", None)  # of transformers
     key = "model_type" if library else "_class_name"
-    wanted = library.model_type if library else kind.__name__
-    if config.get(key, wanted) not in (wanted, "clip" if library else wanted):
+    expected = library.model_type if library else kind.__name__
+    if config.get(key, expected) not in (expected, "clip" if library else expected):
         raise FewstepError(
-            f"{path}: {key} is {config[key]} and not {wanted}",
+            f"{path}: {key} is {config[key]} and not {expected}",
             "it is another kind of network: give the folder of one that fits here",
         )
 
@@ -189,18 +191,19 @@ def _empty(kind: Any, folder: Path, config: Mapping[str, Any]) -> Any:
                 return kind.from_config(dict(config))
             return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # of any kind: the libraries check little of what they build by
-        said = f"{folder / 'config.json'}: no {kind.__name__} can be built by it ({reason(error)})"
-        raise FewstepError(said, AGAIN) from error
+        message = f"{folder / 'config.json'}: no {kind.__name__} can be built by it ({reason(error)})"
+        raise FewstepError(message, AGAIN) from error
 
 
 def _check_sizes(path: Path, network: Any, sizes: Mapping[str, list[int]]) -> None:
     """Raise FewstepError for a tensor that is not of the size that the config asks for."""
     asked = {_spelled(name): list(tensor.shape) for name, tensor in network.state_dict().items()}
     for key, size in sizes.items():
-        wanted = asked.get(_spelled(key), size)
-        if wanted != size:
+        expected = asked.get(_spelled(key), size)
+        if expected != size:
             raise FewstepError(
-                f"{path} does not fit the weights beside it: {key} is {said_size(size)} and not {said_size(wanted)}",
+                f"{path} does not fit the weights beside it: {key} is {size_in_words(size)} and not"
+                f" {size_in_words(expected)}",
                 "one of the two is of another model: copy the whole model folder again",
             )
 
@@ -211,7 +214,7 @@ def _spelled(key: str) -> str:
     return key
 
 
-def said_size(size: Iterable[int]) -> str:
+def size_in_words(size: Iterable[int]) -> str:
     """A tensor's size in words: 320 x 4 x 3 x 3."""
     return " x ".join(map(str, size)) or "a single number"
 

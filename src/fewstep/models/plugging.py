@@ -1,7 +1,7 @@
 """Plugging LoRAs into a network, and out again: the only place where weights of a model change.
 
 `Folding` adds the sum of LoRAs to the weights themselves, always from W0, so that nothing drifts however often it
-changes. `put_beside` leaves the weights alone and adds the sum to each layer's output.
+changes. `attach` leaves the weights alone and adds the sum to each layer's output.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +15,11 @@ from fewstep.lora.layers import LoraLayers
 from fewstep.lora.low_rank import Adapter, LowRank, Weight, combine, weight_of
 from fewstep.lora.rounding import Rounding, lost_share, rounding, some_rows
 
-Term = tuple[Weight, Adapter]
+WeightedAdapter = tuple[Weight, Adapter]
 Share = tuple[Adapter, float]  # one adapter's part in the sum of one module
-Base = Callable[[str], Tensor | None]  # module name -> W0, in the type it is stored in; None: not in a file
+StoredWeights = Callable[[str], Tensor | None]  # module name -> W0, in the type it is stored in; None: not in a file
 
-BESIDE = "beside"  # what the one adapter of `put_beside` is called
+ATTACHED = "sum"  # what the one adapter of `attach` is called
 BLOCK = 2**18  # values of a weight that are computed at once on a CPU: a few of them fit into its cache
 
 
@@ -30,7 +30,7 @@ class Folding:
     whose share of the sum stays what it is, is not touched. An error leaves the weights as they were.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module], base: Base | None = None) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], base: StoredWeights | None = None) -> None:
         """layers: by the names that adapters have. base: reads W0; None keeps copies on the CPU."""
         self.layers, self._base = layers, base
         self._shares: dict[str, tuple[Share, ...]] = {}  # what is in each touched module
@@ -38,7 +38,7 @@ class Folding:
         self._kept: dict[str, Tensor] = {}
 
     @doing("plugging the LoRAs in")
-    def plug(self, terms: Sequence[Term]) -> None:
+    def plug(self, terms: Sequence[WeightedAdapter]) -> None:
         """Make the weights W0 + the sum of these terms, whatever was plugged before; no term restores W0."""
         shares = shares_of(terms)
         before, changed = dict(self._shares), []
@@ -81,7 +81,7 @@ class Folding:
         return stored
 
 
-def shares_of(terms: Sequence[Term]) -> dict[str, tuple[Share, ...]]:
+def shares_of(terms: Sequence[WeightedAdapter]) -> dict[str, tuple[Share, ...]]:
     """What every module of the terms gets of each adapter, in their order; weight 0 is nothing."""
     shares: dict[str, tuple[Share, ...]] = {}
     for weight, adapter in terms:
@@ -127,8 +127,8 @@ def write_sum(weight: Tensor, W0: Tensor, terms: Sequence[tuple[float, LowRank]]
     return rounding(before, weight[looked_at], added, len(weight))
 
 
-def put_beside(
-    layers: Mapping[str, nn.Module], terms: Sequence[Term], narrow: torch.dtype = torch.float32
+def attach(
+    layers: Mapping[str, nn.Module], terms: Sequence[WeightedAdapter], narrow: torch.dtype = torch.float32
 ) -> LoraLayers:
     """The sum of the LoRAs added to the layers' outputs, each in the type of its layer's weight, until `remove()`.
 
@@ -137,8 +137,8 @@ def put_beside(
     total = combine(terms)
     types = {name: computing_type(layers[name], narrow) for name in total}
     live = LoraLayers(layers)
-    live.add(BESIDE, {name: LowRank(*(x.to(types[name]) for x in total[name])) for name in total})
-    live.switch = ((BESIDE, 1.0),)
+    live.add(ATTACHED, {name: LowRank(*(x.to(types[name]) for x in total[name])) for name in total})
+    live.switch = ((ATTACHED, 1.0),)
     return live
 
 

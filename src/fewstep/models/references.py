@@ -12,7 +12,7 @@ from fewstep.lora.blocks import BLOCKS, blocks_of
 from fewstep.lora.dialects import PEFT_CONFIG
 
 
-class Reference(NamedTuple):
+class LoraReference(NamedTuple):
     """A LoRA and how much of it; FILE may be the name of a shipped one, or of one on the hub."""
 
     path: Path
@@ -52,7 +52,7 @@ def only_in(folder: Path) -> Path:
     return files[0]
 
 
-def parse_reference(text: str) -> Reference:
+def parse_reference(text: str) -> LoraReference:
     """The LoRA that was typed; a weight is what stands after the last colon if it is one, else 1.
 
     Raises UsageError for a weight of a block there is not.
@@ -60,11 +60,11 @@ def parse_reference(text: str) -> Reference:
     name, _, last = text.rpartition(":")
     weights = parse_weights(last) if name else None
     if weights is None:
-        return Reference(Path(text), 1.0)
+        return LoraReference(Path(text), 1.0)
     unknown = [block for block in weights if block not in ("", *BLOCKS)]
     if unknown:
         raise UsageError(f"LoRA {text}: there is no block {unknown[0]!r}", f"blocks are {', '.join(BLOCKS)}")
-    return Reference(Path(name), weights.pop("", 1.0), weights)
+    return LoraReference(Path(name), weights.pop("", 1.0), weights)
 
 
 def parse_weights(text: str) -> dict[str, float] | None:

@@ -30,13 +30,13 @@ from fewstep.families.single_file import (
 from fewstep.io import atomic_folder
 from fewstep.lora.dialects import text_module
 from fewstep.models.model import Model
-from fewstep.models.parts import check_finite, said_size
+from fewstep.models.parts import check_finite, size_in_words
 from fewstep.models.weights import at_origin, family_of_file, opened
 
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
 
 
-class Part(NamedTuple):
+class CheckpointPart(NamedTuple):
     """A network without weights, and where they lie."""
 
     network: Any
@@ -69,21 +69,21 @@ def load_single_file(path: Path, dtype: torch.dtype = torch.float32, device: tor
     )
 
 
-def unet_part(family: Family, channels: int) -> Part:
+def unet_part(family: Family, channels: int) -> CheckpointPart:
     """The family's UNet; channels: it takes in, 9 for inpainting."""
     with init_empty_weights():
         unet = UNet2DConditionModel(**family.unet, in_channels=channels)
-    return Part(unet, unet_origins(unet.state_dict()))
+    return CheckpointPart(unet, unet_origins(unet.state_dict()))
 
 
-def vae_part(family: Family) -> Part:
+def vae_part(family: Family) -> CheckpointPart:
     """The family's autoencoder."""
     with init_empty_weights():
         vae = AutoencoderKL(**family.vae)
-    return Part(vae, vae_origins(vae.state_dict()))
+    return CheckpointPart(vae, vae_origins(vae.state_dict()))
 
 
-def text_part(name: str, encoder: TextEncoder, keys: frozenset[str]) -> Part:
+def text_part(name: str, encoder: TextEncoder, keys: frozenset[str]) -> CheckpointPart:
     """A text encoder; what it is called in the file decides between CLIP's names and OpenCLIP's."""
     kind = CLIPTextModelWithProjection if encoder.projection else CLIPTextModel
     with init_empty_weights():
@@ -91,19 +91,19 @@ def text_part(name: str, encoder: TextEncoder, keys: frozenset[str]) -> Part:
     prefix = text_prefix(name, keys) or TEXT[name][0]
     tensors = {tensor: text_module(tensor) for tensor in network.state_dict()}
     origins = text_origins(tensors.values(), prefix)
-    return Part(network, {tensor: origins[spelled] for tensor, spelled in tensors.items()})
+    return CheckpointPart(network, {tensor: origins[spelled] for tensor, spelled in tensors.items()})
 
 
-def check_accounted(path: Path, keys: frozenset[str], parts: Iterable[Part]) -> None:
+def check_accounted(path: Path, keys: frozenset[str], parts: Iterable[CheckpointPart]) -> None:
     """Raise FewstepError unless the file has every tensor of the networks, and nothing that would be dropped."""
-    wanted = {origin.key for part in parts for origin in part.origins.values()}
-    missing = sorted(wanted - keys)
+    used = {origin.key for part in parts for origin in part.origins.values()}
+    missing = sorted(used - keys)
     if missing:
         raise FewstepError(
             f"{path} lacks {len(missing)} of the model's tensors, such as {missing[0]}",
             "a whole checkpoint is needed: UNet, autoencoder and text encoders; download it again",
         )
-    unknown = sorted(key for key in keys - wanted if not UNUSED.fullmatch(key))
+    unknown = sorted(key for key in keys - used if not UNUSED.fullmatch(key))
     if unknown:
         raise FewstepError(
             f"{path} has {len(unknown)} tensors that have no place in the model, such as {unknown[0]}",
@@ -111,7 +111,7 @@ def check_accounted(path: Path, keys: frozenset[str], parts: Iterable[Part]) -> 
         )
 
 
-def fill(part: Part, file: Any, path: Path, dtype: torch.dtype) -> None:
+def fill(part: CheckpointPart, file: Any, path: Path, dtype: torch.dtype) -> None:
     """Give the network its weights, one at a time."""
     shapes = {name: tensor.shape for name, tensor in part.network.state_dict().items()}
     weights = {}
@@ -119,7 +119,7 @@ def fill(part: Part, file: Any, path: Path, dtype: torch.dtype) -> None:
         tensor = at_origin(file.get_tensor(origin.key), origin)
         if tensor.numel() != shapes[name].numel():
             raise FewstepError(
-                f"{path}: {origin.key} is {said_size(tensor.shape)} and not {said_size(shapes[name])}",
+                f"{path}: {origin.key} is {size_in_words(tensor.shape)} and not {size_in_words(shapes[name])}",
                 "it is a checkpoint of another kind",
             )
         weights[name] = tensor.reshape(shapes[name]).to(dtype).contiguous()  # 1 x 1 convolutions may be linear
@@ -134,14 +134,14 @@ def scheduler_of(path: Path, family: Family) -> dict[str, Any]:
     """
     file = opened(path)
     keys, metadata = set(file.keys()), file.metadata() or {}
-    said = metadata.get("modelspec.prediction_type", "")
-    beside = path.with_suffix(".yaml")
-    yaml = beside.read_text(encoding="utf-8", errors="replace") if beside.is_file() else ""
+    named_prediction = metadata.get("modelspec.prediction_type", "")
+    yaml_file = path.with_suffix(".yaml")
+    yaml = yaml_file.read_text(encoding="utf-8", errors="replace") if yaml_file.is_file() else ""
     found = re.search(r"parameterization:\s*[\"']?(\w+)", yaml)
-    if "v_pred" in keys or said == "v" or (found and found[1] == "v"):
+    if "v_pred" in keys or named_prediction == "v" or (found and found[1] == "v"):
         name = "v_prediction"
-    elif said in ("epsilon", "v_prediction"):
-        name = said
+    elif named_prediction in ("epsilon", "v_prediction"):
+        name = named_prediction
     else:
         name = "epsilon" if yaml else family.prediction_type
     refuse_blind(name, "ztsnr" in keys, f"{path} has ")

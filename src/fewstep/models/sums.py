@@ -13,15 +13,15 @@ from fewstep.lora.fitting import origin_of, other_family
 from fewstep.lora.low_rank import Adapter, check_fits, misfits
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.rounding import loss_note
-from fewstep.models.licences import joined, licences_named, told_by
-from fewstep.models.references import Reference
+from fewstep.models.licences import joined, licences_in, licences_named
+from fewstep.models.references import LoraReference
 from fewstep.models.weights import base_name, weights_of
 
 
 class Term(NamedTuple):
     """One LoRA of a sum."""
 
-    reference: Reference
+    reference: LoraReference
     file: LoraFile
     adapter: Adapter
 
@@ -40,7 +40,7 @@ class Fitted(NamedTuple):
 
 
 @doing("reading the LoRAs")
-def fit(references: Sequence[Reference], model: str | None, allow_partial: bool) -> Fitted:
+def fit(references: Sequence[LoraReference], model: str | None, allow_partial: bool) -> Fitted:
     """The LoRAs, with the names their modules have in `model`, or in the one family that has all of them.
 
     Raises FewstepError with the coverage when some have no place, unless allow_partial: then they are left out.
@@ -73,7 +73,7 @@ def count_misplaced(files: Sequence[LoraFile]) -> dict[str, int]:
 
 
 def placed(
-    files: Sequence[tuple[Reference, LoraFile]],
+    files: Sequence[tuple[LoraReference, LoraFile]],
     shapes: Mapping[str, ModuleShape],
     model: str,
     allow_partial: bool,
@@ -123,10 +123,10 @@ def sources_of(fitted: Fitted, licences: Sequence[str] = ()) -> dict[str, str]:
 
 def licences_of_term(term: Term) -> list[str]:
     """What a LoRA's file says, and the licence of the model its recipe says it was trained on, if that is known."""
-    return told_by(term.adapter.metadata) + (licences_named(base_name(term.recipe)) if term.recipe else [])
+    return licences_in(term.adapter.metadata) + (licences_named(base_name(term.recipe)) if term.recipe else [])
 
 
-def told_of(fitted: Fitted) -> dict[str, Any]:
+def facts_of(fitted: Fitted) -> dict[str, Any]:
     """What a person or program is told about the sum."""
     return {
         "family": fitted.family,

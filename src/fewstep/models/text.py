@@ -1,4 +1,4 @@
-"""Prompts to what the network is told of them: one CLIP text encoder, or SDXL's two."""
+"""Prompts to the conditioning that the network gets: by one CLIP text encoder, or by SDXL's two."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def tokens_of(prompts: Sequence[str], tokenizer: Any, encoder: Any) -> Tensor:
 
 
 def embedded(prompts: Sequence[str], tokenizer: Any, encoder: Any) -> Conditioning:
-    """The last hidden states of one text encoder, as SD 1.x and 2.x are told."""
+    """The last hidden states of one text encoder, as SD 1.x and 2.x take them."""
     return Conditioning(encoder(tokens_of(prompts, tokenizer, encoder))[0].float())
 
 
@@ -27,19 +27,19 @@ def embedded_twice(
 ) -> Conditioning:
     """The last but one hidden states of two text encoders side by side, and the second's pooled text (SDXL).
 
-    SDXL (arXiv 2307.01952, section 2.1). zero_empty: an empty prompt is told as zeros, as the base model asks.
+    SDXL (arXiv 2307.01952, section 2.1). zero_empty: an empty prompt becomes zeros, as the base model asks.
     """
     outputs = [
         encoder(tokens_of(prompts, tokenizer, encoder), output_hidden_states=True)
         for tokenizer, encoder in zip(tokenizers, encoders, strict=True)
     ]
-    said = Conditioning(
+    conditioning = Conditioning(
         torch.cat([output.hidden_states[-2].float() for output in outputs], dim=-1), outputs[1][0].float()
     )
     if not zero_empty:
-        return said
-    empty = torch.tensor([not prompt for prompt in prompts], device=said.text.device)
-    return said.map(torch.zeros_like).where(empty, said)
+        return conditioning
+    empty = torch.tensor([not prompt for prompt in prompts], device=conditioning.text.device)
+    return conditioning.map(torch.zeros_like).where(empty, conditioning)
 
 
 def sizes_of(height: int, width: int) -> Tensor:

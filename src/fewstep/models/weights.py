@@ -21,9 +21,9 @@ from fewstep.io import refuse_stand_in, sha256_bytes, sha256_file
 from fewstep.lora.dialects import COMPONENTS, TEXT, module_name
 from fewstep.lora.files import Base
 from fewstep.lora.recipe import Recipe
-from fewstep.lora.writing import DTYPES
+from fewstep.lora.writing import SAFETENSORS_NAMES
 
-TYPES = {name: dtype for dtype, name in DTYPES.items()}  # as safetensors names them
+TYPES = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}  # as safetensors names them
 TABLES = ("token_embedding", "position_embedding")  # 2-D weights of no Linear
 WEIGHT = ".weight"
 

@@ -12,7 +12,7 @@ from fewstep.diffusion.schedule import NoiseLevel
 from fewstep.engines import Engine
 from fewstep.errors import UsageError
 from fewstep.images import image_size, read_image, read_mask
-from fewstep.models.inpainting import beside
+from fewstep.models.inpainting import mask_and_latents
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Canvas:
     mask: Tensor | None = None  # (1, H, W) in [0, 1]: how far each pixel is drawn anew
     latents: Tensor | None = None  # (1, C, h, w) of the pixels, where they are begun from or kept
     start: Tensor | None = None  # the same, where the first step begins from them; None begins from noise alone
-    beside: Tensor | None = None  # (1, 1 + C, h, w), what an inpainting network is told
+    mask_and_latents: Tensor | None = None  # (1, 1 + C, h, w), for an inpainting network
     control: Tensor | None = None  # (1, 3, H, W) in [0, 1], what a ControlNet follows
 
     @property
-    def drawn(self) -> Tensor | None:
-        """Which latents (1, 1, h, w) are drawn anew: those that any such pixel belongs to."""
+    def area(self) -> Tensor | None:
+        """The latents (1, 1, h, w) that are drawn anew, as 1: those with any pixel that is."""
         if self.mask is None or self.latents is None:
             return None
         factor = self.height // self.latents.shape[2]
@@ -53,9 +53,9 @@ def canvas_of(draw: Draw, engine: Engine) -> Canvas:
     if draw.control_image is not None:
         control = (read_image(draw.control_image, width, height)[None].to(engine.device) + 1) / 2
         control = 1 - control if draw.sketch else control
-    told = _beside(engine, height, width, pixels, mask) if engine.facts.inpaints else None
+    for_inpainting = _mask_and_latents(engine, height, width, pixels, mask) if engine.facts.inpaints else None
     start = latents if begins else None
-    return Canvas(height, width, pixels, mask, latents, start, told, control)
+    return Canvas(height, width, pixels, mask, latents, start, for_inpainting, control)
 
 
 def strength_of(draw: Draw) -> float:
@@ -117,11 +117,11 @@ def sides(text: str) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def _beside(engine: Engine, height: int, width: int, pixels: Tensor | None, mask: Tensor | None) -> Tensor:
-    """What an inpainting network is told. Without an image, or without a mask, all is drawn anew."""
+def _mask_and_latents(engine: Engine, height: int, width: int, pixels: Tensor | None, mask: Tensor | None) -> Tensor:
+    """What an inpainting network gets beside x. Without an image, or without a mask, all is drawn anew."""
     mask = torch.ones(1, height, width) if mask is None else mask
     pixels = torch.zeros(3, height, width) if pixels is None else pixels
-    return beside(engine, pixels[None], mask[None])
+    return mask_and_latents(engine, pixels[None], mask[None])
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class Keeping:
 
     denoise: Denoiser
     latents: Tensor  # (1, C, H, W) of the image
-    drawn: Tensor  # (1, 1, H, W), 1 where the network's estimate counts
+    area: Tensor  # (1, 1, H, W), 1 where the network's estimate counts
 
     def __call__(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
         """x_t (B, C, H, W) -> x_0 estimate of the same shape."""
-        return torch.lerp(self.latents, self.denoise(x_t, level), self.drawn)
+        return torch.lerp(self.latents, self.denoise(x_t, level), self.area)

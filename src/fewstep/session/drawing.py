@@ -80,7 +80,7 @@ class Picture(NamedTuple):
         return to_image(self.pixels)
 
 
-class Batch(NamedTuple):
+class PictureBatch(NamedTuple):
     """What some pictures are drawn from, at once."""
 
     conditioning: Conditioning  # of B pictures
@@ -107,7 +107,7 @@ def draw_latents(
     network: Network,
     plan: Plan,
     canvas: Canvas,
-    batch: Batch,
+    batch: PictureBatch,
     on_estimate: OnEstimate,
 ) -> tuple[Tensor, int]:
     """Latents (B, C, h, w) of a batch, from noise or from the canvas noised to the first level, and network rows."""
@@ -121,8 +121,8 @@ def draw_latents(
         x = levels[0].alpha * canvas.start + levels[0].sigma * x
     if plan.consistency:
         denoise = ConsistencyDenoiser(denoise)
-    if canvas.latents is not None and canvas.drawn is not None and not facts.inpaints:
-        denoise = Keeping(denoise, canvas.latents, canvas.drawn)
+    if canvas.latents is not None and canvas.area is not None and not facts.inpaints:
+        denoise = Keeping(denoise, canvas.latents, canvas.area)
     watching = Watching(denoise)
 
     def on_step(index: int, level: NoiseLevel, x: Tensor) -> None:

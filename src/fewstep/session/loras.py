@@ -13,8 +13,8 @@ from fewstep.lora.files import Base, hash_of, load_adapter
 from fewstep.lora.fitting import check_made_for
 from fewstep.lora.low_rank import Adapter
 from fewstep.lora.recipe import Recipe
-from fewstep.models.plugging import Term
-from fewstep.models.references import Reference, parse_reference
+from fewstep.models.plugging import WeightedAdapter
+from fewstep.models.references import LoraReference, parse_reference
 
 
 class LoraFacts(TypedDict):
@@ -45,11 +45,11 @@ class OpenLora:
 class PluggedLora:
     """An open LoRA, and how much of it is plugged in."""
 
-    reference: Reference
+    reference: LoraReference
     lora: OpenLora
 
     @property
-    def term(self) -> Term:
+    def term(self) -> WeightedAdapter:
         """Its part in the sum."""
         return self.reference.weight_of, self.lora.adapter
 
@@ -79,11 +79,11 @@ class Shelf:
         """The LoRAs as they are typed. Raises FewstepError for one that is not there or does not fit the model."""
         return self.fit([parse_reference(text) for text in loras])
 
-    def fit(self, references: Sequence[Reference]) -> tuple[PluggedLora, ...]:
+    def fit(self, references: Sequence[LoraReference]) -> tuple[PluggedLora, ...]:
         """The LoRAs meant, opened. Raises FewstepError likewise."""
         return tuple(PluggedLora(reference, self._opened(reference)) for reference in references)
 
-    def _opened(self, reference: Reference) -> OpenLora:
+    def _opened(self, reference: LoraReference) -> OpenLora:
         file = reference.file
         changed = file.stat().st_mtime_ns
         known = self._open.get(file)

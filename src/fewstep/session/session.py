@@ -20,9 +20,9 @@ from fewstep.io import sha256_bytes
 from fewstep.lora.recipe import Recipe
 from fewstep.session.canvas import Canvas, canvas_of, strength_of
 from fewstep.session.drawing import (
-    Batch,
     Lap,
     Picture,
+    PictureBatch,
     PictureRecipe,
     StartFacts,
     batches,
@@ -149,8 +149,8 @@ class Session:
         was opened without any. Raises FewstepError for one that is missing or does not fit; the session then is as it
         was.
         """
-        wanted = default_loras(self.where.model, "auto") if loras is None else tuple(loras)
-        self._plug(wanted)
+        names = default_loras(self.where.model, "auto") if loras is None else tuple(loras)
+        self._plug(names)
         self._default = loras is None
 
     def _plug(self, loras: Sequence[str]) -> None:
@@ -179,9 +179,9 @@ class Session:
     def _follow(self, solver: str) -> None:
         """Where no LoRA was named: plug in what goes with the solver."""
         if self._default:
-            wanted = default_loras(self.where.model, solver)
-            if wanted != tuple(str(one.reference.path) for one in self._plugged):
-                self._plug(wanted)
+            names = default_loras(self.where.model, solver)
+            if names != tuple(str(one.reference.path) for one in self._plugged):
+                self._plug(names)
 
     # --- pictures -----------------------------------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class Session:
                     raise FewstepError("other LoRAs were plugged in while pictures were drawn", "take all first")
                 seeds = tuple(draw.seed + first + i for i in range(len(part)))
                 shape = engine.facts.latent_shape(canvas.height, canvas.width)
-                batch = Batch(
+                batch = PictureBatch(
                     concatenate([embeddings[prompt] for prompt in part]),
                     empty.expand(len(part)),
                     ImageNoise(seeds, shape, engine.device),
@@ -260,7 +260,7 @@ class Session:
         """
         engine, size = self.engine, self.engine.facts.size
         empty = engine.embed([""], size, size).expand(len(conditioning.text))
-        batch = Batch(conditioning, empty, noise)
+        batch = PictureBatch(conditioning, empty, noise)
         with engine.network(NetworkOptions()) as network:
             latents, _ = draw_latents(engine, network, plan, Canvas(size, size), batch, lambda step, x_0: None)
         return decoded(engine, latents)
@@ -268,7 +268,7 @@ class Session:
     def _conditioning(self, text: str, canvas: Canvas) -> Conditioning:
         """What one prompt and the canvas tell the networks."""
         embedded = self.engine.embed([text], canvas.height, canvas.width)
-        return embedded._replace(beside=canvas.beside, control=canvas.control)
+        return embedded._replace(mask_and_latents=canvas.mask_and_latents, control=canvas.control)
 
     def _tell(self, seeds: tuple[int, ...], pictures: int, first: int, steps: int, step: int, x_0: Tensor) -> None:
         """Progress and a preview, after a step of the batch that begins with picture number `first`."""

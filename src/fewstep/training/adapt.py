@@ -28,7 +28,7 @@ from fewstep.models.licences import licences_of
 from fewstep.models.load import DTYPES, RECIPE_FILE
 from fewstep.models.model import Model
 from fewstep.models.network import UNetNetwork
-from fewstep.models.references import Reference
+from fewstep.models.references import LoraReference
 from fewstep.models.single_file import save_folder
 from fewstep.training.checkpoint import Average, Trainable, average_of
 from fewstep.training.draws import SampleId, generator, normal, uniform
@@ -62,11 +62,13 @@ class LatentData:
         x_0 = self.encoded.latents(indices)
         eps = normal(generators, x_0.shape[1:])
         time, guidance, drop = uniform(generators), uniform(generators), uniform(generators) < self.drop_captions
-        told = self.encoded.conditioning(indices)
-        empty = self.empty.expand(len(x_0))._replace(sizes=told.sizes, beside=told.beside)
+        conditioning = self.encoded.conditioning(indices)
+        empty = self.empty.expand(len(x_0))._replace(
+            sizes=conditioning.sizes, mask_and_latents=conditioning.mask_and_latents
+        )
         return Batch(
             x_0.to(device),
-            empty.where(drop, told).to(device),
+            empty.where(drop, conditioning).to(device),
             empty.to(device),
             eps.to(device),
             time,
@@ -172,7 +174,7 @@ def _initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
     if config.init_lora is None:
         return initial(shapes, config.rank, config.seed)
     modules = module_shapes(model.unet)
-    adapter, recipe = load_adapter(Reference(config.init_lora, 1.0).file, modules)
+    adapter, recipe = load_adapter(LoraReference(config.init_lora, 1.0).file, modules)
     check_made_for(adapter, recipe, modules, str(config.init_lora), str(model.path), model.prediction_type)
     ranks = sorted({adapter.size(name).rank for name in adapter.modules})
     if ranks != [config.rank]:
@@ -269,6 +271,6 @@ def trained(config: AdapterConfig, caption: str) -> Trained:
 
 def beginning(lora: Path) -> dict[str, Any]:
     """How the LoRA that training went on from was made itself, as far as its file says."""
-    recipe = open_lora(Reference(lora, 1.0).file).recipe
-    told = {"method", "k", "grid", "teacher_guidance_scale", "training"}
-    return recipe.model_dump(mode="json", include=told) if recipe else {}
+    recipe = open_lora(LoraReference(lora, 1.0).file).recipe
+    fields = {"method", "k", "grid", "teacher_guidance_scale", "training"}
+    return recipe.model_dump(mode="json", include=fields) if recipe else {}

@@ -16,7 +16,7 @@ from fewstep.lora.files import open_lora
 from fewstep.lora.recipe import Recipe
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
-from fewstep.models.references import Reference
+from fewstep.models.references import LoraReference
 from fewstep.session.plan import lay_timesteps, psi_named, refuse_zero_snr
 from fewstep.training.adapt import (
     Batch,
@@ -177,7 +177,7 @@ def recipe_of(model: Model, config: DistillConfig, samples: int) -> Recipe:
 
 def few_step_start(model: Model, config: DistillConfig) -> Recipe:
     """The recipe of the few-step model that lcf goes on from. Raises UsageError if there is none."""
-    own = open_lora(Reference(config.init_lora, 1.0).file).recipe if config.init_lora else model.recipe
+    own = open_lora(LoraReference(config.init_lora, 1.0).file).recipe if config.init_lora else model.recipe
     if own is None or own.solver != "lcm":
         what = config.init_lora or config.model
         raise UsageError(

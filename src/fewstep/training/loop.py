@@ -23,7 +23,7 @@ from fewstep.training.checkpoint import (
     save_checkpoint,
 )
 from fewstep.training.draws import Order, SampleId
-from fewstep.training.progress import Progress, check_same_run, only_run, stop_requests, write_config
+from fewstep.training.progress import TrainingProgress, check_same_run, only_run, stop_requests, write_config
 
 Loss = Callable[[nn.Module, Any], Tensor]  # the module (wrapped for several processes), a batch -> mean loss
 
@@ -129,7 +129,7 @@ def run_until_the_end(
         run.resume()
         if run.step >= config.train_steps and accelerator.is_main_process:
             on_checkpoint(run.step)  # a run stopped between its last checkpoint and its export
-    with stop_requests(accelerator) as stopped, Progress(config, run.step, accelerator) as progress:
+    with stop_requests(accelerator) as stopped, TrainingProgress(config, run.step, accelerator) as progress:
         while run.step < config.train_steps:
             values = one_step(run, module, optimizer, loss, data)
             run.step += 1

@@ -130,7 +130,7 @@ def stop_requests(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-class Progress:
+class TrainingProgress:
     """The progress bar, metrics.jsonl and the trackers of one run."""
 
     def __init__(self, config: TrainingConfig, step: int, accelerator: Accelerator) -> None:
@@ -150,7 +150,7 @@ class Progress:
             mininterval=1.0,
         )
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "TrainingProgress":
         if self.accelerator.is_main_process:
             keep_lines_until(self.path, self.first)
         if self.config.tracker:

@@ -27,7 +27,7 @@ Step = Generator[Ask, Tensor, tuple[Tensor, State]]  # in the end x at the last 
 class Solver(Protocol):
     """One step s -> t, from the noisier to the cleaner level; every sample may have levels of its own.
 
-    A solver's facts stand on its class and nowhere else. `Facts` has those that are the same for most.
+    A solver's facts stand on its class and nowhere else. `SolverFacts` has those that are the same for most.
     """
 
     calls: ClassVar[int]  # network evaluations a step
@@ -63,7 +63,7 @@ def run_step(step: Step, denoise: Denoiser) -> tuple[Tensor, State]:
             return x_t, state
 
 
-class Facts:
+class SolverFacts:
     """The facts of most solvers; the others have their own instead."""
 
     multistep: ClassVar[bool] = False
@@ -72,7 +72,7 @@ class Facts:
     follows_consistency: ClassVar[bool] = False
 
 
-class EndsOnly(Facts):
+class EndsOnly(SolverFacts):
     """`levels` of the solvers without inner levels."""
 
     def levels(self, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Levels:
@@ -100,14 +100,14 @@ def inner_level(schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel, r: float)
     return either(at_an_end(s, t), in_time, inner)
 
 
-class Midpoint(Facts):
+class Midpoint(SolverFacts):
     """`levels` of the two-stage solvers: one inner level halfway."""
 
     def levels(self, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Levels:
         return s, inner_level(schedule, s, t, 1 / 2), t
 
 
-class Thirds(Facts):
+class Thirds(SolverFacts):
     """`levels` of the three-stage solvers: inner levels at one and two thirds of the way."""
 
     def levels(self, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Levels:

@@ -9,10 +9,10 @@ from fewstep.diffusion.prediction import eps_from_x_0
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule
 from fewstep.diffusion.solvers.base import (
     Ask,
-    Facts,
     Levels,
     Noise,
     Solver,
+    SolverFacts,
     State,
     Step,
     at_an_end,
@@ -23,7 +23,7 @@ from fewstep.diffusion.solvers.dpm_solver import first_order_weight
 
 
 @final
-class Heun(Facts):
+class Heun(SolverFacts):
     """Heun's step of x / alpha in sigma / alpha: second order, two network calls a step (Algorithm 1, no churn).
 
     Its inner level is t itself: DPM-Solver-2 with r = 1. A step from pure noise or to the clean end is two

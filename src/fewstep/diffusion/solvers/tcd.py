@@ -7,12 +7,12 @@ from torch import Tensor
 
 from fewstep.diffusion.prediction import eps_from_x_0
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule
-from fewstep.diffusion.solvers.base import Ask, Facts, Levels, Noise, Solver, State, Step, draw, either
+from fewstep.diffusion.solvers.base import Ask, Levels, Noise, Solver, SolverFacts, State, Step, draw, either
 
 
 @final
 @dataclass(frozen=True)
-class TCD(Facts):
+class TCD(SolverFacts):
     """A deterministic jump past t, to timestep (1 - gamma) t, then fresh noise up to t.
 
     gamma: 0 is DDIM; 1 jumps to the lowest level as LCM does; the paper's default is 0.3.

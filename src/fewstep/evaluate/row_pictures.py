@@ -30,7 +30,7 @@ from fewstep.session.loras import LoraFacts
 PARTS = ("text", "network", "decoder")
 
 
-class Drawn(NamedTuple):
+class RowPictures(NamedTuple):
     """All images of a row."""
 
     files: tuple[Path, ...]  # one a batch, in order
@@ -90,17 +90,19 @@ class Stopwatch:
         self.last = now
 
 
-def draw(session: Session, plan: Plan, wanted: Draw, surroundings: Mapping[str, Any], title: str = "") -> Drawn:
-    """The images of `wanted`, seeds counting up; batches whose file is there already are not drawn again.
+def draw(
+    session: Session, plan: Plan, requested: Draw, surroundings: Mapping[str, Any], title: str = ""
+) -> RowPictures:
+    """The images of `requested`, seeds counting up; batches whose file is there already are not drawn again.
 
     surroundings: what else decides pixels and times: the hash of the model's files, versions, the machine.
     title: of the progress bar. Each batch's file appears whole or not at all, so an interrupted run goes on where
     it was. Before the first batch that is drawn, one step of it warms the machine up.
     """
     files, facts, warm = [], [], False
-    total = len(wanted.prompts) * wanted.count
+    total = len(requested.prompts) * requested.count
     with tqdm(total=total, desc=title, unit="image", file=sys.stderr, leave=False, disable=None) as bar:
-        for batch in batches_of(wanted):
+        for batch in batches_of(requested):
             file = batch_file(session, plan, batch, surroundings)
             if (known := batch_facts(file)) is None:
                 if not warm:
@@ -111,7 +113,7 @@ def draw(session: Session, plan: Plan, wanted: Draw, surroundings: Mapping[str, 
             files.append(file)
             facts.append(known)
             bar.update(len(batch.prompts))
-    return Drawn(tuple(files), tuple(facts), plan, session.loras)
+    return RowPictures(tuple(files), tuple(facts), plan, session.loras)
 
 
 def time_of(session: Session, plan: Plan, batch: Draw) -> dict[str, Any]:
@@ -119,12 +121,12 @@ def time_of(session: Session, plan: Plan, batch: Draw) -> dict[str, Any]:
     return draw_batch(session, plan, batch)[1]
 
 
-def batches_of(wanted: Draw) -> Iterator[Draw]:
-    """`wanted`, a batch at a time, each picture with its own prompt and seed."""
-    prompts = tuple(prompt for prompt in wanted.prompts for _ in range(wanted.count))
-    for first in range(0, len(prompts), wanted.batch_size):
-        part = prompts[first : first + wanted.batch_size]
-        yield wanted.model_copy(update={"prompts": part, "count": 1, "seed": wanted.seed + first})
+def batches_of(requested: Draw) -> Iterator[Draw]:
+    """`requested`, a batch at a time, each picture with its own prompt and seed."""
+    prompts = tuple(prompt for prompt in requested.prompts for _ in range(requested.count))
+    for first in range(0, len(prompts), requested.batch_size):
+        part = prompts[first : first + requested.batch_size]
+        yield requested.model_copy(update={"prompts": part, "count": 1, "seed": requested.seed + first})
 
 
 def batch_file(session: Session, plan: Plan, batch: Draw, surroundings: Mapping[str, Any]) -> Path:

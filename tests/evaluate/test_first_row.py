@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewstep.evaluate.beside import COLUMNS, beside, others, table_of, title, told
+from fewstep.evaluate.first_row import COLUMNS, comparison, in_words, others, table_of, title
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.table import cells
 from fewstep.metrics.agreement import Agreement
@@ -29,7 +29,7 @@ def distance(value, *without):
 
 
 def test_the_numbers():
-    found = beside(
+    found = comparison(
         row("b", speedup=4.0),
         Measures([Estimate(24.0, (24.0, 24.0)), Estimate(26.0, (26.0, 29.0))], kid(3.0, 4.5, 6.0),
                  agreement=agreement((True, False) * 16), efficientnet_distance=distance(6.0, 7.0, 5.0)),
@@ -51,7 +51,7 @@ def test_the_numbers():
 
 def test_what_is_not_measured_of_both_is_none():
     first = Measures(kid=kid(1.0, 2.0), agreement=agreement(HITS))
-    found = beside(row("b"), Measures(distance(3.0, 2.0, 4.0)), row("a"), first)
+    found = comparison(row("b"), Measures(distance(3.0, 2.0, 4.0)), row("a"), first)
     assert found.pop("speedup") == 1
     assert set(found.values()) == {None}
 
@@ -59,25 +59,25 @@ def test_what_is_not_measured_of_both_is_none():
 def test_the_table_shows_what_was_measured():
     first, measures = row("a"), Measures(distance(20.0, 19.0, 21.0), kid(0.001, 0.003))
     other = row("b")
-    rows = [first | {"beside_first": None}, other | {"beside_first": beside(other, measures, first, measures)}]
+    rows = [first | {"beside_first": None}, other | {"beside_first": comparison(other, measures, first, measures)}]
     titles, lines = cells(others(rows), COLUMNS)
     assert titles == ["row", "FID ratio [95 %]", "KID difference x 1000 [95 %]", "times as fast"]
     assert lines == [["b", "1.000 [1.000, 1.000]", "+0.00 [+0.00, +0.00]", "1.00"]]
-    difference, ratio = told(rows)
+    difference, ratio = in_words(rows)
     assert difference.startswith("KID difference: a row's less that of a; 95 % interval of the differences block by")
     assert ratio.startswith("FID ratio: a row's over that of a; 95 % interval by the jackknife over groups of images")
 
 
 def test_times_as_fast_are_left_out_of_rows_not_timed_in_turns():
     first, other = row("a", speedup=None), row("b", speedup=None)
-    rows = [first | {"beside_first": None}, other | {"beside_first": beside(other, Measures(), first, Measures())}]
+    rows = [first | {"beside_first": None}, other | {"beside_first": comparison(other, Measures(), first, Measures())}]
     assert table_of(rows) is None
     assert table_of([first, other | {"beside_first": {"speedup": 2.0}}]) == (
         ["row", "times as fast"],
         [["b", "2.00"]],
     )
-    assert told(rows) == ["times as fast: left out, since rows are timed in turns only with --timing-rounds"]
-    assert told(rows[:1]) == []
+    assert in_words(rows) == ["times as fast: left out, since rows are timed in turns only with --timing-rounds"]
+    assert in_words(rows[:1]) == []
 
 
 def test_what_is_in_a_row_though_nobody_typed_it_is_said():

@@ -8,7 +8,7 @@ from fewstep.evaluate.table import Column, Row, called, cells, number
 from fewstep.metrics.estimate import Estimate, mean, ratio
 
 
-def beside(row: Row, values: Measures, first: Row, of_first: Measures) -> dict[str, float | None]:
+def comparison(row: Row, values: Measures, first: Row, of_first: Measures) -> dict[str, float | None]:
     """A row beside the first one, as it stands in table.json; None is not measured of both, or cannot be told.
 
     Both are of the same prompts and noise, and beside the same real images. Intervals have 95 % confidence.
@@ -81,18 +81,18 @@ def title(rows: Sequence[Row]) -> str:
     return f"Beside {called(rows[0])}"
 
 
-def told(rows: Sequence[Row]) -> list[str]:
+def in_words(rows: Sequence[Row]) -> list[str]:
     """In words how rows are put beside the first, a line for each number that needs it."""
-    shown = {key for row in others(rows) for key, value in row.items() if value is not None}
+    measured = {key for row in others(rows) for key, value in row.items() if value is not None}
     lines = []
-    if "kid_difference" in shown:
+    if "kid_difference" in measured:
         lines.append(
             f"KID difference: a row's less that of {rows[0]['row']}; 95 % interval of the differences block by block,"
             " in both rows the same real images and images of the same prompts and noise"
         )
-    if rows[1:] and "speedup" not in shown:
+    if rows[1:] and "speedup" not in measured:
         lines.append("times as fast: left out, since rows are timed in turns only with --timing-rounds")
-    ratios = [c.title.removesuffix(CERTAIN) for c in COLUMNS if c.key in shown and c.key.endswith("_ratio")]
+    ratios = [c.title.removesuffix(CERTAIN) for c in COLUMNS if c.key in measured and c.key.endswith("_ratio")]
     if ratios:
         lines.append(
             f"{', '.join(ratios)}: a row's over that of {rows[0]['row']}; 95 % interval by the jackknife over groups of"
