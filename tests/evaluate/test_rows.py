@@ -41,8 +41,9 @@ def test_fresh_noise_and_grid_stand_after_the_solver():
         "ddim", 10, 7.5, ("lcm:1",), 0.5, None
     )  # fmt: skip
     assert draw_of(parse_row("ddim,eta=0.5,grid=quadratic:4"), CONFIG, ("a cat",)).grid == "quadratic"
-    wish = draw_of(parse_row("lcm,k=20:4+lcm:0"), CONFIG, ("a cat",))
-    assert (wish.solver, wish.k, wish.grid, wish.steps, wish.lora) == ("lcm", 20, "auto", 4, ("lcm:0",))
+    row = parse_row("lcm,k=20:4+lcm:0")
+    wish = draw_of(row, CONFIG, ("a cat",))
+    assert (wish.solver, wish.k, wish.grid, wish.steps, row.loras) == ("lcm", 20, "auto", 4, ("lcm:0",))
     wish = draw_of(parse_row("tcd,gamma=.2:4"), CONFIG, ("a cat",))
     assert (wish.solver, wish.steps, wish.eta, wish.gamma) == ("tcd", 4, None, 0.2)
 
