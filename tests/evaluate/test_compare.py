@@ -363,7 +363,7 @@ def test_the_best_guidance_is_refused_before_anything_is_drawn(
 
 
 def test_clip_score_if_asked_for(config, drawings, tmp_path):
-    offline = r"^openai/clip-vit-base-patch32 is neither here nor in the hub's cache .*, and HF_HUB_OFFLINE forbids"
+    offline = r"^openai/clip-vit-base-patch32 is neither on this machine nor in the hub's cache .*, and HF_HUB_OFF"
     with pytest.raises(FewstepError, match=offline):
         compare.compare(config(rows=("ddim:1@1",), clip_score=True))
     assert drawings == []

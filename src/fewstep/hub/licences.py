@@ -1,4 +1,4 @@
-"""Under which licence a model or LoRA is, and what it is called: by the table, or by its card."""
+"""The licence and the title of a model or LoRA, from the table of aliases or from its card."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from fewstep.hub.names import ALIASES, APACHE_2, OPENRAIL_M, OPENRAIL_PP, HubNam
 from fewstep.hub.resolve import hub
 
 CARD = "README.md"
-SPELLINGS = {  # of the hub's cards
+SPELLINGS = {  # as cards on the hub spell a licence -> as SPDX does
     "apache-2.0": APACHE_2.name,
     "creativeml-openrail-m": OPENRAIL_M.name,
     "openrail++": OPENRAIL_PP.name,
@@ -20,14 +20,14 @@ SPELLINGS = {  # of the hub's cards
     "cc-by-4.0": "CC-BY-4.0",
     "cc-by-nc-4.0": "CC-BY-NC-4.0",
 }
-SAYING_NOTHING = ("model", "models", "base", "out", "checkpoint")  # names of folders
+GENERIC = ("model", "models", "base", "out", "checkpoint")  # names of folders that tell nothing
 _SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/[^/]+(?:/(?P<file>.+))?$")
 
 
 def licence_of(name: str | Path) -> str | None:
-    """The licence of an alias, a hub id or a path, in SPDX's manner; None when nothing here says it.
+    """The licence of an alias, a hub id or a path, spelled as SPDX does; None if this machine does not know it.
 
-    The table of aliases is asked first, then the card of the files on this machine; the hub is not.
+    The table of aliases is read first, then the card beside the files. The hub is not asked.
     """
     path = Path(name).expanduser()
     place = repository_of(path) if path.exists() else hub_name(str(name))
@@ -36,7 +36,7 @@ def licence_of(name: str | Path) -> str | None:
 
 
 def cards(path: Path, place: HubName | None) -> Iterator[Path]:
-    """Where a card may be."""
+    """The paths where the card of a model or LoRA may be."""
     if path.exists():
         yield (path if path.is_dir() else path.parent) / CARD
     if place is not None and (snapshot := hub().snapshot(place)) is not None:
@@ -44,7 +44,7 @@ def cards(path: Path, place: HubName | None) -> Iterator[Path]:
 
 
 def card_licence(card: Path) -> str | None:
-    """The licence a card's front matter names; its own name for one that the hub has no identifier for."""
+    """The licence in a card's front matter; None if there is none. It may be one without an identifier on the hub."""
     try:
         facts = metadata_load(card) or {}
     except (OSError, ValueError, YAMLError):
@@ -56,15 +56,15 @@ def card_licence(card: Path) -> str | None:
 
 
 def repository_of(path: Path) -> HubName | None:
-    """What on the hub a path inside its cache came from; None for other paths."""
+    """The place on the hub that a path in the hub's cache came from; None for other paths."""
     found = _SNAPSHOT.search(path.absolute().as_posix())
     return HubName(f"{found['owner']}/{found['name']}", file=found["file"] or "") if found else None
 
 
 def title_of(path: Path) -> str:
-    """What a model's folder or file is called: its hub id, if it came from there, else its name.
+    """The title of a model's folder or file: its hub id if it came from the hub, else its name.
 
-    Of a folder whose name says nothing the one above is named too.
+    A generic name, such as "model", comes with the name of the folder above.
     """
     parts = path.resolve().parts
-    return str(repository_of(path) or "/".join(parts[-2:] if parts[-1] in SAYING_NOTHING else parts[-1:]))
+    return str(repository_of(path) or "/".join(parts[-2:] if parts[-1] in GENERIC else parts[-1:]))

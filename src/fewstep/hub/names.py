@@ -1,4 +1,4 @@
-"""What the hub's models and LoRAs are called: aliases with their pinned revisions and licences, and hub ids."""
+"""The names of models and LoRAs on the hub: aliases with their pinned revisions and licences, and hub ids."""
 
 import re
 from difflib import SequenceMatcher
@@ -10,25 +10,25 @@ from fewstep.errors import FewstepError
 
 
 class Licence(NamedTuple):
-    """An identifier in the manner of SPDX, and where the text is."""
+    """A licence's identifier, spelled as SPDX does, and the address of its text."""
 
     name: str
     url: str
 
 
 class HubName(NamedTuple):
-    """A repository at a revision, or one file of it."""
+    """A place on the hub: a repository at a revision, or one file of it."""
 
     repository: str  # owner/name
     revision: str = "main"  # a branch, tag or commit
-    file: str = ""  # "" is the repository's model or LoRA, whatever that is
+    file: str = ""  # "" stands for the model or LoRA that the repository holds
 
     def __str__(self) -> str:
         return self.repository + (f"/{self.file}" if self.file else "")
 
 
 class Alias(NamedTuple):
-    """What a short name stands for."""
+    """The place on the hub that a short name stands for, and its licence."""
 
     place: HubName
     licence: Licence
@@ -40,7 +40,7 @@ OPENRAIL_PP = Licence(
 )
 APACHE_2 = Licence("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # as diffusers' scripts call it
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' scripts write
 
 MODELS = {
     "sd15": Alias(
@@ -66,7 +66,7 @@ LORAS = {
     ),
 }
 ALIASES = MODELS | LORAS
-MOVED = {  # repositories that their owners took down, and where the same files are
+MOVED = {  # a repository that its owner took down -> the alias of the same files
     "runwayml/stable-diffusion-v1-5": "sd15",
     "stabilityai/stable-diffusion-2-1": "sd21",
 }
@@ -75,13 +75,13 @@ _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _ID = re.compile(
     rf"(?P<repository>{_WORD}/{_WORD})(?:/(?P<file>[^@]+\.safetensors))?(?:@(?P<revision>{_WORD}(?:/{_WORD})*))?"
 )
-_WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")  # a file in a folder, not a repository
+_WEIGHTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")  # such a name is a file's, not a repository's
 
 
 def hub_name(name: str) -> HubName | None:
-    """What on the hub an alias or an id `owner/name[/FILE.safetensors][@revision]` means; None for anything else.
+    """The place of an alias, or of an id `owner/name[/FILE.safetensors][@revision]`; None for any other name.
 
-    A name whose first part is a folder here is a path, though it may look like an id.
+    A name that begins with a folder of this machine is a path, even if it looks like an id.
     """
     short, _, revision = name.partition("@")
     place = ALIASES[short].place if short in ALIASES else None
@@ -92,7 +92,7 @@ def hub_name(name: str) -> HubName | None:
 
 
 def not_found(name: str) -> FewstepError:
-    """The refusal of a model's name that is neither a path here, an alias nor a hub id, with the closest alias."""
+    """The error for a model's name that is no path on this machine, no alias and no hub id. It offers an alias."""
     known = (MODEL, *MODELS)
 
     def likeness(alias: str) -> tuple[float, bool]:
@@ -102,6 +102,6 @@ def not_found(name: str) -> FewstepError:
     return FewstepError(
         f"model {name} not found",
         (f"did you mean {close}? " if likeness(close)[0] > 0.5 else "")
-        + f"short names are {', '.join(known)}; else give a Stable Diffusion folder, a .safetensors file or a hub id"
+        + f"short names are {', '.join(known)}; or give a Stable Diffusion folder, a .safetensors file or a hub id"
         " owner/name",
     )
