@@ -271,18 +271,19 @@ def test_a_half_download_is_not_taken_for_a_model_offline(hub, model, monkeypatc
     assert "neither on this machine nor in the hub's cache" in refusal("tiny/model").message
 
 
-def test_without_a_connection_the_copy_in_the_cache_is_used_with_a_note(hub, lora, monkeypatch, caplog):
+def test_without_a_connection_the_copy_in_the_cache_is_used_with_a_note(hub, lora, monkeypatch, capsys):
     file = resolved("tiny/style")
     fetched.cache_clear()
     hub.refusals["tiny/style"] = (404, "RepoNotFound")
-    caplog.clear()
+    capsys.readouterr()
     assert resolved("tiny/style") == file
-    assert caplog.messages == ["the hub has no tiny/style (404); the copy in the cache is used"]
+    assert capsys.readouterr().err == "note: the hub has no tiny/style (404); the copy in the cache is used\n"
     dead = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setenv("HF_ENDPOINT", dead)
-    caplog.clear()
     assert resolved("tiny/style") == file
-    assert f"cannot reach the hub at {dead} for tiny/style; the copy in the cache is used" in caplog.messages
+    assert capsys.readouterr().err == (
+        f"note: cannot reach the hub at {dead} for tiny/style; the copy in the cache is used\n"
+    )
     error = refusal("tiny/other")
     assert error.message == f"cannot reach the hub at {dead} for tiny/other"
     assert error.hint == "check the connection and HF_ENDPOINT, or give the path of files on this machine"
