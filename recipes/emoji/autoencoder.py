@@ -31,9 +31,9 @@ from fewstep.metrics.networks import Inception, load_efficientnet, load_inceptio
 from fewstep.metrics.psnr import foreground_psnr, psnr
 from fewstep.metrics.reference import agreement_with, load_reference
 from fewstep.models.load import pick_device
-from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import SampleId, generator, integers, normal
 from fewstep.training.loop import loop
+from fewstep.training.players import Player, Trainable, average_of
 from recipes.emoji.built import read_metadata, read_pixels, to_signed
 
 
@@ -221,8 +221,7 @@ def run(config: AutoencoderConfig) -> None:
     held_out = Drawings(config.images, ["held-out"])
     lpips = load_lpips("cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu")
     loop(
-        trainable,
-        lambda module, crops: autoencoder_loss(module, crops, lpips, config),
+        {"autoencoder": Player(trainable, lambda module, crops, step: autoencoder_loss(module, crops, lpips, config))},
         drawings,
         config,
         lambda step: export(vae, trainable.averages["export"].shadow, held_out, lpips, config.out),

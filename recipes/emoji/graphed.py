@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fewstep.configs import TrainingConfig
 from fewstep.errors import FewstepError, UsageError
 from fewstep.training.checkpoint import newest_checkpoint
-from fewstep.training.loop import Data, Loss, Run, learning_rate
+from fewstep.training.loop import Data, Run, learning_rate
+from fewstep.training.players import Loss
 
 WARM_UP = 3  # calls before the capture, which compile the step and choose its kernels
 
@@ -37,20 +38,26 @@ def check_graph(config: TrainingConfig) -> None:
 
 
 class GraphedStep:
-    """The loop's step; captured at its first call. Loss and gradient norm are told one step late: no waiting."""
+    """The step of a loop of one player, captured at its first call.
+
+    Loss and gradient norm are told one step late, so that nothing waits for them.
+    """
 
     def __init__(self) -> None:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.copying = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.values: list[Tensor] = []  # loss and gradient norm of the step before
 
-    def __call__(self, run: Run, module: nn.Module, optimizer: Any, loss: Loss, data: Data) -> dict[str, float]:
+    def __call__(self, run: Run, data: Data) -> dict[str, float]:
         if self.graph is None:
             self.coming: TensorBatch = self.fetch(run, data)
             self.batch = self.coming.to(run.accelerator.device)
             self.rate = torch.zeros((), device=run.accelerator.device)
-            compiled = cast(nn.Module, torch.compile(module))
-            self.graph, self.results = captured(run, self.rate, self.work(run, compiled, loss))
+            [(name, player)] = run.players.items()
+            compiled = cast(nn.Module, torch.compile(run.prepared[name][0]))
+            parameters = list(player.trainable.parameters.values())
+            gradients = self.work(run, compiled, parameters, player.loss)
+            self.graph, self.results = captured(run.optimizers[name], self.rate, gradients)
         rate = learning_rate(run.config, run.step)
         self.rate.fill_(rate)
         self.take(self.coming)
@@ -81,15 +88,16 @@ class GraphedStep:
             old.copy_(new)
             new.record_stream(stream)
 
-    def work(self, run: Run, module: nn.Module, loss: Loss) -> Callable[[], list[Tensor]]:
+    def work(
+        self, run: Run, module: nn.Module, parameters: list[nn.Parameter], loss: Loss
+    ) -> Callable[[], list[Tensor]]:
         """A function that leaves the gradients of self.batch's loss in the parameters; loss and gradient norm."""
-        parameters = list(run.trainable.parameters.values())
 
         def gradients() -> list[Tensor]:
             for parameter in parameters:
                 parameter.grad = None
             with run.accelerator.autocast():
-                value = loss(module, self.batch)
+                value = loss(module, self.batch, 0)
             value.backward()  # type: ignore[no-untyped-call]
             return [value.detach(), nn.utils.clip_grad_norm_(parameters, run.config.gradient_clip or math.inf)]
 
@@ -97,10 +105,9 @@ class GraphedStep:
 
 
 def captured(
-    run: Run, rate: Tensor, gradients: Callable[[], list[Tensor]]
+    optimizer: torch.optim.Optimizer, rate: Tensor, gradients: Callable[[], list[Tensor]]
 ) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
     """A graph of one step at learning rate `rate` (), and where it leaves loss and gradient norm; nothing is learnt."""
-    optimizer = run.optimizer
     for group in optimizer.param_groups:
         group |= {"lr": rate, "fused": True, "capturable": True}
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -23,9 +23,10 @@ from fewstep.diffusion.guidance import Conditioning
 from fewstep.io import cache_dir
 from fewstep.models.load import load_model, pick_device
 from fewstep.training.adapt import Batch, LatentData
-from fewstep.training.distill import check_method, distil
 from fewstep.training.draws import SampleId
+from fewstep.training.methods import method_of
 from fewstep.training.progress import check_folder
+from fewstep.training.run import train
 from recipes.emoji.captions import main_caption, spoken
 from recipes.emoji.latents import packed_latents
 
@@ -79,9 +80,10 @@ def captions_of(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def run(config: DistillConfig) -> None:
     """Distil config.model, a folder."""
-    check_method(config)
+    kind = method_of(config)
     check_folder(config)
     model = load_model(config.model, device=pick_device(config.device))
+    method = kind(model, config)
     vae, file = Path(config.model) / "vae", None if config.data.is_dir() else config.data
     packed = packed_latents(config.data, vae, file, cache_dir() / "emoji", model.device)
     captions = captions_of(packed.rows)
@@ -90,7 +92,7 @@ def run(config: DistillConfig) -> None:
     latents = torch.cat([packed.latents, packed.recoloured])
     encoded = cast(Encoded, InMemory(latents, text))  # read alike
     data = GuidedByCaption(encoded, model.embed([""]).to("cpu"), config.drop_captions)
-    distil(config, model, data)
+    train(method, data, own=True)
 
 
 if __name__ == "__main__":

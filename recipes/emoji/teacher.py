@@ -34,10 +34,10 @@ from fewstep.io import atomic_folder, cache_dir, read_json, write_json
 from fewstep.lora.recipe import Recipe
 from fewstep.models.load import RECIPE_FILE, load_model, pick_device
 from fewstep.models.model import Model
-from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import Order, SampleId, generator, integers, normal, uniform
 from fewstep.training.loop import loop
 from fewstep.training.losses import denoising_loss
+from fewstep.training.players import Player, Trainable, average_of
 from fewstep.training.progress import check_folder
 from recipes.emoji.captions import caption_of
 from recipes.emoji.graphed import GraphedStep, check_graph
@@ -378,8 +378,7 @@ def run(config: TeacherConfig) -> None:
     torch.backends.cudnn.benchmark = True  # of use on a GPU: all batches have one size
     data = Captioned(packed, tokenizer, config.drop_captions, schedule)
     loop(
-        trainable,
-        lambda module, batch: teacher_loss(module, batch, config),
+        {"teacher": Player(trainable, lambda module, batch, step: teacher_loss(module, batch, config))},
         Ahead(data, config) if config.workers else data,
         config,
         Exporter(trainable, vae, tokenizer, config),

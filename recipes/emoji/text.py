@@ -27,9 +27,9 @@ from fewstep.errors import FewstepError
 from fewstep.io import atomic_folder, cache_dir
 from fewstep.metrics.agreement import whitened
 from fewstep.models.load import pick_device
-from fewstep.training.checkpoint import Trainable, average_of
 from fewstep.training.draws import SampleId, generator, integers
 from fewstep.training.loop import loop
+from fewstep.training.players import Player, Trainable, average_of
 from recipes.emoji.captions import caption
 from recipes.emoji.features import drawing_features
 from recipes.emoji.latents import packed_latents
@@ -153,7 +153,8 @@ def run(config: TextConfig) -> None:
             averaged.save_pretrained(temporary)
 
     data = Seen(seen, packed.rows, tokenizer)
-    loop(trainable, lambda module, batch: predictor_loss(module, batch, config.dims), data, config, export)
+    player = Player(trainable, lambda module, batch, step: predictor_loss(module, batch, config.dims))
+    loop({"text": player}, data, config, export)
 
 
 if __name__ == "__main__":

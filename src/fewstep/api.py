@@ -12,8 +12,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 from fewstep.commands import merge as merging
 from fewstep.configs import CompareConfig, Config, DistillConfig, FinetuneConfig, MergeConfig, build
 from fewstep.evaluate.compare import compare as compare_rows
-from fewstep.training import distill as distilling
-from fewstep.training import finetune as finetuning
+from fewstep.training import run as training
 
 Fields = ParamSpec("Fields")
 C = TypeVar("C", bound=Config)
@@ -60,13 +59,13 @@ class ComparedRows(NamedTuple):
 @from_fields(DistillConfig)
 def distill(config: DistillConfig) -> Path:
     """The file of the few-step LoRA that was distilled, or with `full` the folder of the model."""
-    return distilling.run(config).result
+    return training.distill(config).result
 
 
 @from_fields(FinetuneConfig)
 def finetune(config: FinetuneConfig) -> Path:
     """The file of the LoRA that was trained, or with `full` the folder of the model."""
-    return finetuning.run(config).result
+    return training.finetune(config).result
 
 
 @from_fields(MergeConfig)

@@ -15,8 +15,8 @@ from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.errors import FewstepError, UsageError
 from fewstep.families import family_of
 from fewstep.lora.layers import module_shapes
-from fewstep.training.distill import guidance_scales
 from fewstep.training.draws import Order, SampleId
+from fewstep.training.methods.consistency import guidance_scales
 from recipes.emoji import lcm, teacher
 from recipes.emoji.captions import STYLES
 from recipes.emoji.latents import packed_latents, read_packed

@@ -17,7 +17,7 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.sheets import small_jpeg
 from fewstep.metrics.estimate import Estimate
 from fewstep.session.plan import psi_named
-from fewstep.training.checkpoint import Average
+from fewstep.training.players import Average
 from studies import ablations
 from tests.tiny import tiny_model
 

@@ -15,7 +15,7 @@ from fewstep.configs import DistillConfig, FinetuneConfig
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config
 from fewstep.lora.recipe import from_metadata
 from fewstep.training.adapt import after, trained, training_samples
-from fewstep.training.distill import CLEAN, few_step_timesteps, level_at, timesteps, weights
+from fewstep.training.methods.consistency import CLEAN, few_step_timesteps, level_at, timesteps, weights
 
 SCHEDULE = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
 TINY = ["--rank", "2", "--steps", "2", "--batch-size", "2", "--log-every", "1", "--device", "cpu"]
@@ -146,7 +146,8 @@ def test_lcf_of_what_is_no_few_step_model_is_refused(fewstep, tiny_model_folder,
     assert "--init-lora" in done.hint
     done = fewstep("distill", *TINY, "--method", "lcf", "--psi", "heun", "--guidance-scale", "4", **common)
     assert done.code == 2
-    assert done.error == "--psi, --guidance-scale: of a teacher, which lcf does without"
+    assert done.error == "--guidance-scale, --psi: without effect on --method lcf"
+    assert done.hint == "leave it out, or use --method lcd"
     assert not (tmp_path / "out").exists()
 
 

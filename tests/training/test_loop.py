@@ -23,10 +23,11 @@ from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config, skipping_grid
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import FewstepError, UsageError
-from fewstep.training.checkpoint import Average, Trainable, average_of, newest_checkpoint
+from fewstep.training.checkpoint import newest_checkpoint
 from fewstep.training.draws import Order, SampleId, generator, normal, uniform
 from fewstep.training.loop import learning_rate, loop
 from fewstep.training.losses import lcd_loss, pseudo_huber
+from fewstep.training.players import Average, Player, Trainable, average_of
 from fewstep.training.progress import check_folder, only_run, write_config
 
 SCHEDULE = schedule_from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"})
@@ -48,13 +49,17 @@ def small_net() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
 
 
+def squared_error(module: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+    return ((module(batch[0]) - batch[1]) ** 2).mean()
+
+
 def train(out: Path, **options: object) -> dict[str, Tensor]:
     net = small_net()
     parameters = dict(net.named_parameters())
     trainable = Trainable(net, parameters, {"export": average_of(parameters, 0.9)})
     values = {"train_steps": 12, "batch_size": 4, "learning_rate": 0.01, "device": "cpu", "checkpoint_every": 5}
     config = build(TrainingConfig, out=out, **(values | options))
-    loop(trainable, lambda module, batch: ((module(batch[0]) - batch[1]) ** 2).mean(), Points(), config)
+    loop({"net": Player(trainable, squared_error)}, Points(), config)
     averages = {f"average/{k}": v for k, v in trainable.averages["export"].shadow.items()}
     return {k: p.detach().clone() for k, p in parameters.items()} | averages
 
@@ -221,12 +226,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path: Path
     config = build(TrainingConfig, out=tmp_path / "run", train_steps=9, device="cpu", learning_rate=0.01)
     calls = []
 
-    def loss(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
         calls.append(1)
         return module(batch[0]).mean() * (float("nan") if len(calls) == 4 else 1)
 
     with pytest.raises(FewstepError, match=r"no longer finite at step 4; the last good state is .*step-00000003"):
-        loop(trainable, loss, Points(), config)
+        loop({"net": Player(trainable, loss)}, Points(), config)
     assert all(p.isfinite().all() for p in trainable.parameters.values())
     assert newest_checkpoint(tmp_path / "run" / "checkpoints") is not None
 
@@ -283,7 +288,7 @@ def distilled(tmp_path: Path) -> nn.Module:
     denoiser = partial(GuidedDenoiser, prediction=x_0_network, conditioning=condition)
     grid = torch.tensor(skipping_grid(K))
 
-    def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> Tensor:
         x_0, eps, time = batch
         s = grid[(time * len(grid)).long()]
         levels = SCHEDULE.at(s), SCHEDULE.at((s - K).clamp(min=0))
@@ -292,7 +297,7 @@ def distilled(tmp_path: Path) -> nn.Module:
 
     options = {"train_steps": 1500, "batch_size": 48, "learning_rate": 5e-3, "decay": "cosine", "device": "cpu"}
     config = build(TrainingConfig, out=tmp_path / "run", log_every=500, checkpoint_every=1500, **options)
-    loop(Trainable(student, parameters, averages), loss, GaussianData(), config)
+    loop({"student": Player(Trainable(student, parameters, averages), loss)}, GaussianData(), config)
     student.load_state_dict(averages["export"].shadow)
     return student
 

@@ -11,19 +11,18 @@ from fewstep.commands.program import program
 from fewstep.commands.result import Result
 from fewstep.configs import AdapterConfig, DistillConfig, FinetuneConfig
 from fewstep.events import note
-from fewstep.training import distill as distilling
-from fewstep.training import finetune as finetuning
+from fewstep.training import run
 from fewstep.training.adapt import Trained
 
 
 def distill(config: DistillConfig) -> Result | None:
     """Where the few-step LoRA or model lies; None in processes beside the main one."""
-    return ended(config, distilling.run(config))
+    return ended(config, run.distill(config))
 
 
 def finetune(config: FinetuneConfig) -> Result | None:
     """Where the style LoRA or fine-tuned model lies; None in processes beside the main one."""
-    return ended(config, finetuning.run(config))
+    return ended(config, run.finetune(config))
 
 
 def ended(config: AdapterConfig, trained: Trained) -> Result | None:

@@ -4,6 +4,7 @@ Each field's docstring is its help; ranges are checked here, once, for every way
 """
 
 from fewstep.configs.base import (
+    METHOD_NAMES,
     SPELLINGS,
     Config,
     Device,
@@ -43,6 +44,7 @@ from fewstep.configs.training import (
 from fewstep.configs.where import DType, Loras, Where
 
 __all__ = [
+    "METHOD_NAMES",
     "SPELLINGS",
     "AdapterConfig",
     "AdapterOutput",

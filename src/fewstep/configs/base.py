@@ -23,19 +23,38 @@ ModelName = Annotated[
 ]
 
 
-def solver_names() -> Iterator[str]:
-    """The names in the solvers' files, which are read and not imported: importing them takes torch."""
-    for file in sorted((Path(__file__).parents[1] / "diffusion" / "solvers").glob("*.py")):
-        for line in ast.parse(file.read_bytes()).body:
-            if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "SOLVERS":
-                assert isinstance(line.value, ast.Dict), f"the SOLVERS of {file} are no dict that can be read"
-                yield from (ast.literal_eval(name) for name in line.value.keys if name is not None)
+def entries(folder: str, registry: str) -> Iterator[tuple[str, str]]:
+    """The names in the dicts `registry` of a folder's files, and what is said first of the classes they stand for.
 
+    The files are read and not imported: importing them takes torch.
+    """
+    for file in sorted((Path(__file__).parents[1] / folder).glob("*.py")):
+        tree = ast.parse(file.read_bytes())
+        said = {line.name: ast.get_docstring(line) or "" for line in tree.body if isinstance(line, ast.ClassDef)}
+        for line in tree.body:
+            if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == registry:
+                assert isinstance(line.value, ast.Dict), f"the {registry} of {file} are no dict that can be read"
+                for name, value in zip(line.value.keys, line.value.values, strict=True):
+                    if name is not None:
+                        yield ast.literal_eval(name), said.get(ast.unparse(value), "").split("\n\n")[0]
+
+
+def solver_names() -> Iterator[str]:
+    """The solvers there are."""
+    return (name for name, _ in entries("diffusion/solvers", "SOLVERS"))
+
+
+_METHODS = dict(entries("training/methods", "METHODS"))
+METHOD_NAMES = tuple(_METHODS)  # of distillation
 
 if TYPE_CHECKING:
     Solver = str
+    MethodName = str
 else:
     Solver = Literal["auto", *solver_names()]
+    MethodName = Annotated[
+        Literal[METHOD_NAMES], Field(description=" ".join(f"{name}: {said}" for name, said in _METHODS.items()))
+    ]
 Grid = Literal["auto", "lcm", "quadratic", "trailing", "leading", "linspace"]
 
 

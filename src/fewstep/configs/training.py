@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fewstep.configs.base import Config, Device, ModelName, Modules, Precision
+from fewstep.configs.base import Config, Device, MethodName, ModelName, Modules, Precision
 
 
 class ModelAndData(Config):
@@ -101,10 +101,7 @@ class DistillConfig(AdapterConfig):
 
     needs = {"huber_c": ("loss", "huber"), "target_decay": ("target", "ema")}  # noqa: RUF012
 
-    method: Literal["lcd", "tcd", "lcf"] = "lcd"
-    """lcd: latent consistency distillation. tcd: trajectory consistency distillation, whose jumps may end anywhere
-    (arXiv 2402.19159). lcf: latent consistency fine-tuning, without a teacher: it teaches a few-step model, of
-    --init-lora or --model, the look of --data and keeps it a few-step one (arXiv 2310.04378)."""
+    method: MethodName = "lcd"
     psi: str = "ddim"
     """The ODE solver that steps the teacher: ddim, dpm-solver, dpm-solver-3, dpm-solver++ (its 2S) or heun."""
     k: Annotated[int, Field(ge=1, le=500)] = 20

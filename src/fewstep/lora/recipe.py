@@ -8,13 +8,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from fewstep import __version__
-from fewstep.configs import Grid, Solver
+from fewstep.configs import METHOD_NAMES, Grid, Solver
 from fewstep.errors import FewstepError
 from fewstep.families import FAMILIES
 from fewstep.io import brief
 
 KEY = "fewstep.recipe"
-ACCELERATIONS = ("lcd", "lcf", "tcd", "pcm", "hyper-sd", "lightning", "dmd2", "tdm", "swd", "nitro", "turbo", "flash")
+OF_OTHERS = ("pcm", "hyper-sd", "lightning", "dmd2", "tdm", "swd", "nitro", "turbo", "flash")
+ACCELERATIONS = (*METHOD_NAMES, *OF_OTHERS)  # methods that make a model a few-step one
 VERSION = "fewstep.version"  # of the program that wrote the file
 
 

@@ -1,10 +1,12 @@
 """Plugging LoRAs into a network, and out again: the only place where weights of a model change.
 
 `Folding` adds the sum of LoRAs to the weights themselves, always from W0, so that nothing drifts however often it
-changes. `attach` leaves the weights alone and adds the sum to each layer's output.
+changes. `attach` leaves the weights alone and adds the sum to each layer's output. Training, which puts LoRAs of
+its own beside layers, does so within `as_found`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -146,3 +148,22 @@ def computing_type(layer: nn.Module, narrow: torch.dtype) -> torch.dtype:
     """The type of a layer's weight, or `narrow` where that is none to compute in."""
     dtype = layer.weight.dtype if isinstance(layer.weight, Tensor) else narrow
     return dtype if dtype.is_floating_point and dtype.itemsize > 1 else narrow
+
+
+@contextmanager
+def as_found(network: nn.Module) -> Iterator[None]:
+    """A block after which the network's device, its modes and what of it requires gradients are as they were."""
+    modes = [(module, module.training, getattr(module, "gradient_checkpointing", None)) for module in network.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    device = gradients[0][0].device
+    try:
+        yield
+    finally:
+        if gradients[0][0].device != device:
+            network.to(device)
+        for parameter, requires in gradients:
+            parameter.requires_grad_(requires)
+        for module, training, checkpointing in modes:
+            module.training = training
+            if checkpointing is not None:
+                module.gradient_checkpointing = checkpointing

@@ -1,96 +1,110 @@
 """Training checkpoints: one safetensors file each, whole or not at all, nothing to unpickle."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.events import doing
 from fewstep.io import atomic_path
+from fewstep.training.players import Players, Trainable
 
-
-class Average(NamedTuple):
-    """An exponential moving average that follows the trained parameters (eq. theta- of LCM's Algorithm 1).
-
-    A LoRA's parameters are A and B, and each is averaged by itself: the product of the two averages is not the average
-    of the products B A.
-    """
-
-    decay: float  # 0 copies; near 1 is slow
-    shadow: dict[str, Tensor]  # same names and shapes as the parameters; updated in place
-    warm_up: bool = False  # whether the decay starts low and rises as (1 + step) / (10 + step)
-
-    def update(self, parameters: Mapping[str, Tensor], step: int) -> None:
-        """shadow <- decay shadow + (1 - decay) parameter, after step number `step`."""
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.warm_up else self.decay
-        names = list(self.shadow)
-        with torch.no_grad():
-            torch._foreach_lerp_([self.shadow[n] for n in names], [parameters[n].detach() for n in names], 1 - decay)
-
-
-class Trainable(NamedTuple):
-    """What a loop trains."""
-
-    module: nn.Module  # what the loss is computed through
-    parameters: dict[str, nn.Parameter]  # the trained ones, by name
-    averages: dict[str, Average]  # by name: "export", "target", ...
-
-
-def average_of(parameters: Mapping[str, Tensor], decay: float, warm_up: bool = True) -> Average:
-    """An average starting at a copy of the parameters."""
-    return Average(decay, {name: p.detach().clone() for name, p in parameters.items()}, warm_up)
+Optimizers = Mapping[str, torch.optim.Optimizer]  # of the players
 
 
 @doing("writing a checkpoint")
-def save_checkpoint(
-    path: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, step: int, extra: Mapping[str, Any]
-) -> None:
+def save_checkpoint(path: Path, players: Players, optimizers: Optimizers, step: int, extra: Mapping[str, Any]) -> None:
     """Write everything a resumed run needs, after `step` finished steps, to `path`.
 
     extra: JSON-able values kept beside the tensors (the loss scaler's state, say).
     """
+    tensors = {
+        prefix + key: x.detach().cpu().contiguous().clone()
+        for name, prefix in prefixes(players).items()
+        for key, x in state_of(players[name].trainable, optimizers[name]).items()
+    }
+    metadata = {"step": str(step), "extra": json.dumps(dict(extra)), "players": json.dumps(list(players))}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def prefixes(players: Players) -> dict[str, str]:
+    """What the tensors' names of each player begin with: nothing where it is the only one."""
+    return {name: f"{name}/" if len(players) > 1 else "" for name in players}
+
+
+def state_of(trainable: Trainable, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of one player: its parameters, their averages, and what its optimiser knows of them."""
     tensors: dict[str, Tensor] = {f"parameter/{name}": p for name, p in trainable.parameters.items()}
     for key, average in trainable.averages.items():
         tensors |= {f"average/{key}/{name}": x for name, x in average.shadow.items()}
     for name, parameter in trainable.parameters.items():
         tensors |= {f"optimizer/{key}/{name}": torch.as_tensor(x) for key, x in optimizer.state[parameter].items()}
-    tensors = {key: x.detach().cpu().contiguous().clone() for key, x in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"step": str(step), "extra": json.dumps(dict(extra))})
+    return tensors
 
 
 @doing("reading the checkpoint")
-def load_checkpoint(path: Path, trainable: Trainable, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
+def load_checkpoint(path: Path, players: Players, optimizers: Optimizers) -> tuple[int, dict[str, Any]]:
     """The finished steps and `extra` of the checkpoint in `path`, its tensors copied into place."""
     hint = "it belongs to another run or was damaged: train into a new --out folder"
     try:
         with safe_open(path, "pt") as file, torch.no_grad():
-            metadata, keys = file.metadata() or {}, set(file.keys())
-            for name, parameter in trainable.parameters.items():
-                parameter.copy_(file.get_tensor(f"parameter/{name}"))
-                fields = {
-                    key.split("/")[1] for key in keys if key.startswith("optimizer/") and key.endswith(f"/{name}")
-                }
-                optimizer.state[parameter] = {
-                    key: file.get_tensor(f"optimizer/{key}/{name}").to(parameter.device if key != "step" else "cpu")
-                    for key in fields
-                }
-            for key, average in trainable.averages.items():
-                for name, shadow in average.shadow.items():
-                    shadow.copy_(file.get_tensor(f"average/{key}/{name}"))
+            metadata = file.metadata() or {}
+            check_players(path, metadata, players, hint)
+            for name, prefix in prefixes(players).items():
+                keys = [key.removeprefix(prefix) for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+                read = partial(tensor_of, file, prefix)
+                load_state(players[name].trainable, optimizers[name], keys, read)
         return int(metadata["step"]), json.loads(metadata["extra"])
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise FewstepError(f"cannot resume from {path}: {error}", hint) from error
 
 
+def tensor_of(file: Any, prefix: str, key: str) -> Tensor:
+    """The tensor that a player calls `key`."""
+    found: Tensor = file.get_tensor(prefix + key)
+    return found
+
+
+def check_players(path: Path, metadata: Mapping[str, str], players: Players, hint: str) -> None:
+    """Raise FewstepError for the checkpoint of a run of other players; one without their names is of any one player."""
+    held = json.loads(metadata["players"]) if "players" in metadata else None
+    if held is None and len(players) == 1:
+        return
+    if held is None or set(held) != set(players):
+        of = "one player" if held is None else ", ".join(held)
+        raise FewstepError(f"cannot resume from {path}: it is of {of}, and this run trains {', '.join(players)}", hint)
+
+
+def load_state(
+    trainable: Trainable, optimizer: torch.optim.Optimizer, keys: Iterable[str], tensor: Callable[[str], Tensor]
+) -> None:
+    """Copy what `state_of` gave into place. tensor: reads one of the keys."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for key in keys:
+        kind, _, rest = key.partition("/")
+        if kind == "optimizer":
+            what, _, name = rest.partition("/")
+            states.setdefault(name, {})[what] = tensor(key)
+    for name, parameter in trainable.parameters.items():
+        parameter.copy_(tensor(f"parameter/{name}"))
+        optimizer.state[parameter] = {
+            key: x.to(parameter.device if key != "step" else "cpu") for key, x in states.get(name, {}).items()
+        }
+    for key, average in trainable.averages.items():
+        for name, shadow in average.shadow.items():
+            shadow.copy_(tensor(f"average/{key}/{name}"))
+
+
 def resumed(
-    folder: Path, trainable: Trainable, optimizer: torch.optim.Optimizer, note: Callable[[str], object]
+    folder: Path, players: Players, optimizers: Optimizers, note: Callable[[str], object]
 ) -> tuple[int, dict[str, Any]] | None:
     """What `load_checkpoint` gives of the newest checkpoint in `folder` that can be read; None where there is none.
 
@@ -99,7 +113,7 @@ def resumed(
     failures: list[FewstepError] = []
     for path in checkpoints(folder):
         try:
-            found = load_checkpoint(path, trainable, optimizer)
+            found = load_checkpoint(path, players, optimizers)
         except FewstepError as error:
             failures.append(error)
             continue

@@ -1,9 +1,9 @@
-"""The one training loop: every recipe, loss and model goes through `loop(trainable, loss, data, config)`."""
+"""The one training loop: every recipe, loss and model goes through `loop(players, data, config)`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,17 +15,10 @@ from torch import Tensor, nn
 from fewstep.configs import TrainingConfig
 from fewstep.errors import FewstepError, Interrupted, UsageError
 from fewstep.events import note
-from fewstep.training.checkpoint import (
-    Trainable,
-    checkpoint_path,
-    keep_newest,
-    resumed,
-    save_checkpoint,
-)
+from fewstep.training.checkpoint import checkpoint_path, keep_newest, resumed, save_checkpoint
 from fewstep.training.draws import Order, SampleId
+from fewstep.training.players import Player, Players
 from fewstep.training.progress import TrainingProgress, check_same_run, only_run, stop_requests, write_config
-
-Loss = Callable[[nn.Module, Any], Tensor]  # the module (wrapped for several processes), a batch -> mean loss
 
 
 class Data(Protocol):
@@ -41,11 +34,30 @@ class Data(Protocol):
 class Run:
     """The state of a loop in progress."""
 
-    trainable: Trainable
-    optimizer: torch.optim.Optimizer
+    players: Players
     accelerator: Accelerator
     config: TrainingConfig
     step: int = 0  # finished ones
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # of the players
+    prepared: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)  # their modules and optimisers, wrapped
+
+    def prepare(self) -> None:
+        """Make the optimisers, and wrap them and the modules for this machine's precision and processes."""
+        if len(self.players) > 1 and self.accelerator.scaler is not None:
+            names = ", ".join(self.players)
+            raise UsageError(f"--precision fp16 trains one network, and this run {names}", "use --precision bf16")
+        for name, player in self.players.items():
+            trained = player.trainable
+            made = player.optimizer(list(trained.parameters.values()), self.config, self.accelerator.device)
+            self.optimizers[name], self.prepared[name] = made, self.accelerator.prepare(trained.module, made)
+            for average in trained.averages.values():
+                for shadow in average.shadow.values():
+                    shadow.data = shadow.data.to(self.accelerator.device)
+
+    @property
+    def due(self) -> dict[str, Player]:
+        """The players that take a step next."""
+        return {name: player for name, player in self.players.items() if player.due(self.step)}
 
     @property
     def folder(self) -> Path:
@@ -57,13 +69,13 @@ class Run:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             extra = {"scaler": scaler.state_dict() if scaler is not None else None}
-            save_checkpoint(path, self.trainable, self.optimizer, self.step, extra)
+            save_checkpoint(path, self.players, self.optimizers, self.step, extra)
             keep_newest(self.folder, 2, self.step)
         return path
 
     def resume(self) -> None:
         """Continue from the newest checkpoint that can be read, if there is one."""
-        found = resumed(self.folder, self.trainable, self.optimizer, self.note)
+        found = resumed(self.folder, self.players, self.optimizers, self.note)
         if found is not None:
             self.step, extra = found
             if self.accelerator.scaler is not None and extra.get("scaler"):
@@ -81,18 +93,17 @@ class Run:
         return Order(samples, self.config.seed).visits(place, size)
 
 
-Step = Callable[[Run, nn.Module, Any, Loss, Data], dict[str, float]]  # see train_step
+Step = Callable[[Run, Data], dict[str, float]]  # see train_step
 
 
 def loop(
-    trainable: Trainable,
-    loss: Loss,
+    players: Players,
     data: Data,
     config: TrainingConfig,
     on_checkpoint: Callable[[int], None] = lambda step: None,
     one_step: Step | None = None,
 ) -> None:
-    """Train `trainable` in place until config.train_steps steps are finished.
+    """Train the players in place, each at its own pace, until config.train_steps steps are finished.
 
     Writes config.json, metrics.jsonl and checkpoints/ under config.out.
     on_checkpoint: called, in the main process, with the finished steps whenever a checkpoint was written.
@@ -107,34 +118,24 @@ def loop(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_config(config)
-        run_until_the_end(trainable, loss, data, config, accelerator, on_checkpoint, one_step or train_step)
+        run_until_the_end(Run(players, accelerator, config), data, on_checkpoint, one_step or train_step)
 
 
-def run_until_the_end(
-    trainable: Trainable,
-    loss: Loss,
-    data: Data,
-    config: TrainingConfig,
-    accelerator: Accelerator,
-    on_checkpoint: Callable[[int], None],
-    one_step: Step,
-) -> None:
+def run_until_the_end(run: Run, data: Data, on_checkpoint: Callable[[int], None], one_step: Step) -> None:
     """The steps of `loop`, from the newest checkpoint on with config.resume."""
-    run = Run(trainable, new_optimizer(trainable, config, accelerator.device), accelerator, config)
-    module, optimizer = accelerator.prepare(trainable.module, run.optimizer)
-    for average in trainable.averages.values():
-        for shadow in average.shadow.values():
-            shadow.data = shadow.data.to(accelerator.device)
+    config, accelerator = run.config, run.accelerator
+    run.prepare()
     if config.resume:
         run.resume()
         if run.step >= config.train_steps and accelerator.is_main_process:
             on_checkpoint(run.step)  # a run stopped between its last checkpoint and its export
     with stop_requests(accelerator) as stopped, TrainingProgress(config, run.step, accelerator) as progress:
         while run.step < config.train_steps:
-            values = one_step(run, module, optimizer, loss, data)
+            due, values = run.due, one_step(run, data)
             run.step += 1
-            for average in trainable.averages.values():
-                average.update(trainable.parameters, run.step)
+            for player in due.values():
+                for average in player.trainable.averages.values():
+                    average.update(player.trainable.parameters, run.step // player.every)
             progress.record(run.step, values)
             stop = stopped()
             if stop or run.step % config.checkpoint_every == 0 or run.step == config.train_steps:
@@ -163,17 +164,6 @@ def new_accelerator(config: TrainingConfig) -> Accelerator:
     )
 
 
-def new_optimizer(trainable: Trainable, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW over the trained parameters, on a CPU in one pass over them."""
-    return torch.optim.AdamW(
-        list(trainable.parameters.values()),
-        lr=config.learning_rate,
-        betas=(0.9, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=device.type == "cpu",
-    )
-
-
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """The rate of step number `step`: linear warm-up, then constant or a half cosine down to zero."""
     rate = config.learning_rate * min(1.0, (step + 1) / max(config.warmup, 1))
@@ -183,37 +173,57 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def train_step(run: Run, module: nn.Module, optimizer: Any, loss: Loss, data: Data) -> dict[str, float]:
-    """One optimiser step over a global batch: its loss, gradient norm and learning rate."""
-    config, accelerator = run.config, run.accelerator
-    rate = learning_rate(config, run.step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    total, norm = 0.0, torch.zeros(())
-    for part in range(config.accumulate):
+def train_step(run: Run, data: Data) -> dict[str, float]:
+    """One step of the players that are due, over a global batch: loss, gradient norm and learning rate of each.
+
+    Of the first player they are called so, of another `fake` fake/loss and so on.
+    """
+    due, rate = run.due, learning_rate(run.config, run.step)
+    losses = {name: computed_gradients(run, name, data) for name in due}
+    norms = {name: clipped_gradients(run, player) for name, player in due.items()}
+    check_finite(run, losses, norms)
+    values: dict[str, float] = {}
+    first = next(iter(run.players))
+    for name, player in due.items():
+        for group in run.optimizers[name].param_groups:
+            group["lr"] = rate * player.rate
+        optimizer = run.prepared[name][1]
+        optimizer.step()
+        optimizer.zero_grad()
+        of_it = {"loss": losses[name], "gradient_norm": float(norms[name]), "learning_rate": rate * player.rate}
+        values |= {key if name == first else f"{name}/{key}": value for key, value in of_it.items()}
+    return values
+
+
+def computed_gradients(run: Run, name: str, data: Data) -> float:
+    """The player's loss, whose gradients then lie in its own parameters, and in no others."""
+    player, (module, _), accelerator = run.players[name], run.prepared[name], run.accelerator
+    total, parameters = 0.0, list(player.trainable.parameters.values())
+    for part in range(run.config.accumulate):
         batch = data.batch(run.visits(len(data), part), accelerator.device)
         with accelerator.accumulate(module):
             with accelerator.autocast():
-                value = loss(module, batch)
-            accelerator.backward(value)
-            if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(
-                    list(run.trainable.parameters.values()), config.gradient_clip or math.inf
-                )
-                check_finite(run, value, norm)
-                optimizer.step()
-            optimizer.zero_grad()
-        total += float(value.detach()) / config.accumulate
-    return {"loss": total, "gradient_norm": float(norm), "learning_rate": rate}
+                value = player.loss(module, batch, run.step)
+            accelerator.backward(value, inputs=parameters)
+        total += float(value.detach()) / run.config.accumulate
+    return total
 
 
-def check_finite(run: Run, loss: Tensor, norm: Tensor) -> None:
+def clipped_gradients(run: Run, player: Player) -> Tensor:
+    """The norm () of the player's gradients before they are clipped."""
+    parameters = list(player.trainable.parameters.values())
+    norm: Tensor = run.accelerator.clip_grad_norm_(parameters, run.config.gradient_clip or math.inf)
+    return norm
+
+
+def check_finite(run: Run, losses: Mapping[str, float], norms: Mapping[str, Tensor]) -> None:
     """Stop before a step that would spoil the weights; fp16's loss scaler may skip steps of its own."""
     scaled = run.accelerator.scaler is not None
-    if torch.isfinite(loss) and (scaled or torch.isfinite(norm)):
+    bad = [name for name in losses if not (math.isfinite(losses[name]) and (scaled or torch.isfinite(norms[name])))]
+    if not bad:
         return
-    saved = run.save()
+    saved, of = run.save(), f" of {', '.join(bad)}" if len(run.players) > 1 else ""
     raise FewstepError(
-        f"the loss is no longer finite at step {run.step + 1}; the last good state is {saved}",
+        f"the loss{of} is no longer finite at step {run.step + 1}; the last good state is {saved}",
         "lower --learning-rate or use --precision fp32, and run again with --resume",
     )

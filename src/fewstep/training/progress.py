@@ -138,8 +138,7 @@ class TrainingProgress:
         self.path = config.out / "metrics.jsonl"
         self.images = config.batch_size * config.accumulate * accelerator.num_processes
         self.start, self.first = time.perf_counter(), step
-        self.sums: dict[str, float] = {}
-        self.count = 0
+        self.values: dict[str, list[float]] = {}  # of the steps since the last line
         self.bar = tqdm(
             total=config.train_steps,
             initial=step,
@@ -166,15 +165,16 @@ class TrainingProgress:
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Show a finished step; every log_every steps write the means since the last line."""
-        self.count += 1
-        self.sums = {key: self.sums.get(key, 0.0) + value for key, value in values.items()}
+        for key, value in values.items():
+            self.values.setdefault(key, []).append(value)
         self.bar.update()
         if step % self.config.log_every and step != self.config.train_steps:
             return
         rate = (step - self.first) * self.images / (time.perf_counter() - self.start)
-        line = {"step": step, **{key: value / self.count for key, value in self.sums.items()}, "images_per_s": rate}
-        self.sums, self.count = {}, 0
-        self.bar.set_postfix(loss=f"{line['loss']:.4g}", images_per_s=f"{rate:.3g}")
+        means = {key: sum(of_it) / len(of_it) for key, of_it in self.values.items()}
+        line = {"step": step, **means, "images_per_s": rate}
+        self.values = {}
+        self.bar.set_postfix({key: f"{line[key]:.4g}" for key in ("loss", "images_per_s") if key in line})
         if self.accelerator.is_main_process:
             append_line(self.path, json.dumps(line))
         if self.config.tracker:

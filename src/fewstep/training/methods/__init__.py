@@ -1,0 +1,36 @@
+"""The methods of distillation, by the names people type: one file each, found by being in this folder.
+
+A file names its methods in a dict METHODS, and with that they are choices of `fewstep distill --method`, with their
+docstrings as help. Fine-tuning has one method, the denoising loss.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from fewstep.configs import DistillConfig, option_name
+from fewstep.errors import UsageError
+from fewstep.training.methods.method import OF_METHODS, Method
+
+
+def _methods() -> dict[str, type[Method]]:
+    files = [import_module(f"{__name__}.{file.name}") for file in iter_modules(__path__)]
+    return {name: method for file in files for name, method in getattr(file, "METHODS", {}).items()}
+
+
+METHODS = _methods()
+
+__all__ = ["METHODS", "Method", "method_of"]
+
+
+def method_of(config: DistillConfig) -> type[Method]:
+    """The kind of method that `config` names. Raises UsageError for options without effect on it or each other."""
+    kind = METHODS[config.method]
+    unread = [name for name in OF_METHODS if name in config.model_fields_set - kind.reads]
+    if unread:
+        others = [name for name, other in METHODS.items() if other.reads.issuperset(unread)]
+        raise UsageError(
+            f"{', '.join(option_name(name) for name in sorted(unread))}: without effect on --method {config.method}",
+            f"leave it out, or use --method {others[0]}" if others else "leave it out",
+        )
+    kind.check(config)
+    return kind

@@ -1,0 +1,183 @@
+"""What the methods that make a consistency model share: pairs of levels, the target, the recipe."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.configs import DistillConfig
+from fewstep.diffusion.guidance import GuidedDenoiser, Network
+from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, clean_level, skipping_grid
+from fewstep.diffusion.solvers.base import either
+from fewstep.errors import UsageError
+from fewstep.lora.recipe import Recipe
+from fewstep.models.model import Model
+from fewstep.session.plan import lay_timesteps, psi_named
+from fewstep.training.adapt import Batch, describe
+from fewstep.training.losses import Distance, Jump, lcd_loss, pseudo_huber, squared
+from fewstep.training.networks import STUDENT, Networks
+from fewstep.training.players import Player
+
+FEW = (1, 2, 4, 8)  # steps of sampling whose timesteps --focus means
+CLEAN = -1  # the timestep, so to say, of the clean level: one before the first
+
+
+class Pair(NamedTuple):
+    """Two levels of each sample that a consistency model has to map alike, k timesteps apart."""
+
+    s: NoiseLevel
+    t: NoiseLevel
+    ends: Tensor  # (B,) int64, the timesteps of t on the CPU; CLEAN at the end
+    weight: Tensor | float  # of each sample's distance, (B, 1, 1, 1)
+
+
+def check_teacher(config: DistillConfig) -> None:
+    """Raise UsageError for a solver that cannot be Psi, and a range of guidance scales that is none."""
+    psi_named(config.psi)
+    if (highest := config.guidance_scale_max or config.guidance_scale) < config.guidance_scale:
+        raise UsageError(f"--guidance-scale-max {highest:g} is below --guidance-scale", "give the larger one last")
+
+
+def consistency_players(
+    networks: Networks, config: DistillConfig, loss: Callable[[Network, Network, Batch], Tensor]
+) -> dict[str, Player]:
+    """The student. loss: of student, target and a batch, where the target is the student's average or itself."""
+    student = networks.trainable(STUDENT)
+    target = networks.following(STUDENT, config.target_decay) if config.target == "ema" else networks.network(STUDENT)
+    return {STUDENT: Player(student, lambda module, batch, step: loss(module, target, batch))}
+
+
+def distilling_players(
+    networks: Networks, model: Model, config: DistillConfig, jump: Callable[[NoiseLevel], Jump]
+) -> dict[str, Player]:
+    """The student, which arrives from s where it does after the teacher's step from s to t.
+
+    jump: how it goes on from either, given a level between t and the clean one for each sample.
+    """
+    teacher = networks.teacher
+
+    def loss(student: Network, target: Network, batch: Batch) -> Tensor:
+        device, schedule = batch.x_0.device, model.schedule
+        pair, denoiser = pair_of(config, schedule, batch), denoiser_of(model, batch)
+        guided = denoiser(teacher, empty=batch.empty, guidance_scale=guidance_scales(config, batch.guidance, device))
+        end = level_at(schedule, (batch.end * (pair.ends + 2)).floor() - 1).to(device)  # of CLEAN ... t, all alike
+        return lcd_loss(
+            denoiser(student),
+            denoiser(target),
+            guided,
+            psi_named(config.psi),
+            schedule,
+            batch.x_0,
+            pair.s,
+            pair.t,
+            batch.eps,
+            distance_of(config),
+            jump(end),
+            pair.weight,
+        )
+
+    return consistency_players(networks, config, loss)
+
+
+def denoiser_of(model: Model, batch: Batch) -> Callable[..., GuidedDenoiser]:
+    """What makes a network a denoiser of the batch; more options as GuidedDenoiser takes them."""
+    return partial(GuidedDenoiser, prediction=model.prediction, conditioning=batch.conditioning)
+
+
+def pair_of(config: DistillConfig, schedule: NoiseSchedule, batch: Batch) -> Pair:
+    """The levels of a batch, on its device."""
+    starts, ends = timesteps(config, batch.time, len(schedule))
+    s, t = (level.to(batch.x_0.device) for level in (schedule.at(starts), level_at(schedule, ends)))
+    return Pair(s, t, ends, weights(config, schedule, s, t))
+
+
+def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Tensor]:
+    """s on the skipping grid and t = s - k, (B,) int64, of places (B,) in [0, 1); the last step ends at CLEAN.
+
+    The published script clamps that t to timestep 0 (trap 9), whose noise the student then learns to leave in.
+
+    A share config.focus of the places is spread over the timesteps that sampling in FEW steps begins from.
+    """
+    grid, few = torch.tensor(skipping_grid(config.k, T)), torch.tensor(few_step_timesteps(config.k, T, config.grid))
+    focused = place < config.focus
+    rest = ((place - config.focus) / max(1 - config.focus, 1e-9)).clamp(0, 1)
+    s = torch.where(focused, at(few, place / max(config.focus, 1e-9)), at(grid, rest))
+    return s, s - config.k
+
+
+def level_at(schedule: NoiseSchedule, timesteps: Tensor) -> NoiseLevel:
+    """The levels at timesteps (B,), of which CLEAN is the clean one."""
+    clean = (timesteps == CLEAN).view(-1, 1, 1, 1)
+    return either(clean, clean_level(), schedule.at(timesteps.clamp(min=0)))
+
+
+def at(points: Tensor, place: Tensor) -> Tensor:
+    """The points (B,) at places in [0, 1] of a list of them."""
+    return points[(place * len(points)).long().clamp(0, len(points) - 1)]
+
+
+def few_step_timesteps(k: int, T: int, grid: str) -> list[int]:
+    """Where LCM's sampler evaluates the network in FEW steps, ascending."""
+    return sorted({t for steps in FEW if steps <= T // k for t in lay_timesteps("lcm", steps, grid, k, T)})
+
+
+def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) -> float | Tensor:
+    """The teacher's guidance: the fixed scale, or one per sample at `place` in [0, 1) of the range asked."""
+    if config.guidance_scale_max is None:
+        return config.guidance_scale
+    return (config.guidance_scale + (config.guidance_scale_max - config.guidance_scale) * place).to(device)
+
+
+def weights(config: DistillConfig, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Tensor | float:
+    """Of each sample's distance, (B, 1, 1, 1): all alike, or 1 / length of its step in sigma / alpha.
+
+    Source of the latter: iCT, arXiv 2310.14189, section 3.1. Its mean over the grid is made 1.
+    """
+    if config.weighting == "uniform":
+        return 1.0
+    ends = torch.tensor(skipping_grid(config.k, len(schedule)))
+    return 1 / step_length(s, t) / (1 / step_length(schedule.at(ends), level_at(schedule, ends - config.k))).mean()
+
+
+def step_length(s: NoiseLevel, t: NoiseLevel) -> Tensor:
+    """How much sigma / alpha falls from s to t."""
+    return s.sigma / s.alpha - t.sigma / t.alpha
+
+
+def distance_of(config: DistillConfig) -> Distance:
+    """The distance --loss names."""
+    return partial(pseudo_huber, c=config.huber_c) if config.loss == "huber" else squared
+
+
+def guidance_range(config: DistillConfig) -> tuple[float, float]:
+    """The teacher's lowest and highest guidance."""
+    return config.guidance_scale, config.guidance_scale_max or config.guidance_scale
+
+
+def recipe_of(
+    model: Model,
+    config: DistillConfig,
+    samples: int,
+    solver: str,
+    guidance: tuple[float, float] | None,
+    **training: object,
+) -> Recipe:
+    """How the result wants to be sampled: with `solver`, unless another is asked for.
+
+    guidance: the teacher's, which is distilled in. training: what of the method is kept beside what all share.
+    """
+    common = {
+        "loss": config.loss,
+        "huber_c": config.huber_c if config.loss == "huber" else None,
+        "target": config.target,
+        "target_decay": config.target_decay,
+        "focus": config.focus,
+        "weighting": config.weighting,
+    }
+    described = describe(model, config, config.method, samples, **common, **training)
+    solver = solver if config.sampler == "auto" else config.sampler
+    steps = min(4, len(model.schedule) // config.k)
+    sampling = {"solver": solver, "steps": steps, "guidance_scale": 1.0, "k": config.k, "grid": config.grid}
+    return described.model_copy(update=sampling | {"teacher_guidance_scale": guidance})

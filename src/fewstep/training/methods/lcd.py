@@ -1,0 +1,46 @@
+"""Latent consistency distillation."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fewstep.configs import DistillConfig
+from fewstep.diffusion.consistency import consistency
+from fewstep.lora.recipe import Recipe
+from fewstep.models.model import Model
+from fewstep.session.plan import refuse_zero_snr
+from fewstep.training.methods.consistency import (
+    check_teacher,
+    distilling_players,
+    guidance_range,
+    recipe_of,
+)
+from fewstep.training.methods.method import CONSISTENCY, TEACHER, Method
+from fewstep.training.networks import Networks
+from fewstep.training.players import Player
+
+
+@dataclass(frozen=True)
+class LCD:
+    """Latent consistency distillation, by which LCM-LoRAs are made (arXiv 2311.05556, Algorithm 1)."""
+
+    model: Model
+    config: DistillConfig
+
+    reads: ClassVar[frozenset[str]] = CONSISTENCY | TEACHER
+    with_teacher: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        refuse_zero_snr(self.config.psi, self.model.schedule)
+
+    @staticmethod
+    def check(config: DistillConfig) -> None:
+        check_teacher(config)
+
+    def players(self, networks: Networks) -> dict[str, Player]:
+        return distilling_players(networks, self.model, self.config, lambda end: consistency)
+
+    def recipe(self, samples: int) -> Recipe:
+        return recipe_of(self.model, self.config, samples, "lcm", guidance_range(self.config), psi=self.config.psi)
+
+
+METHODS: dict[str, type[Method]] = {"lcd": LCD}

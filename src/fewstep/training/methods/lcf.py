@@ -1,0 +1,70 @@
+"""Latent consistency fine-tuning."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fewstep.configs import DistillConfig
+from fewstep.diffusion.guidance import Network
+from fewstep.errors import UsageError
+from fewstep.lora.files import open_lora
+from fewstep.lora.recipe import Recipe
+from fewstep.models.model import Model
+from fewstep.models.references import LoraReference
+from fewstep.training.adapt import Batch
+from fewstep.training.losses import lcf_loss
+from fewstep.training.methods.consistency import consistency_players, denoiser_of, distance_of, pair_of, recipe_of
+from fewstep.training.methods.method import CONSISTENCY, Method
+from fewstep.training.networks import Networks
+from fewstep.training.players import Player
+
+
+@dataclass(frozen=True)
+class LCF:
+    """Latent consistency fine-tuning, without a teacher: it teaches a few-step model, of --init-lora or --model, the
+    look of --data and keeps it a few-step one (arXiv 2310.04378, Algorithm 4).
+    """
+
+    model: Model
+    config: DistillConfig
+
+    reads: ClassVar[frozenset[str]] = CONSISTENCY
+    with_teacher: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        few_step_start(self.model, self.config)
+
+    @staticmethod
+    def check(config: DistillConfig) -> None:
+        """All values go together."""
+
+    def players(self, networks: Networks) -> dict[str, Player]:
+        return consistency_players(networks, self.config, self.loss)
+
+    def loss(self, student: Network, target: Network, batch: Batch) -> Tensor:
+        """The loss of a batch, ()."""
+        pair, denoisers = pair_of(self.config, self.model.schedule, batch), denoiser_of(self.model, batch)
+        distance = distance_of(self.config)
+        return lcf_loss(
+            denoisers(student), denoisers(target), batch.x_0, pair.s, pair.t, batch.eps, distance, pair.weight
+        )
+
+    def recipe(self, samples: int) -> Recipe:
+        began_at = few_step_start(self.model, self.config).teacher_guidance_scale
+        return recipe_of(self.model, self.config, samples, "lcm", began_at)
+
+
+def few_step_start(model: Model, config: DistillConfig) -> Recipe:
+    """The recipe of the few-step model that lcf goes on from. Raises UsageError if there is none."""
+    own = open_lora(LoraReference(config.init_lora, 1.0).file).recipe if config.init_lora else model.recipe
+    if own is None or own.solver != "lcm":
+        what = config.init_lora or config.model
+        raise UsageError(
+            f"lcf goes on from a latent consistency model, and {what} does not say that it is one",
+            "give --init-lora an LCM-LoRA, or --model what distill --full or export made",
+        )
+    return own
+
+
+METHODS: dict[str, type[Method]] = {"lcf": LCF}

@@ -1,0 +1,223 @@
+"""The networks of a run: what is trained, what it is compared with, and how the result is written.
+
+All of them go on from one model: as LoRAs beside one frozen network, or as whole networks. The model itself is left as
+it was.
+"""
+
+import copy
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.configs import AdapterConfig
+from fewstep.diffusion.guidance import Conditioning, Network
+from fewstep.errors import UsageError
+from fewstep.events import doing
+from fewstep.io import atomic_folder, write_json
+from fewstep.lora.files import load_adapter
+from fewstep.lora.fitting import check_made_for
+from fewstep.lora.layers import LoraLayers, initial, module_shapes, target_shapes
+from fewstep.lora.low_rank import Adapter, LowRank
+from fewstep.lora.recipe import Recipe
+from fewstep.lora.writing import save_adapter
+from fewstep.models.load import DTYPES, RECIPE_FILE
+from fewstep.models.model import Model
+from fewstep.models.network import UNetNetwork
+from fewstep.models.plugging import as_found
+from fewstep.models.references import LoraReference
+from fewstep.models.single_file import save_folder
+from fewstep.training.players import Average, Trainable, average_of
+
+STUDENT, TARGET, EXPORT = "student", "target", "export"
+
+
+class Networks(Protocol):
+    """What a method puts its players together from."""
+
+    @property
+    def teacher(self) -> Network:
+        """The model as it was given."""
+
+    def trainable(self, name: str) -> Trainable:
+        """New weights to train, which begin as the model's; the student's, if asked so, as those of --init-lora.
+
+        Where the model is called more than once for a loss, the trained one is to be called last: what it switched on
+        stays on for the backward pass.
+        """
+
+    def network(self, name: str) -> Network:
+        """The trainable so named, to be called for another's loss, or without gradient."""
+
+    def following(self, name: str, decay: float) -> Network:
+        """The average of the trainable so named."""
+
+    def export(self, out: Path, recipe: Recipe) -> None:
+        """Write the student under `out`: its average (of a LoRA, of A and of B: see Average)."""
+
+
+@contextmanager
+def networks_of(model: Model, config: AdapterConfig, with_teacher: bool, own: bool = False) -> Iterator[Networks]:
+    """The networks of a run on `model`, which is afterwards as it was, whatever happened.
+
+    with_teacher: whether its weights are still asked for once training has begun.
+    own: whether the model is the run's own, so that its weights may be changed for good, where this saves memory.
+    """
+    unet, dtype = model.unet, DTYPES[config.precision]
+    if not config.full and unet.dtype != dtype:
+        with doing("preparing the networks"):
+            unet = (unet if own else copy.deepcopy(unet)).to(dtype)
+    with as_found(unet):
+        unet.eval().requires_grad_(False)
+        if config.full:
+            yield WholeNetworks(model, config, in_place=own and not with_teacher)
+        else:
+            networks = LoraNetworks(model, unet, config)
+            try:
+                yield networks
+            finally:
+                networks.layers.remove()
+
+
+class LoraNetworks:
+    """LoRAs beside the layers of one frozen network, which serves every role: W0 + B A."""
+
+    def __init__(self, model: Model, unet: Any, config: AdapterConfig) -> None:
+        """unet: the frozen network, in the type to compute in."""
+        self.model, self.config, self.layers = model, config, LoraLayers(unet)
+        self._network = UNetNetwork(unet)
+        self._trainable: dict[str, Trainable] = {}
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+
+    @property
+    def teacher(self) -> Network:
+        return SwitchedNetwork(self._network, self.layers)
+
+    @doing("preparing the networks")
+    def trainable(self, name: str) -> Trainable:
+        if name == STUDENT:
+            updates = initial_updates(self.model, self.config)
+        else:
+            updates = initial(target_shapes(self.model.unet, self.config.modules), self.config.rank, self.config.seed)
+        self.layers.add(name, updates, trainable=True)
+        self.layers.to(self.model.device)
+        parameters = self.layers.parameters_of(name)
+        module = LoraStudent(self._network, self.layers, name)
+        self._trainable[name] = Trainable(module, parameters, {EXPORT: average_of(parameters, self.config.ema)})
+        return self._trainable[name]
+
+    def network(self, name: str) -> Network:
+        return SwitchedNetwork(self._network, self.layers, name)
+
+    def following(self, name: str, decay: float) -> Network:
+        own = f"{TARGET} of {name}"
+        self.layers.add(
+            own, {module: LowRank(*(x.clone() for x in u)) for module, u in self.layers.updates_of(name).items()}
+        )
+        self._trainable[name].averages[TARGET] = Average(decay, dict(self.layers.parameters_of(own)))
+        return SwitchedNetwork(self._network, self.layers, own)
+
+    def export(self, out: Path, recipe: Recipe) -> None:
+        shadow = self._trainable[STUDENT].averages[EXPORT].shadow
+        modules = {name: LowRank(shadow[f"{name}/A"], shadow[f"{name}/B"]) for name in self.layers.updates_of(STUDENT)}
+        save_adapter(out / "lora.safetensors", Adapter(modules), recipe)
+
+
+class SwitchedNetwork:
+    """A network with certain LoRAs switched on for each call; none at all is the bare network."""
+
+    def __init__(self, network: UNetNetwork, layers: LoraLayers, *adapters: str) -> None:
+        self.network, self.layers = network, layers
+        self.switch = tuple((adapter, 1.0) for adapter in adapters)
+
+    def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        with self.layers.using(*self.switch):
+            return self.network(x, t, conditioning)  # type: ignore[no-any-return]
+
+
+class LoraStudent(nn.Module):
+    """The frozen network with a trained LoRA, which stays switched on: the backward pass may run layers again."""
+
+    def __init__(self, network: UNetNetwork, layers: LoraLayers, adapter: str) -> None:
+        super().__init__()
+        self.network, self.layers, self.adapter = network, layers, adapter
+
+    def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        self.layers.switch = ((self.adapter, 1.0),)
+        return self.network(x, t, conditioning)  # type: ignore[no-any-return]
+
+
+class WholeNetworks:
+    """Copies of the whole network, in float32."""
+
+    def __init__(self, model: Model, config: AdapterConfig, in_place: bool) -> None:
+        """in_place: whether the student is the model's own network, so that there is no teacher."""
+        self.model, self.config, self.in_place = model, config, in_place
+        self._trainable: dict[str, Trainable] = {}
+
+    @property
+    def teacher(self) -> Network:
+        assert not self.in_place, "a method with a teacher says so"
+        return UNetNetwork(self.model.unet)
+
+    @doing("preparing the networks")
+    def trainable(self, name: str) -> Trainable:
+        unet = self.model.unet if self.in_place and name == STUDENT else copy.deepcopy(self.model.unet)
+        module = UNetNetwork(unet.float().requires_grad_(True))
+        if self.config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        parameters = dict(unet.named_parameters())
+        self._trainable[name] = Trainable(module, parameters, {EXPORT: average_of(parameters, self.config.ema)})
+        return self._trainable[name]
+
+    def network(self, name: str) -> Network:
+        module: Network = self._trainable[name].module
+        return module
+
+    def following(self, name: str, decay: float) -> Network:
+        trainable = self._trainable[name]
+        target: UNetNetwork = copy.deepcopy(trainable.module).requires_grad_(False)  # type: ignore[assignment]
+        trainable.averages[TARGET] = Average(decay, dict(target.unet.named_parameters()))
+        return target
+
+    def export(self, out: Path, recipe: Recipe) -> None:
+        save_model(out / "model", self.model, self._trainable[STUDENT].averages[EXPORT].shadow, recipe)
+
+
+def initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
+    """What the student's LoRA begins as: untrained, or that of --init-lora, which has to fit."""
+    shapes = target_shapes(model.unet, config.modules)
+    if config.init_lora is None:
+        return initial(shapes, config.rank, config.seed)
+    modules = module_shapes(model.unet)
+    adapter, recipe = load_adapter(LoraReference(config.init_lora, 1.0).file, modules)
+    check_made_for(adapter, recipe, modules, str(config.init_lora), str(model.path), model.prediction_type)
+    ranks = sorted({adapter.size(name).rank for name in adapter.modules})
+    if ranks != [config.rank]:
+        raise UsageError(
+            f"--rank {config.rank} differs from {config.init_lora}, which has {ranks}", f"use --rank {ranks[0]}"
+        )
+    if config.modules != "all" and (others := adapter.modules.keys() - shapes.keys()):
+        raise UsageError(
+            f"--modules {config.modules}: {config.init_lora} adapts others, such as {min(others)}", "leave it out"
+        )
+    return dict(adapter.modules)
+
+
+@doing("writing the model")
+def save_model(folder: Path, model: Model, unet: dict[str, Tensor], recipe: Recipe) -> None:
+    """Write the model's folder anew with these UNet weights and this recipe, whole or not at all."""
+    changed = copy.deepcopy(model.unet).float()
+    changed.load_state_dict(unet, strict=False)
+    with atomic_folder(folder) as temporary:
+        if model.path.is_file():
+            save_folder(model, temporary)
+        else:
+            shutil.copytree(model.path, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "unet"))
+        changed.to(torch.float16).save_pretrained(temporary / "unet")
+        write_json(temporary / RECIPE_FILE, recipe.model_dump(mode="json"))
