@@ -96,7 +96,7 @@ def test_other_errors_pass_unchanged(tmp_path):
 
 def test_a_parent_that_is_a_file_is_said(tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(FewstepError, match=r"^cannot write .*out/x\.txt: .*\n\nhint: choose an --out folder"):
+    with pytest.raises(FewstepError, match=r"^cannot write .*out/x\.txt: .*\n\nhint: choose an out folder"):
         write_bytes(tmp_path / "out" / "x.txt", b"")
     assert names(tmp_path) == ["out"]
 
@@ -106,7 +106,7 @@ def test_a_parent_that_is_a_file_is_said(tmp_path):
     [
         ("cache/encoded/x", "set FEWSTEP_CACHE to a folder"),
         ("hub/models--owner--name/refs/main", "set HF_HUB_CACHE to a folder"),
-        ("out/x", "choose an --out folder"),
+        ("out/x", "choose an out folder"),
     ],
 )
 def test_the_hint_names_what_decides_the_place(monkeypatch, tmp_path, place, hint):

@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from fewstep.errors import Line
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -26,7 +28,7 @@ LOGGER = logging.getLogger("fewstep")
 class Note:
     """One line for the person."""
 
-    text: str
+    text: str  # a Line, which a skin spells, where it comes from `note`
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def tell(event: Event) -> None:
 
 
 def note(text: str) -> None:
-    """Tell one line for the person."""
-    tell(Note(text))
+    """Tell one line for the person, with fields marked by `errors.option`."""
+    tell(Note(Line(text)))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, option
 from fewstep.locks import Lock, take
 
 SCRATCH = ".fewstep-"  # what the names of hidden folders begin with, in which files are written
@@ -147,7 +147,7 @@ def place_setting(path: Path) -> str:
         return "set HF_HUB_CACHE to a folder"
     if path.absolute().is_relative_to(cache_dir().absolute()):
         return "set FEWSTEP_CACHE to a folder"
-    return "choose an --out folder"
+    return f"choose an {option('out')} folder"
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -190,7 +190,7 @@ def test_betas_and_their_product_equal_diffusers(config):
 
 def test_more_steps_than_the_training_grid_has():
     scheduler = FewstepScheduler(**STABLE_DIFFUSION, solver="lcm", grid="quadratic", k=100)
-    with pytest.raises(UsageError, match=r"^--steps 12 are too many for the quadratic grid, which has 10 timesteps"):
+    with pytest.raises(UsageError, match=r"^steps 12 are too many for the quadratic grid, which has 10 timesteps"):
         scheduler.set_timesteps(12)
     with pytest.warns(UserWarning, match=r"^strength 0.5 leaves too few of the trained timesteps \(k = 100\)"):
         scheduler.set_timesteps(6, strength=0.5)

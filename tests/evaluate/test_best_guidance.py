@@ -22,8 +22,8 @@ def test_the_grid_is_ascending_and_without_doubles():
 def test_what_is_no_guidance_is_named(word):
     with pytest.raises(UsageError) as caught:
         grid_of(f"1,{word}")
-    assert caught.value.message == f"--guidance-grid 1,{word}: {word!r} is no guidance scale of 0...50"
-    assert caught.value.hint == "write --guidance-grid 1,2,4,8"
+    assert caught.value.message == f"guidance_grid 1,{word}: {word!r} is no guidance scale of 0...50"
+    assert caught.value.hint == "write guidance_grid 1,2,4,8"
 
 
 @pytest.mark.parametrize(("kids", "best"), [((3, 1, 2), 2), ((-1, 0, 2), 1), ((2, 1, 1), 2), ((5,), 1)])
@@ -37,7 +37,7 @@ def test_a_best_one_at_an_end_is_told():
     for kids, best in (((1, 2, 3), 1), ((3, 2, 1), 3)):
         (note,) = at_the_end("ddim:4@best", entries(search(*kids)))
         assert (
-            note == f"ddim:4@best: the best guidance, {best}, is at an end of --guidance-grid; the best may lie outside"
+            note == f"ddim:4@best: the best guidance, {best}, is at an end of guidance_grid; the best may lie outside"
         )
 
 

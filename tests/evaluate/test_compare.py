@@ -158,7 +158,7 @@ def test_the_table_is_printed_with_its_protocol(fewstep, config):
     table_text = "\n".join(line for line in lines[3:] if line.startswith("* "))
     for words in ("sha256", "32 px, fp32", "seed k * images + i", "it favours ODE solvers", "bicubic to 224", "torch"):
         assert words in table_text
-    assert "* FID and KID left out: they compare with real images, which --reference names" in table_text
+    assert "* FID and KID left out: they compare with real images, which reference names" in table_text
     assert (wish.out / "table.md").read_text(encoding="utf-8") == done.out
 
 
@@ -321,7 +321,7 @@ def test_a_row_at_its_best_guidance(config, drawings, tmp_path, capsys):
     searched = [plan.guidance_scale for _, plan, *_ in drawings if (plan.solver_name, plan.steps) == ("ddim", 2)]
     others = [scale for scale in scales if scale != best["guidance_scale"]]
     assert sorted(searched) == sorted(3 * others + 7 * [best["guidance_scale"]] + 6 * [best["guidance_scale"]])
-    note = f"ddim:2@best: the best guidance, {best['guidance_scale']:g}, is at an end of --guidance-grid; the best may"
+    note = f"ddim:2@best: the best guidance, {best['guidance_scale']:g}, is at an end of guidance_grid; the best may"
     ends = best["guidance_scale"] != 2
     assert (note in capsys.readouterr().err) == bool(protocol["notes"]) == ends
     table_text = (wish.out / "table.md").read_text(encoding="utf-8")
@@ -337,10 +337,10 @@ def test_a_row_at_its_best_guidance(config, drawings, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({"reference": None}, "the best guidance is found by KID to real images, and --reference names none", "@3"),
-        ({"images": 3}, "the best guidance is found by KID, which needs 4 images, and --images is 3", "draw more"),
+        ({"reference": None}, "the best guidance is found by KID to real images, and reference names none", "@3"),
+        ({"images": 3}, "the best guidance is found by KID, which needs 4 images, and images is 3", "draw more"),
         ({"real": 3}, "the best guidance is found by KID: KID left out: it needs 4 images on both sides", "@3"),
-        ({"guidance_grid": "1,x"}, "--guidance-grid 1,x: 'x' is no guidance scale of 0...50", "1,2,4,8"),
+        ({"guidance_grid": "1,x"}, "guidance_grid 1,x: 'x' is no guidance scale of 0...50", "1,2,4,8"),
         ({"inception": False}, "the best guidance is found by KID: FID and KID left out: no weights; pip", "@3"),
     ],
 )
@@ -356,7 +356,7 @@ def test_the_best_guidance_is_refused_before_anything_is_drawn(
     with pytest.raises(FewstepError) as caught:
         compare.compare(config(**({"rows": ("lcm:2", "ddim:2@best"), "reference": real} | options)))
     assert message in caught.value.message
-    assert caught.value.message.startswith("--guidance-grid" if "guidance_grid" in options else "--rows ddim:2@best: ")
+    assert caught.value.message.startswith("guidance_grid" if "guidance_grid" in options else "rows ddim:2@best: ")
     assert "\n" not in caught.value.message + caught.value.hint
     assert hint in caught.value.hint
     assert drawings == []
@@ -454,7 +454,7 @@ def test_rows_with_loras(config, tmp_path, capsys):
 
 def test_a_lora_that_does_not_fit_is_said_with_the_row(config, tmp_path):
     lora = lora_file(tmp_path / "other.safetensors", width=24)
-    with pytest.raises(FewstepError, match=rf"^--rows lcm:2\+{re.escape(str(lora))}:1: "):
+    with pytest.raises(FewstepError, match=rf"^rows lcm:2\+{re.escape(str(lora))}:1: "):
         compare.compare(config(rows=("lcm:2@1", f"lcm:2+{lora}:1")))
 
 
@@ -478,7 +478,7 @@ def test_bad_rows_are_refused_before_anything_is_loaded(fewstep, config, monkeyp
 def test_a_folder_of_other_things_is_left_alone(config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(FewstepError, match=r"--out .*out holds other things than a comparison"):
+    with pytest.raises(FewstepError, match=r"out .*out holds other things than a comparison"):
         compare.compare(config())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 

@@ -76,7 +76,7 @@ def test_times_as_fast_are_left_out_of_rows_not_timed_in_turns():
         ["row", "times as fast"],
         [["b", "2.00"]],
     )
-    assert in_words(rows) == ["times as fast: left out, since rows are timed in turns only with --timing-rounds"]
+    assert in_words(rows) == ["times as fast: left out, since rows are timed in turns only with timing_rounds"]
     assert in_words(rows[:1]) == []
 
 

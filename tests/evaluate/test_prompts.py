@@ -81,7 +81,7 @@ def test_a_table_of_the_reference_may_say_style_and_concept(tmp_path):
 
 
 def test_errors_of_the_reference_name_its_option(tmp_path):
-    with pytest.raises(FewstepError, match=r"--reference .*nowhere: data not found: .*\n\nhint: --reference takes"):
+    with pytest.raises(FewstepError, match=r"reference .*nowhere: data not found: .*\n\nhint: reference takes"):
         prompts_for(None, tmp_path / "nowhere")
 
 
@@ -98,5 +98,5 @@ def test_without_what_ships_a_file_is_asked_for(monkeypatch):
         raise FewstepError("kit is not among the shipped files", "install again")
 
     monkeypatch.setattr(module, "shipped_kit", missing)
-    with pytest.raises(FewstepError, match=r"there are no prompts: kit is not .*\n\nhint: give --prompts a file"):
+    with pytest.raises(FewstepError, match=r"there are no prompts: kit is not .*\n\nhint: give prompt_file a file"):
         prompts_for(None, None)

@@ -75,30 +75,30 @@ def test_fresh_noise_and_grid_stand_after_the_solver():
 def test_what_is_wrong_is_said_with_the_row(text, message, hint):
     with pytest.raises(UsageError) as caught:
         parse_row(text)
-    assert caught.value.message.startswith(f"--rows {text}: {message}")
+    assert caught.value.message.startswith(f"rows {text}: {message}")
     assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ddim:0", "--steps 0: "),
-        ("ddim:1001", "--steps 1001: "),
-        ("ddim:4@51", "--guidance-scale"),
-        ("ddim,eta=2:4", "--eta 2.0: "),
-        ("lcm,k=0:4", "--k 0: "),
+        ("ddim:0", "steps 0: "),
+        ("ddim:1001", "steps 1001: "),
+        ("ddim:4@51", "guidance_scale"),
+        ("ddim,eta=2:4", "eta 2.0: "),
+        ("lcm,k=0:4", "k 0: "),
     ],
 )
 def test_values_out_of_range_are_said_with_the_row(text, message):
     with pytest.raises(UsageError) as caught:
         draw_of(parse_row(text), CONFIG, ("a cat",))
-    assert caught.value.message.startswith(f"--rows {text}: {message}")
+    assert caught.value.message.startswith(f"rows {text}: {message}")
 
 
 def test_a_lora_that_is_not_there_is_said_with_the_row():
     with pytest.raises(FewstepError) as caught:
         draw_of(parse_row("lcm:4+nowhere.safetensors:1"), CONFIG, ("a cat",))
-    assert caught.value.message == "--rows lcm:4+nowhere.safetensors:1: LoRA file not found: nowhere.safetensors"
+    assert caught.value.message == "rows lcm:4+nowhere.safetensors:1: LoRA file not found: nowhere.safetensors"
     assert ".safetensors file" in caught.value.hint
 
 

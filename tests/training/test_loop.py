@@ -156,9 +156,9 @@ def test_a_path_is_the_same_however_it_is_typed(tmp_path: Path, monkeypatch: pyt
     run["out"] = tmp_path / "run"
     for data in ("../images", "../images/", tmp_path / "images", "../others/../link"):
         check_folder(build(DistillConfig, **run, data=data))
-    with pytest.raises(UsageError, match=rf"^--data \. differs from the run in .* \({tmp_path / 'images'}\)"):
+    with pytest.raises(UsageError, match=rf"^data \. differs from the run in .* \({tmp_path / 'images'}\)"):
         check_folder(build(DistillConfig, **run, data="."))
-    with pytest.raises(UsageError, match=r"^--model \.\./images differs from the run in .* \(emoji\)"):
+    with pytest.raises(UsageError, match=r"^model \.\./images differs from the run in .* \(emoji\)"):
         check_folder(build(DistillConfig, **(run | {"model": "../images"}), data="../images"))
 
 

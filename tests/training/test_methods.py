@@ -165,7 +165,7 @@ def test_names_in_configs_are_those_of_the_registry() -> None:
 
 def test_what_a_method_does_not_read_is_refused(model: Model, tmp_path: Path) -> None:
     common = {"model": "m", "data": "d", "out": tmp_path}
-    with pytest.raises(UsageError, match=r"^--psi: without effect on --method lcf\n\nhint: .*use --method lcd$"):
+    with pytest.raises(UsageError, match=r"^psi: without effect on method lcf\n\nhint: .*use method lcd$"):
         method_of(build(DistillConfig, **common, method="lcf", psi="heun"))
     for name, method in METHODS.items():
         assert method.reads <= DistillConfig.model_fields.keys() - AdapterConfig.model_fields.keys(), name

@@ -13,7 +13,7 @@ from fewstep.assets import LICENCE, shipped_lora
 from fewstep.configs import Draw, ExportConfig, build
 from fewstep.diffusion.schedule import SCHEDULE_KEYS
 from fewstep.engines import Facts
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import note
 from fewstep.io import atomic_folder, read_json, scratch, write_bytes, write_json
 from fewstep.lora.files import hash_of
@@ -64,7 +64,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
     float32, rounded once to the type they are stored in.
     """
     if config.out.exists():
-        raise UsageError(f"--out {config.out} is already there", "choose another --out for the model")
+        raise UsageError(
+            f"{option('out')} {config.out} is already there", f"choose another {option('out')} for the model"
+        )
     loras = config.loras or default_loras(config.model, "auto")
     session = Session(config.model, loras, dtype="fp32", device="cpu")
     plan = session.plan(build(Draw, prompts=("",)))

@@ -191,7 +191,7 @@ def interrupt(number: int, frame: object) -> None:
 
 def complain(error: FewstepError, exit_code: int | None = None) -> int:
     """Print the error as one line, a blank line and a hint; its exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {error.spelled(option_name)}", file=sys.stderr)
     return error.exit_code if exit_code is None else exit_code
 
 

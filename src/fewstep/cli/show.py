@@ -4,12 +4,16 @@ import json
 from collections.abc import Iterator
 
 from fewstep.commands.result import Result
+from fewstep.configs import option_name
+from fewstep.errors import spelled
 
 
 def show(result: object, as_json: bool) -> None:
     """Print what a command gave back: a Result, or pictures that are saved one after another."""
     if isinstance(result, Result):
-        print(json.dumps(result.document, indent=2, ensure_ascii=False) if as_json else result.text)
+        print(
+            json.dumps(result.document, indent=2, ensure_ascii=False) if as_json else spelled(result.text, option_name)
+        )
         if result.error is not None:
             raise result.error
     elif isinstance(result, Iterator):

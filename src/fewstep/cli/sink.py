@@ -6,7 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fewstep.errors import printable
+from fewstep.configs import option_name
+from fewstep.errors import Line, printable
 from fewstep.events import Event, Note, Progress
 
 PATIENCE_S = 2.0  # for which a person waits without asking why
@@ -24,7 +25,7 @@ class Terminal:
     def __call__(self, event: Event) -> None:
         """Show the event; pictures are none of it."""
         if isinstance(event, Note):
-            tqdm.write(f"note: {printable(event.text)}", file=sys.stderr)
+            tqdm.write(f"note: {Line(event.text).spelled(option_name)}", file=sys.stderr)
         elif isinstance(event, Progress) and sys.stderr.isatty():
             (self._count if event.unit else self._wait)(event)
 

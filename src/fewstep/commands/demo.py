@@ -13,7 +13,7 @@ from fewstep.assets import ACCELERATION, KIT, MODEL, STYLES, shipped_kit
 from fewstep.commands.program import program
 from fewstep.commands.result import Result
 from fewstep.configs import DemoConfig, DistillConfig, Draw, Grid, build
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import FewstepError, UsageError, option
 from fewstep.evaluate.report import figure, heading, page, paragraph, preformatted, table, text_table
 from fewstep.evaluate.sheets import SheetRow, grid
 from fewstep.events import note
@@ -86,7 +86,9 @@ def demo(config: DemoConfig) -> Result:
     """The story, in config.out; the text is the table, the files and what to try next."""
     begun = time.perf_counter()
     if config.out.exists() and not (config.out / "report.html").is_file():
-        raise UsageError(f"--out {config.out} holds other things than a demo", "choose another --out")
+        raise UsageError(
+            f"{option('out')} {config.out} holds other things than a demo", f"choose another {option('out')}"
+        )
     session = Session(MODEL, (), engine=config.engine, dtype=config.dtype, device=config.device)
     with atomic_folder(config.out) as folder:
         note("1 of 3: the same prompts from the same noise, with four solvers")
@@ -154,7 +156,7 @@ def recogniser() -> Recognised:
     try:
         network = load_efficientnet()
     except FewstepError as error:
-        note(f"what is recognised is not counted: {error.message}; {error.hint}")
+        note(f"what is recognised is not counted: {error.whole}")
         return lambda pictures: "-"
     reference = load_reference(shipped_kit() / "reference.safetensors")
     styles, concepts = zip(*SUBJECTS.values(), strict=True)

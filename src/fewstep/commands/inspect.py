@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fewstep.assets import MODEL
 from fewstep.commands.result import Result
 from fewstep.configs import InspectConfig
-from fewstep.errors import printable
+from fewstep.errors import Line, option, printable
 from fewstep.events import doing
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.lora.blocks import blocks_of
@@ -33,7 +33,7 @@ SAMPLING = (
 )
 READABLE = 300  # characters of a line; --json has all of it
 STRENGTH = " (Frobenius norm of what it adds to the weights, by block)"
-UNTOLD = "depends on the weights of its model, as of every DoRA: give --model"
+UNTOLD = Line(f"depends on the weights of its model, as of every DoRA: give {option('model')}")
 
 Models = Mapping[str, Mapping[str, ModuleShape]]  # name -> module -> shape
 
@@ -143,7 +143,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
         "file": facts["file"],
         "sha256": facts["sha256"],
         "layout": facts["layout"],
-        "fits": ", ".join(facts["fits"]) or "no known family: give --model",
+        "fits": ", ".join(facts["fits"]) or Line(f"no known family: give {option('model')}"),
         "coverage": "; ".join(map(str, covered)),
         "touched": facts["touched"],
         "parameters": f"{facts['parameters']:,} in {facts['modules']} modules",
@@ -155,4 +155,5 @@ def as_text(facts: Mapping[str, Any]) -> str:
     if facts["other_metadata"]:
         lines["also says"] = ", ".join(facts["other_metadata"])
     width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {printable(str(value), READABLE)}" for name, value in lines.items())
+    shown = {name: x.marked if isinstance(x, Line) else printable(str(x), READABLE) for name, x in lines.items()}
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in shown.items())

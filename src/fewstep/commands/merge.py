@@ -8,7 +8,7 @@ import torch
 
 from fewstep.commands.result import Result
 from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, ResizeConfig
-from fewstep.errors import FewstepError, UsageError, printable
+from fewstep.errors import FewstepError, UsageError, option, printable
 from fewstep.events import doing
 from fewstep.families import family_of
 from fewstep.lora.carried import carried
@@ -57,8 +57,9 @@ def check_out(config: AdapterOutput, model: bool = False) -> None:
     folder = config.dialect == "peft" and not model
     replaceable = (config.out / PEFT_CONFIG).is_file() if folder else config.out.is_file()
     if config.out.exists() and not (config.overwrite and replaceable):
-        hint = f"choose another --out{', or give --overwrite' if replaceable else ''}"
-        raise UsageError(f"--out {config.out} is already there", hint)
+        replace = f", or give {option('overwrite')}" if replaceable else ""
+        hint = f"choose another {option('out')}{replace}"
+        raise UsageError(f"{option('out')} {config.out} is already there", hint)
 
 
 def check_ranks(modules: Mapping[str, LowRank], most: int) -> None:
@@ -67,15 +68,19 @@ def check_ranks(modules: Mapping[str, LowRank], most: int) -> None:
         rank = size_of(modules, name).rank
         if rank > most:
             raise FewstepError(
-                f"the exact sum has rank {rank} in {name}, more than --max-rank {most}",
-                "cut it with --rank 64 or --energy 0.99, fold it with --into MODEL, or raise --max-rank",
+                f"the exact sum has rank {rank} in {name}, more than {option('max_rank')} {most}",
+                f"cut it with {option('rank')} 64 or {option('energy')} 0.99, fold it with {option('into')} MODEL, or"
+                f" raise {option('max_rank')}",
             )
 
 
 def resize(config: ResizeConfig) -> Result:
     """What was written: one LoRA again at a lower rank, and what that loses."""
     if config.rank is None and config.energy is None:
-        raise UsageError("neither --rank nor --energy was given", "say how small: --rank 8, or --energy 0.95")
+        raise UsageError(
+            f"neither {option('rank')} nor {option('energy')} was given",
+            f"say how small: {option('rank')} 8, or {option('energy')} 0.95",
+        )
     check_out(config)
     fitted = fit([parse_reference(text) for text in config.files], config.model, config.allow_partial)
     return write_sum(config, combine([(1.0, term.adapter) for term in fitted.terms]), fitted)

@@ -9,5 +9,5 @@ class Result(NamedTuple):
     """What was done or found."""
 
     document: Any  # of JSON's types
-    text: str  # the same as a person reads it
+    text: str  # the same as a person reads it, with fields marked by `errors.option`
     error: FewstepError | None = None  # what is wrong all the same: raised once the result was shown

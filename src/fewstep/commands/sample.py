@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.configs import SampleConfig
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 from fewstep.images import read_bytes, save_png, words_of
 from fewstep.session import Picture, PictureRecipe, Session
 
@@ -25,7 +25,7 @@ class Saved(NamedTuple):
 def sample(config: SampleConfig) -> Iterator[Saved]:
     """The pictures of `config`, each as soon as it is saved under config.out."""
     if config.out.exists() and not config.out.is_dir():
-        raise UsageError(f"--out {config.out} is a file", "give --out a folder")
+        raise UsageError(f"{option('out')} {config.out} is a file", f"give {option('out')} a folder")
     draw = config.draw(read_bytes)
     with Session.open(config.where) as session:
         for picture in session.draw(draw):

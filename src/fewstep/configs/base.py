@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fewstep.configs.ranges import range_of
-from fewstep.errors import UsageError, is_text
+from fewstep.errors import UsageError, is_text, option
 
 ANY = object()  # in Config.needs: whatever is not off
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -80,13 +80,11 @@ class Config(BaseModel):
         given = {name for name in self.model_fields_set if getattr(self, name) != fields[name].default}
         for name, (other, value) in self.needs.items():
             if name in given and not (getattr(self, other) if value is ANY else getattr(self, other) == value):
-                spelled = option_name(other) if value in (ANY, True) else f"{option_name(other)} {value}"
-                raise UsageError(f"{option_name(name)} needs {spelled}", "give both, or leave it out")
+                needed = option(other) if value in (ANY, True) else f"{option(other)} {value}"
+                raise UsageError(f"{option(name)} needs {needed}", "give both, or leave it out")
         for name, other in self.excludes.items():
             if name in given and other in given:
-                raise UsageError(
-                    f"{option_name(name)} and {option_name(other)} exclude each other", "leave out one of them"
-                )
+                raise UsageError(f"{option(name)} and {option(other)} exclude each other", "leave out one of them")
         return self
 
     @field_validator("*")
@@ -95,9 +93,11 @@ class Config(BaseModel):
         """Refuse what was typed in no UTF-8: no file, tokenizer or config takes it."""
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, str | Path) and not is_text(str(part)):
-                typed = cls.argument is not None and field.field_name == cls.argument[0]
-                name = cls.argument[1] if cls.argument and typed else option_name(field.field_name or "value")
-                raise UsageError(f"{name} {part} is not UTF-8 text", "is the terminal's locale one of UTF-8?")
+                field_name = field.field_name or "value"
+                typed = cls.argument is not None and field_name == cls.argument[0]
+                name = cls.argument[1] if cls.argument and typed else option(field_name)
+                hint = "is the terminal's locale one of UTF-8?"
+                raise UsageError(f"{name} {part} is not UTF-8 text", hint, field_name)
         return value
 
 
@@ -105,7 +105,7 @@ C = TypeVar("C", bound=Config)
 
 
 def build(kind: type[C], **values: Any) -> C:
-    """The config with these values; a bad one is a UsageError naming the option as typed."""
+    """The config with these values; a bad one is a UsageError naming its field."""
     try:
         return kind(**values)
     except ValidationError as error:
@@ -115,16 +115,16 @@ def build(kind: type[C], **values: Any) -> C:
 def usage_error(error: ValidationError) -> UsageError:
     """pydantic's first complaint as one line and a hint."""
     first = error.errors()[0]
-    name = option_name(str(first["loc"][0])) if first["loc"] else "value"
+    name = option(str(first["loc"][0])) if first["loc"] else "value"
     given = first.get("input")
     if first["type"] == "extra_forbidden":
-        return UsageError(f"there is no option {name}", "see --help for the options of this command")
+        return UsageError(f"there is no option {name}", f"see {option('help')} for the options of this command")
     if first["type"] == "missing":
-        return UsageError(f"{name} is required", "see --help for what it takes")
+        return UsageError(f"{name} is required", f"see {option('help')} for what it takes")
     outside = first["type"].startswith(("greater_than", "less_than"))
     return UsageError(
         f"{name} {given}: {first['msg'][0].lower()}{first['msg'][1:]}",
-        "see --help for the range of values" if outside else "see --help for what it takes",
+        f"see {option('help')} for {'the range of values' if outside else 'what it takes'}",
     )
 
 

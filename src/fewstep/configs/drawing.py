@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from fewstep.configs.base import Config, Device, ModelName
 from fewstep.configs.draw import Draw, Drawing
 from fewstep.configs.where import DType, EngineName, Where
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 
 
 class Output(Config):
@@ -31,7 +31,9 @@ class SampleConfig(Output, Drawing[Path], Where):
     @model_validator(mode="after")
     def _controlled(self) -> Self:
         if (self.controlnet is None) != (self.control_image is None):
-            raise UsageError("--controlnet and --control-image go together", "give both, or neither")
+            raise UsageError(
+                f"{option('controlnet')} and {option('control_image')} go together", "give both, or neither"
+            )
         return self
 
     @property

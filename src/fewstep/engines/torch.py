@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.configs import Where
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.engines.engine import Capabilities, Facts, NetworkOptions
+from fewstep.errors import option
 from fewstep.events import note
 from fewstep.families import ModuleShape
 from fewstep.lora.layers import LoraLayers, shape_of
@@ -103,7 +104,9 @@ class TorchEngine:
             self._attached = attached
             return
         self._folding.plug(terms)
-        if text := loss_note(self._folding.lost, "sample --live-lora keeps it, and so does --dtype fp32"):
+        if text := loss_note(
+            self._folding.lost, f"sample {option('live_lora')} keeps it, and so does {option('dtype')} fp32"
+        ):
             note(text)
 
 

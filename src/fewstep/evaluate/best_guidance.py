@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fewstep.configs import CompareConfig
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import FewstepError, Line, UsageError, option
 from fewstep.evaluate.candidates import numbers_in
 from fewstep.evaluate.measure import Tools, kid_of
 from fewstep.evaluate.row_pictures import RowPictures
@@ -29,8 +29,8 @@ def grid_of(text: str) -> tuple[float, ...]:
     """The guidance scales in 1,1.5,2, ascending. Raises UsageError naming the one that is none."""
 
     def refusal(word: str) -> UsageError:
-        what = f"--guidance-grid {text}: {word!r} is no guidance scale of 0...{LARGEST}"
-        return UsageError(what, "write --guidance-grid 1,2,4,8")
+        what = f"{option('guidance_grid')} {text}: {word!r} is no guidance scale of 0...{LARGEST}"
+        return UsageError(what, f"write {option('guidance_grid')} 1,2,4,8")
 
     return tuple(sorted(numbers_in(text, lambda value: 0 <= value <= LARGEST, refusal)))
 
@@ -41,13 +41,14 @@ def check_wish(config: CompareConfig, specs: Sequence[RowSpec]) -> None:
     for spec in specs:
         if spec.best and config.reference is None:
             raise UsageError(
-                f"--rows {spec.text}: the best guidance is found by KID to real images, and --reference names none",
-                f"give --reference real images, or {HINT}",
+                f"{option('rows')} {spec.text}: the best guidance is found by KID to real images, and"
+                f" {option('reference')} names none",
+                f"give {option('reference')} real images, or {HINT}",
             )
         if spec.best and config.images < 2 * FEWEST:
             raise UsageError(
-                f"--rows {spec.text}: the best guidance is found by KID, which needs {2 * FEWEST} images, and"
-                f" --images is {config.images}",
+                f"{option('rows')} {spec.text}: the best guidance is found by KID, which needs {2 * FEWEST} images, and"
+                f" {option('images')} is {config.images}",
                 f"draw more, or {HINT}",
             )
 
@@ -56,8 +57,8 @@ def check_tools(specs: Sequence[RowSpec], tools: Tools) -> None:
     """Raise FewstepError, with the reasons that `load_tools` noted, if KID cannot be told for a row that needs it."""
     for spec in specs:
         if spec.best and (tools.real is None or len(tools.real.features) < 2 * FEWEST):
-            why = [note for note in tools.notes if "KID left out" in note]
-            raise FewstepError(f"--rows {spec.text}: the best guidance is found by KID: {'; '.join(why)}", HINT)
+            why = "; ".join(note.marked for note in tools.notes if "KID left out" in note)
+            raise FewstepError(f"{option('rows')} {spec.text}: the best guidance is found by KID: {why}", HINT)
 
 
 def images_of(config: CompareConfig) -> int:
@@ -94,13 +95,14 @@ def entries(search: Sequence[TriedGuidance]) -> list[dict[str, float]]:
     ]
 
 
-def at_the_end(row: str, search: Sequence[Mapping[str, float]]) -> list[str]:
+def at_the_end(row: str, search: Sequence[Mapping[str, float]]) -> list[Line]:
     """A note if the row's best guidance is the first or last of several; search: as `entries` makes it."""
     scales = [one["guidance_scale"] for one in search]
     best = min(search, key=lambda one: one["kid"])["guidance_scale"]
     if len(scales) == 1 or best not in (scales[0], scales[-1]):
         return []
-    return [f"{row}: the best guidance, {best:g}, is at an end of --guidance-grid; the best may lie outside"]
+    end = f"is at an end of {option('guidance_grid')}; the best may lie outside"
+    return [Line(f"{row}: the best guidance, {best:g}, {end}")]
 
 
 def protocol_of(config: CompareConfig, rows: Sequence[Row]) -> dict[str, Any] | None:

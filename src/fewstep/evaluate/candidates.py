@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from typing import NamedTuple
 
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 from fewstep.metrics.estimate import Estimate
 
 BLOCKS = ("down", "mid", "up")
@@ -72,7 +72,9 @@ def grid_of(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The style's and the acceleration's weights in 0.6,0.8 or 0.5,0.8:0.9,1, ascending. Raises UsageError."""
     lists = text.split(":")
     if len(lists) > 2:
-        raise UsageError(f"--grid {text}: {len(lists)} lists", "write one list for both LoRAs, or style:acceleration")
+        raise UsageError(
+            f"{option('grid')} {text}: {len(lists)} lists", "write one list for both LoRAs, or style:acceleration"
+        )
     axes = [weights_of(part, text) for part in lists]
     return axes[0], axes[-1]
 
@@ -81,7 +83,9 @@ def weights_of(part: str, text: str) -> tuple[float, ...]:
     """The weights of one list, ascending. Raises UsageError naming the one that is none."""
 
     def refusal(word: str) -> UsageError:
-        return UsageError(f"--grid {text}: {word!r} is no weight above 0", "write --grid 0.6,0.8,1.0")
+        return UsageError(
+            f"{option('grid')} {text}: {word!r} is no weight above 0", f"write {option('grid')} 0.6,0.8,1.0"
+        )
 
     values = numbers_in(part, lambda value: 0 < value < math.inf, refusal)
     return tuple(sorted({round(value, DIGITS) for value in values}))

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fewstep.configs import CompareConfig
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 from fewstep.evaluate import best_guidance, first_row
 from fewstep.evaluate.best_guidance import TriedGuidance
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Measures, Tools, load_tools, measure
@@ -65,7 +65,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 def check_out(out: Path) -> None:
     """Raise UsageError for a file, and for a folder of something else than an earlier comparison."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "table.json").is_file()):
-        raise UsageError(f"--out {out} holds other things than a comparison", "choose another --out")
+        raise UsageError(
+            f"{option('out')} {out} holds other things than a comparison", f"choose another {option('out')}"
+        )
 
 
 def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
@@ -156,7 +158,7 @@ def draw_row(
     with naming(spec):
         plan = session.plan(wish)
         for text in plan.notes:
-            note(f"{spec.text}: {text}")
+            note(f"{spec.text}: {text.marked}")
         pictures = draw(session, plan, wish, around, spec.text)
         diverse = draw_of(spec, config, few) if tools.lpips else None
         title = f"{spec.text}, diversity"

@@ -91,7 +91,7 @@ def in_words(rows: Sequence[Row]) -> list[str]:
             " in both rows the same real images and images of the same prompts and noise"
         )
     if rows[1:] and "speedup" not in measured:
-        lines.append("times as fast: left out, since rows are timed in turns only with --timing-rounds")
+        lines.append("times as fast: left out, since rows are timed in turns only with timing_rounds")
     ratios = [c.title.removesuffix(CERTAIN) for c in COLUMNS if c.key in measured and c.key.endswith("_ratio")]
     if ratios:
         lines.append(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.assets import shipped_kit
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, Line, option
 from fewstep.evaluate.prompts import Prompt, reference_images
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.events import doing
@@ -44,7 +44,7 @@ class Tools(NamedTuple):
     real_efficientnet: Real | None = None  # None too where there are too few images for a Fréchet distance
     drawings: Reference | None = None
     clip: Judge | None = None  # only if asked for
-    notes: tuple[str, ...] = ()  # why something is None
+    notes: tuple[Line, ...] = ()  # why something is None
 
 
 class Measures(NamedTuple):
@@ -81,7 +81,7 @@ def load_tools(
         try:
             return load()
         except FewstepError as error:
-            notes.append(f"{what} left out: {error.message}; {error.hint}")
+            notes.append(f"{what} left out: {error.whole}")
             return None
 
     scorer = load_judge(clip, (prompt.text for prompt in prompts), device) if clip else None
@@ -94,7 +94,7 @@ def load_tools(
     if efficientnet and any(prompt.style and prompt.concept for prompt in prompts):
         drawings = attempt("agreement", lambda: drawings_for(prompts))
     if reference is None:
-        notes.append("FID and KID left out: they compare with real images, which --reference names")
+        notes.append(f"FID and KID left out: they compare with real images, which {option('reference')} names")
     elif inception := attempt("FID and KID", lambda: load_inception(device)):
         real = read_real(real_images, str(reference), size, inception)
         notes += too_few("FID", needed(inception.dim), images, len(real.features), "; KID does with fewer")
@@ -103,7 +103,7 @@ def load_tools(
         few = too_few("EfficientNet distance", needed(efficientnet.dim), images, len(real_images))
         real_efficientnet = None if few else read_real(real_images, str(reference), size, efficientnet)
         notes += few
-    return Tools(lpips, inception, real, efficientnet, real_efficientnet, drawings, scorer, tuple(notes))
+    return Tools(lpips, inception, real, efficientnet, real_efficientnet, drawings, scorer, tuple(map(Line, notes)))
 
 
 def load_judge(name: str, prompts: Iterable[str], device: torch.device) -> Judge:
@@ -119,8 +119,8 @@ def too_few(what: str, fewest: int, images: int, real: int, instead: str = "") -
     if min(images, real) >= fewest:
         return []
     return [
-        f"{what} left out: it needs {fewest} images on both sides, and there are {images} (--images) and {real} real"
-        f" ones (--reference){instead}"
+        f"{what} left out: it needs {fewest} images on both sides, and there are {images} ({option('images')}) and"
+        f" {real} real ones ({option('reference')}){instead}"
     ]
 
 

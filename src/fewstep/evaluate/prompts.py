@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fewstep.assets import shipped_kit
 from fewstep.data.sources import Listing, list_samples
 from fewstep.data.sources.table import caption_of
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, option
 
 OF = " emoji of "  # between a shipped caption's words for the style and for the thing
 NAMED = 5  # broken lines at most, in an error
@@ -53,8 +53,8 @@ def reference_images(reference: Path, captioned: bool = False) -> Listing:
     try:
         return list_samples(reference, captioned)
     except FewstepError as error:
-        hint = error.hint.replace("--data", "--reference")
-        raise FewstepError(f"--reference {reference}: {error.message}", hint) from None
+        hint = error.hint.marked.replace(option("data"), option("reference"))
+        raise FewstepError(f"{option('reference')} {reference}: {error.message.marked}", hint) from None
 
 
 def shipped_prompts() -> Prompts:
@@ -62,8 +62,8 @@ def shipped_prompts() -> Prompts:
     try:
         file = shipped_kit() / "drawings" / "metadata.jsonl"
     except FewstepError as error:
-        hint = "give --prompts a file with one prompt a line, or --reference captioned images"
-        raise FewstepError(f"there are no prompts: {error.message}", hint) from None
+        hint = f"give {option('prompt_file')} a file with one prompt a line, or {option('reference')} captioned images"
+        raise FewstepError(f"there are no prompts: {error.message.marked}", hint) from None
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     prompts = (Prompt(row["text"], row["style"], Path(row["file_name"]).stem) for row in rows)
     return Prompts(tuple(prompts), "captions of the drawings that ship")
@@ -94,7 +94,7 @@ def read_prompts(file: Path) -> tuple[Prompt, ...]:
     except OSError as error:
         raise FewstepError(
             f"cannot read the prompts in {file} ({error.strerror or error})",
-            "--prompts takes a file, one prompt a line",
+            f"{option('prompt_file')} takes a file, one prompt a line",
         ) from None
     parse = _from_json if file.suffix.lower() == ".jsonl" else Prompt
     prompts, broken = [], []

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, get_args
 
 from fewstep.configs import CompareConfig, Draw, Grid, build
 from fewstep.diffusion.solvers import SOLVERS
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import FewstepError, UsageError, option
 from fewstep.models.references import parse_reference
 from fewstep.session.loras import default_loras
 
@@ -47,16 +47,16 @@ def parse_row(text: str) -> RowSpec:
     """The row that was typed. Raises UsageError with the row and what is wrong in it; no file is opened."""
     head = HEAD.fullmatch(text.strip())
     if head is None:
-        raise UsageError(f"--rows {text}: this is not SOLVER:STEPS", f"a row is {GRAMMAR}")
+        raise UsageError(f"{option('rows')} {text}: this is not SOLVER:STEPS", f"a row is {GRAMMAR}")
     solver, steps, guidance = head["solver"], head["steps"], head["guidance"]
     if solver not in SOLVERS:
-        raise UsageError(f"--rows {text}: unknown solver {solver!r}", f"known ones: {', '.join(SOLVERS)}")
+        raise UsageError(f"{option('rows')} {text}: unknown solver {solver!r}", f"known ones: {', '.join(SOLVERS)}")
     if not re.fullmatch("[0-9]{1,6}", steps):
-        raise UsageError(f"--rows {text}: steps {steps!r} are no whole number", f"a row is {GRAMMAR}")
+        raise UsageError(f"{option('rows')} {text}: steps {steps!r} are no whole number", f"a row is {GRAMMAR}")
     calls = SOLVERS[solver].calls
     if int(steps) % calls:
         raise UsageError(
-            f"--rows {text}: {solver} makes {calls} network calls a step, so {steps} do not come out even",
+            f"{option('rows')} {text}: {solver} makes {calls} network calls a step, so {steps} do not come out even",
             f"use a multiple of {calls}",
         )
     return RowSpec(
@@ -74,11 +74,11 @@ def _options(terms: str, text: str) -> dict[str, Any]:
     """What stands after the solver: ,eta=0.5 or ,gamma=0.2 or ,grid=quadratic or ,k=100."""
     found: dict[str, Any] = {}
     for term in terms.split(",")[1:]:
-        option, _, value = term.partition("=")
-        if option not in OPTIONS or not re.fullmatch(OPTIONS[option], value):
+        name, _, value = term.partition("=")
+        if name not in OPTIONS or not re.fullmatch(OPTIONS[name], value):
             known = f"eta=NUMBER, gamma=NUMBER, k=NUMBER or grid={'|'.join(get_args(Grid))}"
-            raise UsageError(f"--rows {text}: {term!r} is no {known}", f"a row is {GRAMMAR}")
-        found[option] = READ[option](value)
+            raise UsageError(f"{option('rows')} {text}: {term!r} is no {known}", f"a row is {GRAMMAR}")
+        found[name] = READ[name](value)
     return found
 
 
@@ -87,7 +87,7 @@ def _number(guidance: str, text: str) -> float:
         return float(guidance)
     except ValueError:
         raise UsageError(
-            f"--rows {text}: guidance {guidance!r} is no number", "write @1 for none, @7.5, or @best"
+            f"{option('rows')} {text}: guidance {guidance!r} is no number", "write @1 for none, @7.5, or @best"
         ) from None
 
 
@@ -95,7 +95,7 @@ def _loras(terms: str, text: str) -> tuple[str, ...]:
     found = tuple(LORA.findall(terms))
     rest = LORA.sub("", terms)
     if rest:
-        raise UsageError(f"--rows {text}: {rest!r} is no LORA:WEIGHT", f"a row is {GRAMMAR}")
+        raise UsageError(f"{option('rows')} {text}: {rest!r} is no LORA:WEIGHT", f"a row is {GRAMMAR}")
     return found
 
 
@@ -105,7 +105,7 @@ def naming(row: RowSpec) -> Iterator[None]:
     try:
         yield
     except FewstepError as error:
-        raise type(error)(f"--rows {row.text}: {error.message}", error.hint) from error
+        raise type(error)(f"{option('rows')} {row.text}: {error.message.marked}", error.hint) from error
 
 
 def draw_of(row: RowSpec, config: CompareConfig, prompts: tuple[str, ...]) -> Draw:

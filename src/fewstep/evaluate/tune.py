@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep import __version__
 from fewstep.assets import STYLES, shipped_kit
 from fewstep.configs import Draw, TuneConfig, build
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import FewstepError, Line, UsageError, option
 from fewstep.evaluate.candidates import (
     BLOCKS,
     Pair,
@@ -105,7 +105,7 @@ def check_out(out: Path) -> None:
         return
     table = out / "table.json"
     if not table.is_file() or "candidates" not in read_json(table, "table"):
-        raise UsageError(f"--out {out} holds other things than a tuning", "choose another --out")
+        raise UsageError(f"{option('out')} {out} holds other things than a tuning", f"choose another {option('out')}")
 
 
 def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> Tuning:
@@ -142,7 +142,8 @@ def prompts_of(config: TuneConfig) -> Prompts:
         return prompts_for(config.prompt_file, config.reference)
     if config.style not in STYLES:
         raise UsageError(
-            f"what the style {config.style} looks like is not known", "give --reference a folder of images in it"
+            f"what the style {config.style} looks like is not known",
+            f"give {option('reference')} a folder of images in it",
         )
     return Prompts(styled_prompts(config.style), "the things that the drawings that ship show, of no named style")
 
@@ -161,12 +162,14 @@ def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device
     style_source = f"{len(real.features)} images of {real.source} (sha256 {real.sha256})"
     try:
         if not any(prompt.style and prompt.concept for prompt in prompts):
-            raise FewstepError("the prompts do not say their style and concept", "--prompts takes .jsonl with both")
+            raise FewstepError(
+                "the prompts do not say their style and concept", f"{option('prompt_file')} takes .jsonl with both"
+            )
         return Judges(
             inception, style, style_source, load_efficientnet(device), drawings_for(prompts), (CLIP, *left_out)
         )
     except FewstepError as error:
-        note = f"agreement left out: {error.message}; {error.hint}"
+        note = f"agreement left out: {error.whole}"
         return Judges(inception, style, style_source, None, None, (CLIP, *left_out, note))
 
 
@@ -232,7 +235,7 @@ def plan_of(config: TuneConfig, session: Session, wish: Draw) -> Plan:
     """How the pair is sampled. Raises UsageError if neither LoRA nor the model is an acceleration."""
     if not any(recipe.accelerates for recipe in session.recipes):
         raise UsageError(
-            f"--acceleration {config.acceleration} does not say that it accelerates",
+            f"{option('acceleration')} {config.acceleration} does not say that it accelerates",
             f"see fewstep inspect {config.acceleration}",
         )
     return session.plan(wish)
@@ -306,7 +309,7 @@ def protocol_of(
         "agreement_chance": tried[0].chance,
         "score": SCORE,
         "errors": ERRORS,
-        "left_out": list(judges.notes),
+        "left_out": [Line(text) for text in judges.notes],
     }
 
 

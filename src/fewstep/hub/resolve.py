@@ -86,7 +86,7 @@ def fetched(place: HubName, half: bool, hub: Hub) -> Path:
         refusal = hub_error(error, place, hub.endpoint)
         if kept is None:
             raise refusal from error
-        note(f"{refusal.message}; the copy in the cache is used")
+        note(f"{refusal.message.marked}; the copy in the cache is used")
         return kept[0] / kept[1].target
     choice = chosen(files, place, half)
     folder = hub.folder(place.repository)

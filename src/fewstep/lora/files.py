@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, option
 from fewstep.events import doing, note
 from fewstep.families import ModuleShape
 from fewstep.io import sha256_file
@@ -184,7 +184,7 @@ class LoraFile:
             raise FewstepError(
                 f"LoRA {self.path}: the {held} values of {spelled} would multiply out to {size.parameters:,}, and"
                 " there is no such module",
-                "name its model with --model, or use another file",
+                f"name its model with {option('model')}, or use another file",
             )
 
     def not_finite(self, spelled: str) -> FewstepError:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, option
 from fewstep.families import FAMILIES, Family
 from fewstep.families.ldm import ldm_names
 from fewstep.io import atomic_folder, atomic_path, write_json
@@ -134,9 +134,11 @@ def save_peft(path: Path, plan: Planned, metadata: Mapping[str, str]) -> None:
     """PEFT's folder, for the UNet alone: PEFT keeps one folder for each network."""
     text = next((name for name in plan.shapes if name.startswith(TEXT)), None)
     if text is not None:
-        raise FewstepError(f"a PEFT folder is of one network, and {text} is of another", "use --dialect diffusers")
+        raise FewstepError(
+            f"a PEFT folder is of one network, and {text} is of another", f"use {option('dialect')} diffusers"
+        )
     if path.exists() and not (path / PEFT_CONFIG).is_file():
-        raise FewstepError(f"{path} is already there and no PEFT folder", "choose another --out")
+        raise FewstepError(f"{path} is already there and no PEFT folder", f"choose another {option('out')}")
     ranks = list(plan.ranks.values())
     common = max(set(ranks), key=ranks.count)
     others = {name: rank for name, rank in plan.ranks.items() if rank != common}
@@ -176,7 +178,8 @@ def bytes_of(entry: Entry) -> bytes:
     assert tensor.shape == torch.Size(entry.shape), entry.key
     if entry.dtype.is_floating_point and not survives(made, tensor):
         raise FewstepError(
-            f"{entry.key} holds values too large for {SAFETENSORS_NAMES[entry.dtype]}", "write it with --dtype fp32"
+            f"{entry.key} holds values too large for {SAFETENSORS_NAMES[entry.dtype]}",
+            f"write it with {option('dtype')} fp32",
         )
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 

@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from fewstep.assets import shipped_model
 from fewstep.diffusion.prediction import prediction_named, refuse_blind
 from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, option
 from fewstep.events import doing
 from fewstep.hub import not_found, resolved
 from fewstep.io import brief, read_json
@@ -41,7 +41,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
     if not there[name]:
         raise FewstepError(
-            f"--device {name} is not available on this machine", "use --device auto, or see fewstep doctor"
+            f"{option('device')} {name} is not available on this machine",
+            f"use {option('device')} auto, or see fewstep doctor",
         )
     return torch.device(name)
 
@@ -112,7 +113,8 @@ def load_clip(name: str, device: torch.device | str) -> tuple[Path, Any, Any, An
     if not (folder / "config.json").is_file():
         raise FewstepError(
             f"CLIP model {name} not found",
-            "give --clip-model the folder with CLIP's configs, vocabulary and .safetensors weights, or a hub id",
+            f"give {option('clip_model')} the folder with CLIP's configs, vocabulary and .safetensors weights, or"
+            " a hub id",
         )
     network = load_part(CLIPModel, folder, torch.float32, device)
     processor = load_processor(folder, network.config.vision_config.image_size)
@@ -149,7 +151,7 @@ def _schedule(path: Path) -> tuple[NoiseSchedule, str]:
         prediction_named(name)
         schedule = schedule_from_config(config)
     except FewstepError as error:
-        raise FewstepError(f"{path}: {error.message}", error.hint) from error
+        raise FewstepError(f"{path}: {error.message.marked}", error.hint) from error
     refuse_blind(name, schedule.zero_terminal_snr, f"{path} has ")
     return schedule, name
 
@@ -171,6 +173,7 @@ def _safety_checker(path: Path, device: torch.device | str) -> SafetyChecker:
         processor = load_processor(path / "feature_extractor", network.config.vision_config.image_size)
     except FewstepError as error:
         raise FewstepError(
-            f"the safety checker's {error.message}", f"{error.hint}, or give --no-safety-checker"
+            f"the safety checker's {error.message.marked}",
+            f"{error.hint.marked}, or give {option('no_safety_checker')}",
         ) from error
     return SafetyChecker(network, processor)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.prediction import Prediction, prediction_named
 from fewstep.diffusion.schedule import NoiseSchedule
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, option
 from fewstep.events import doing
 from fewstep.families import FAMILIES, family_of
 from fewstep.io import sha256_bytes, sha256_file
@@ -25,7 +25,7 @@ from fewstep.models.weights import unet_sha256
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 PARTS = ("unet", "vae", "scheduler", *TEXT_PARTS)  # folders of a model in diffusers' layout
-AGAIN = "its weights may be damaged: get the model again; with --dtype fp16, try bf16 or fp32"
+AGAIN = f"its weights may be damaged: get the model again; with {option('dtype')} fp16, try bf16 or fp32"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, option
 from fewstep.io import read_object
 from fewstep.models.part_configs import AGAIN, checked_config, layers_of_config
 from fewstep.models.weights import lost_values, opened
 
-NOT_FINITE = "get the model again; with --dtype fp16, bf16 or fp32 may hold what fp16 cannot"
+NOT_FINITE = f"get the model again; with {option('dtype')} fp16, bf16 or fp32 may hold what fp16 cannot"
 COPY = "copy the whole model folder again"
 STEMS = ("diffusion_pytorch_model", "model")  # what diffusers and transformers call files of weights
 UNUSED = re.compile(  # tensors that text encoders keep beside what is run

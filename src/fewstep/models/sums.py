@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fewstep.errors import option
 from fewstep.events import doing, note
 from fewstep.families import FAMILIES, ModuleShape, family_of
 from fewstep.lora.files import Base, LoraFile, hash_of, open_lora
@@ -56,7 +57,7 @@ def fit(references: Sequence[LoraReference], model: str | None, allow_partial: b
     if len(fitting) > 1:
         shapes = FAMILIES[best].all_modules()
         best, reason = origin_of(fitting, [(file, file.adapter(shapes).modules) for _, file in files])
-        note(f"fits {' and '.join(fitting)}; taken as {best}, {reason}; --model says otherwise")
+        note(f"fits {' and '.join(fitting)}; taken as {best}, {reason}; {option('model')} says otherwise")
     return Fitted(placed(files, FAMILIES[best].all_modules(), best, allow_partial), best, None)
 
 
@@ -140,5 +141,7 @@ def facts_of(fitted: Fitted) -> dict[str, Any]:
 
 def tell_loss(lost: Mapping[torch.dtype, float]) -> None:
     """Say it when the model's type loses much of the LoRAs."""
-    if text := loss_note(lost, "fold them into a float32 copy of the model, or plug them in by sample --live-lora"):
+    if text := loss_note(
+        lost, f"fold them into a float32 copy of the model, or plug them in by sample {option('live_lora')}"
+    ):
         note(text)

@@ -10,7 +10,7 @@ from fewstep.configs import Draw
 from fewstep.diffusion.guidance import Denoiser
 from fewstep.diffusion.schedule import NoiseLevel
 from fewstep.engines import Engine
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 from fewstep.images import image_size, read_image, read_mask
 from fewstep.models.inpainting import mask_and_latents
 
@@ -79,10 +79,10 @@ def _image_and_mask(draw: Draw, engine: Engine) -> tuple[int, int, Tensor | None
 def _size(draw: Draw, engine: Engine) -> tuple[int, int]:
     """Height and width in pixels, checked against the autoencoder's factor."""
     factor = engine.facts.factor
-    for option, value in (("--width", draw.width), ("--height", draw.height)):
+    for field, value in (("width", draw.width), ("height", draw.height)):
         if value is not None and value % factor:
             fitting = max(round(value / factor), 1) * factor
-            raise UsageError(f"{option} {value} is not a multiple of {factor}", f"use {fitting}")
+            raise UsageError(f"{option(field)} {value} is not a multiple of {factor}", f"use {fitting}")
     return draw.height or engine.facts.height, draw.width or engine.facts.width
 
 
@@ -111,7 +111,7 @@ def sides(text: str) -> tuple[int, int, int, int]:
         numbers = []
     if len(numbers) not in (1, 4) or min(numbers) < 0 or not any(numbers):
         raise UsageError(
-            f"--outpaint {text} is not pixels at the left, top, right and bottom", "such as 64, or 0,0,128,0"
+            f"{option('outpaint')} {text} is not pixels at the left, top, right and bottom", "such as 64, or 0,0,128,0"
         )
     left, top, right, bottom = numbers * (4 // len(numbers))
     return left, top, right, bottom

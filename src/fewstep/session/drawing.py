@@ -15,7 +15,7 @@ from fewstep.diffusion.sampler import sampling_levels
 from fewstep.diffusion.schedule import NoiseLevel
 from fewstep.diffusion.solvers.base import Noise
 from fewstep.engines import Engine
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, option
 from fewstep.images import to_image
 from fewstep.session.canvas import Canvas, Keeping
 from fewstep.session.loras import LoraFacts
@@ -136,7 +136,7 @@ def draw_latents(
 def decoded(engine: Engine, latents: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) on the CPU. Raises FewstepError for latents that are not finite: no black picture."""
     if not latents.isfinite().all():
-        hint = "use --dtype fp32 or bf16, or a lower --guidance-scale"
+        hint = f"use {option('dtype')} fp32 or bf16, or a lower {option('guidance_scale')}"
         raise FewstepError("the network's output is not finite", hint)
     parts = torch.split(latents, max(1, DECODED_AT_ONCE // latents[0, 0].numel()))
     return torch.cat([engine.decode(part) for part in parts]).cpu()

@@ -13,7 +13,7 @@ from fewstep.diffusion.schedule import (
     trailing_grid,
 )
 from fewstep.diffusion.solvers import SOLVERS, Solver
-from fewstep.errors import UsageError
+from fewstep.errors import Line, UsageError, option
 from fewstep.lora.recipe import Recipe
 
 DEFAULT_STEPS = 20
@@ -30,7 +30,7 @@ class Plan:
     solver_name: str
     timesteps: tuple[int, ...]  # descending; the clean end follows
     guidance_scale: float
-    notes: tuple[str, ...] = ()  # one-line advice for the person
+    notes: tuple[Line, ...] = ()  # one-line advice for the person
     grid: str = "trailing"  # that the timesteps are of: a name of GRIDS or TRAINING_GRIDS
     k: int = DEFAULT_K  # skipping step of the latter
     eta: float | None = None  # of ddim; None is the solver's own, 0
@@ -96,7 +96,7 @@ def plan_sampling(
     if grid != asked:
         notes.append(between_trained(strength, k))
     fresh = (_fresh_noise("eta", eta, name, fast), _fresh_noise("gamma", gamma, name, fast))
-    return Plan(name, tuple(timesteps), guidance_scale, tuple(notes), grid, k, *fresh)
+    return Plan(name, tuple(timesteps), guidance_scale, tuple(map(Line, notes)), grid, k, *fresh)
 
 
 def solver_named(name: str, eta: float | None = None, gamma: float | None = None) -> Solver:
@@ -104,13 +104,13 @@ def solver_named(name: str, eta: float | None = None, gamma: float | None = None
     if name not in SOLVERS:
         raise UsageError(f"unknown solver {name!r}", f"known ones: {', '.join(SOLVERS)}")
     given = {"eta": eta, "gamma": gamma}
-    own = {option: value for option, value in given.items() if value is not None and _solver_with(option) == name}
+    own = {field: value for field, value in given.items() if value is not None and _solver_with(field) == name}
     return replace(SOLVERS[name], **own) if own else SOLVERS[name]  # type: ignore[type-var]
 
 
-def _solver_with(option: str) -> str:
-    """The name whose solver has the option; its other names are for one value of it."""
-    return next(name for name, solver in SOLVERS.items() if hasattr(solver, option))
+def _solver_with(field: str) -> str:
+    """The name whose solver has the field; its other names are for one value of it."""
+    return next(name for name, solver in SOLVERS.items() if hasattr(solver, field))
 
 
 def grid_named(grid: str, solver: str) -> str:
@@ -129,7 +129,10 @@ def _training_grid(grid: str, k: int | None, solver: str, fast: Recipe | None) -
         grid = fast.grid or "lcm"
     grid = grid_named("lcm" if grid == "auto" and k else grid, solver)
     if k and grid not in TRAINING_GRIDS:
-        raise UsageError(f"--k is of the training grid, and --grid is {grid}", "add --grid lcm or --grid quadratic")
+        raise UsageError(
+            f"{option('k')} is of the training grid, and {option('grid')} is {grid}",
+            f"add {option('grid')} lcm or {option('grid')} quadratic",
+        )
     return grid, k or own or DEFAULT_K
 
 
@@ -145,8 +148,8 @@ def reachable_grid(solver: str, steps: int, grid: str, k: int, T: int, strength:
         return "trailing"
     points, calls = len(skipping_grid(k, T)), solver_named(solver).calls
     raise UsageError(
-        f"--steps {steps} are too many for the {grid} grid, which has {points} timesteps (k = {k})",
-        f"use at most {points * calls}, or --grid trailing, which is not bound to the timesteps of training",
+        f"{option('steps')} {steps} are too many for the {grid} grid, which has {points} timesteps (k = {k})",
+        f"use at most {points * calls}, or {option('grid')} trailing, which is not bound to the timesteps of training",
     )
 
 
@@ -177,14 +180,16 @@ def _reach(count: int, strength: float, T: int) -> int:
     return max(math.ceil(strength * T), count)
 
 
-def _fresh_noise(option: str, wish: float | None, name: str, fast: Recipe | None) -> float | None:
-    """The wish, else the recipe's if its solver is used; UsageError for a wish where the solver has no such option."""
-    of = _solver_with(option)
+def _fresh_noise(field: str, wish: float | None, name: str, fast: Recipe | None) -> float | None:
+    """The wish, else the recipe's if its solver is used; UsageError for a wish where the solver has no such field."""
+    of = _solver_with(field)
     if name == of:
-        own = getattr(fast, option) if fast and fast.solver == name else None
+        own = getattr(fast, field) if fast and fast.solver == name else None
         return own if wish is None else wish
     if wish is not None:
-        raise UsageError(f"--{option} is of the {of} solver, and the solver is {name}", f"add --solver {of}")
+        raise UsageError(
+            f"{option(field)} is of the {of} solver, and the solver is {name}", f"add {option('solver')} {of}"
+        )
     return None
 
 
@@ -193,11 +198,13 @@ def solver_steps(name: str, steps: int) -> int:
     calls = solver_named(name).calls
     if steps < 1 or steps % calls:
         raise UsageError(
-            f"{name} makes {calls} network calls a step, so --steps {steps} does not come out even",
+            f"{name} makes {calls} network calls a step, so {option('steps')} {steps} does not come out even",
             f"use a multiple of {calls}",
         )
     if steps > 1000:
-        raise UsageError(f"--steps {steps} is outside 1 to 1000", "4 is usual with an acceleration LoRA, 20 without")
+        raise UsageError(
+            f"{option('steps')} {steps} is outside 1 to 1000", "4 is usual with an acceleration LoRA, 20 without"
+        )
     return steps // calls
 
 
@@ -206,7 +213,8 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
     if fast and fast.recognised_by:
         notes.append(
             f"a LoRA carries no recipe; by '{fast.recognised_by}' in its name it is made for {fast.solver},"
-            f" {fast.steps} steps, guidance {fast.guidance_scale:g}: --solver, --steps and --guidance-scale overrule it"
+            f" {fast.steps} steps, guidance {fast.guidance_scale:g}: {option('solver')}, {option('steps')} and"
+            f" {option('guidance_scale')} overrule it"
         )
     if fast and fast.caveat:
         notes.append(f"pictures will differ from its makers': {fast.caveat}")
@@ -223,7 +231,7 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
             f"the {name} solver needs an acceleration LoRA or a distilled model; without one images are blurry"
         )
     if negative_prompt and guidance_scale == 1:
-        notes.append("the negative prompt has no effect at guidance 1: --nag-scale 5 makes it work")
+        notes.append(f"the negative prompt has no effect at guidance 1: {option('nag_scale')} 5 makes it work")
     return notes
 
 
@@ -235,9 +243,9 @@ def psi_named(name: str) -> Solver:
     solver = SOLVERS.get("dpm-solver++2s" if name == "dpm-solver++" else name)
     if name == "dpm-solver++2m" or (solver and (solver.multistep or solver.order == 0)):
         reason = "adds noise" if solver and solver.order == 0 else "is multistep: without history it is only DDIM"
-        raise UsageError(f"--psi {name} {reason}", "use ddim, dpm-solver or dpm-solver++ (single-step)")
+        raise UsageError(f"{option('psi')} {name} {reason}", "use ddim, dpm-solver or dpm-solver++ (single-step)")
     if solver is None:
-        raise UsageError(f"unknown --psi {name!r}", "use ddim, dpm-solver or dpm-solver++")
+        raise UsageError(f"unknown {option('psi')} {name!r}", "use ddim, dpm-solver or dpm-solver++")
     return solver
 
 

@@ -11,7 +11,7 @@ from fewstep.configs import AdapterConfig
 from fewstep.data.cache import Encoded, encode
 from fewstep.data.sources import Sample, list_samples
 from fewstep.diffusion.guidance import Conditioning
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 from fewstep.events import note
 from fewstep.hub import title_of
 from fewstep.lora.files import open_lora
@@ -76,7 +76,7 @@ def latent_data(samples: Sequence[Sample], model: Model, config: AdapterConfig) 
     size = config.size or model.size
     if size % model.factor:
         raise UsageError(
-            f"--size {size} is not a multiple of {model.factor}", f"use {size // model.factor * model.factor}"
+            f"{option('size')} {size} is not a multiple of {model.factor}", f"use {size // model.factor * model.factor}"
         )
     return LatentData(encode(samples, model, size), model.embed([""]).to("cpu"), config.drop_captions)
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, option
 from fewstep.events import doing
 from fewstep.io import atomic_path
 from fewstep.training.players import Players, Trainable
@@ -53,7 +53,7 @@ def state_of(trainable: Trainable, optimizer: torch.optim.Optimizer) -> dict[str
 @doing("reading the checkpoint")
 def load_checkpoint(path: Path, players: Players, optimizers: Optimizers) -> tuple[int, dict[str, Any]]:
     """The finished steps and `extra` of the checkpoint in `path`, its tensors copied into place."""
-    hint = "it belongs to another run or was damaged: train into a new --out folder"
+    hint = f"it belongs to another run or was damaged: train into a new {option('out')} folder"
     try:
         with safe_open(path, "pt") as file, torch.no_grad():
             metadata = file.metadata() or {}
@@ -118,7 +118,7 @@ def resumed(
             failures.append(error)
             continue
         for failure in failures:
-            note(f"{failure.message}; going on from {path.name}, the one before it")
+            note(f"{failure.message.marked}; going on from {path.name}, the one before it")
         return found
     if failures:
         raise failures[0]

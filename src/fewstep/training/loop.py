@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from fewstep.configs import TrainingConfig
-from fewstep.errors import FewstepError, Interrupted, UsageError
+from fewstep.errors import FewstepError, Interrupted, UsageError, option
 from fewstep.events import note
 from fewstep.training.checkpoint import checkpoint_path, keep_newest, resumed, save_checkpoint
 from fewstep.training.draws import Order, SampleId
@@ -45,7 +45,10 @@ class Run:
         """Make the optimisers, and wrap them and the modules for this machine's precision and processes."""
         if len(self.players) > 1 and self.accelerator.scaler is not None:
             names = ", ".join(self.players)
-            raise UsageError(f"--precision fp16 trains one network, and this run {names}", "use --precision bf16")
+            raise UsageError(
+                f"{option('precision')} fp16 trains one network, and this run {names}",
+                f"use {option('precision')} bf16",
+            )
         for name, player in self.players.items():
             trained = player.trainable
             made = player.optimizer(list(trained.parameters.values()), self.config, self.accelerator.device)
@@ -145,7 +148,7 @@ def run_until_the_end(run: Run, data: Data, on_checkpoint: Callable[[int], None]
             if stop and run.step < config.train_steps:
                 raise Interrupted(
                     f"stopped after {run.step} of {config.train_steps} steps, with a checkpoint in {run.folder}",
-                    "run the same command with --resume to go on",
+                    f"run the same command with {option('resume')} to go on",
                 )
 
 
@@ -153,7 +156,7 @@ def new_accelerator(config: TrainingConfig) -> Accelerator:
     """Accelerate's view of this machine: device, precision, processes, trackers."""
     on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if config.precision == "fp16" and on_cpu:
-        raise UsageError("--precision fp16 needs a GPU to train", "use --precision bf16, or fp32")
+        raise UsageError(f"{option('precision')} fp16 needs a GPU to train", f"use {option('precision')} bf16, or fp32")
     AcceleratorState._reset_state()  # a second run in one process may want another precision
     return Accelerator(
         cpu=config.device == "cpu",
@@ -225,5 +228,5 @@ def check_finite(run: Run, losses: Mapping[str, float], norms: Mapping[str, Tens
     saved, of = run.save(), f" of {', '.join(bad)}" if len(run.players) > 1 else ""
     raise FewstepError(
         f"the loss{of} is no longer finite at step {run.step + 1}; the last good state is {saved}",
-        "lower --learning-rate or use --precision fp32, and run again with --resume",
+        f"lower {option('learning_rate')} or use {option('precision')} fp32, and run again with {option('resume')}",
     )

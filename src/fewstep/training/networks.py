@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.configs import AdapterConfig
 from fewstep.diffusion.guidance import Conditioning, Network
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 from fewstep.events import doing
 from fewstep.io import atomic_folder, write_json
 from fewstep.lora.files import load_adapter
@@ -200,11 +200,13 @@ def initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
     ranks = sorted({adapter.size(name).rank for name in adapter.modules})
     if ranks != [config.rank]:
         raise UsageError(
-            f"--rank {config.rank} differs from {config.init_lora}, which has {ranks}", f"use --rank {ranks[0]}"
+            f"{option('rank')} {config.rank} differs from {config.init_lora}, which has {ranks}",
+            f"use {option('rank')} {ranks[0]}",
         )
     if config.modules != "all" and (others := adapter.modules.keys() - shapes.keys()):
         raise UsageError(
-            f"--modules {config.modules}: {config.init_lora} adapts others, such as {min(others)}", "leave it out"
+            f"{option('modules')} {config.modules}: {config.init_lora} adapts others, such as {min(others)}",
+            "leave it out",
         )
     return dict(adapter.modules)
 

@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from fewstep.assets import ACCELERATION, MODEL, STYLES
-from fewstep.configs import TrainingConfig, option_name
-from fewstep.errors import FewstepError, UsageError
+from fewstep.configs import TrainingConfig
+from fewstep.errors import FewstepError, UsageError, option
 from fewstep.io import append_line, explaining, is_file, read_json, write_bytes, write_json
 from fewstep.locks import take
 
@@ -33,9 +33,11 @@ def check_folder(config: TrainingConfig) -> None:
     Called before anything is loaded; the loop looks again when it holds the folder.
     """
     if config.tracker and importlib.util.find_spec(config.tracker) is None:
-        raise FewstepError(f"--tracker {config.tracker}: its package is not installed", f"pip install {config.tracker}")
+        raise FewstepError(
+            f"{option('tracker')} {config.tracker}: its package is not installed", f"pip install {config.tracker}"
+        )
     if is_file(config.out):
-        raise UsageError(f"--out {config.out} is a file", "give --out a folder")
+        raise UsageError(f"{option('out')} {config.out} is a file", f"give {option('out')} a folder")
     if (config.out / LOCK).exists():  # of a run in progress, or of one that was killed
         with only_run(config):
             pass
@@ -54,7 +56,7 @@ def only_run(config: TrainingConfig) -> Iterator[None]:
             other = path.read_text(encoding="utf-8")
         raise FewstepError(
             f"another run writes to {config.out} ({other or 'a process on this machine'})",
-            "wait until it ends, stop it, or choose another --out",
+            f"wait until it ends, stop it, or choose another {option('out')}",
         )
     try:
         lock.write(f"process {os.getpid()} on {platform.node()}")
@@ -67,15 +69,17 @@ def check_same_run(config: TrainingConfig) -> None:
     """Raise UsageError unless config.out holds no run, or the one that `config` goes on with."""
     path, values = config.out / "config.json", as_stored(config)
     if path.exists() and not config.resume:
-        raise UsageError(f"{config.out} already holds a run", "add --resume to go on with it, or choose another --out")
+        raise UsageError(
+            f"{config.out} already holds a run",
+            f"add {option('resume')} to go on with it, or choose another {option('out')}",
+        )
     if path.exists():
         before = with_whole_paths(read_json(path, "the run's config"), config.places)
         for name in sorted(values.keys() - config.may_change):
             if name in before and before[name] != values[name]:
                 raise UsageError(
-                    f"{option_name(name)} {getattr(config, name)} differs from the run in {config.out}"
-                    f" ({before[name]})",
-                    "resume with the options the run began with, or choose another --out",
+                    f"{option(name)} {getattr(config, name)} differs from the run in {config.out} ({before[name]})",
+                    f"resume with the options the run began with, or choose another {option('out')}",
                 )
 
 

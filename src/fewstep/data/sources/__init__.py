@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, cast
 from fewstep.data.found import ARCHIVES
 from fewstep.data.sources.source import FileSample, Sample, SampleList, Source
 from fewstep.data.tables import TABLES
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, option
 from fewstep.events import doing
 from fewstep.io import is_file
 
@@ -74,7 +74,7 @@ def list_samples(given: str | Path, captioned: bool = True) -> Listing:
 
 
 def _hint() -> str:
-    return f"--data takes images with captions: {', or '.join(kind.LAYOUT for kind in kinds())}"
+    return f"{option('data')} takes images with captions: {', or '.join(kind.LAYOUT for kind in kinds())}"
 
 
 def _refusal(path: Path) -> FewstepError:

@@ -7,8 +7,8 @@ docstrings as help. Fine-tuning has one method, the denoising loss.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from fewstep.configs import DistillConfig, option_name
-from fewstep.errors import UsageError
+from fewstep.configs import DistillConfig
+from fewstep.errors import UsageError, option
 from fewstep.training.methods.method import OF_METHODS, Method
 
 
@@ -29,8 +29,8 @@ def method_of(config: DistillConfig) -> type[Method]:
     if unread:
         others = [name for name, other in METHODS.items() if other.reads.issuperset(unread)]
         raise UsageError(
-            f"{', '.join(option_name(name) for name in sorted(unread))}: without effect on --method {config.method}",
-            f"leave it out, or use --method {others[0]}" if others else "leave it out",
+            f"{', '.join(option(name) for name in sorted(unread))}: without effect on {option('method')} {config.method}",
+            f"leave it out, or use {option('method')} {others[0]}" if others else "leave it out",
         )
     kind.check(config)
     return kind

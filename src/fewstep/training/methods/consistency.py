@@ -11,7 +11,7 @@ from fewstep.configs import DistillConfig
 from fewstep.diffusion.guidance import GuidedDenoiser, Network
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, clean_level, skipping_grid
 from fewstep.diffusion.solvers.base import either
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
 from fewstep.session.plan import lay_timesteps, psi_named
@@ -37,7 +37,10 @@ def check_teacher(config: DistillConfig) -> None:
     """Raise UsageError for a solver that cannot be Psi, and a range of guidance scales that is none."""
     psi_named(config.psi)
     if (highest := config.guidance_scale_max or config.guidance_scale) < config.guidance_scale:
-        raise UsageError(f"--guidance-scale-max {highest:g} is below --guidance-scale", "give the larger one last")
+        raise UsageError(
+            f"{option('guidance_scale_max')} {highest:g} is below {option('guidance_scale')}",
+            "give the larger one last",
+        )
 
 
 def consistency_players(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewstep.configs import DistillConfig
 from fewstep.diffusion.guidance import Network
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 from fewstep.lora.files import open_lora
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
@@ -62,7 +62,8 @@ def few_step_start(model: Model, config: DistillConfig) -> Recipe:
         what = config.init_lora or config.model
         raise UsageError(
             f"lcf goes on from a latent consistency model, and {what} does not say that it is one",
-            "give --init-lora an LCM-LoRA, or --model what distill --full or export made",
+            f"give {option('init_lora')} an LCM-LoRA, or {option('model')} what distill {option('full')} or"
+            " export made",
         )
     return own
 
