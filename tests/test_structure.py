@@ -215,3 +215,63 @@ def test_help_imports_no_torch(arguments):
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, cwd=SOURCE.parent
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(module_name(path)) != "cli"], ids=module_name)
+def test_only_the_command_line_prints(path):
+    """What is below it tells events."""
+    wrong = [f"line {line} imports {module}" for line, module in all_imports(path) if module.split(".")[0] == "tqdm"]
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "input"):
+            wrong.append(f"line {node.lineno} calls {ast.unparse(node.func)}")
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr", "warnings.warn"):
+            wrong.append(f"line {node.lineno} uses {ast.unparse(node)}")
+    assert wrong == []
+
+
+def all_imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and module of every import, at any depth of the file."""
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, node.module or ""
+
+
+STATE = """
+import importlib, logging, os, signal, sys, warnings
+import diffusers.utils.logging, transformers.utils.logging
+theirs, ours = sys.argv[1], sys.argv[2].split()
+def state():
+    loggers = [logging.root, *(x for x in logging.root.manager.loggerDict.values() if isinstance(x, logging.Logger))]
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    found = {f"logger {x.name}": (x.level, len(x.handlers), x.disabled) for x in loggers if x.level or x.handlers}
+    found |= {f"bars of {x.__name__}": x.is_progress_bar_enabled() for x in libraries}
+    found |= {f"${name}": value for name, value in os.environ.items()}
+    found |= {f"filter {number}": x for number, x in enumerate(map(str, warnings.filters))}
+    found |= {f"signal {x}": str(signal.getsignal(x)) for x in (signal.SIGINT, signal.SIGTERM)}
+    torch = sys.modules["torch"]
+    return found | {"dtype": torch.get_default_dtype(), "threads": torch.get_num_threads(),
+                    "grad": torch.is_grad_enabled(), "hook": sys.excepthook, "showwarning": warnings.showwarning}
+exec(theirs)
+before = state()
+for name in ours:
+    importlib.import_module(name)
+after = state()
+print([name for name in before.keys() | after.keys() if before.get(name) != after.get(name)])
+"""
+
+
+def test_importing_changes_nothing_in_the_process():
+    """But for what other libraries do when they are imported: these are imported first."""
+    theirs = {
+        ast.unparse(node)
+        for path in FILES
+        for node in TREES[path].body
+        if (isinstance(node, ast.Import) and not is_own(node.names[0].name))
+        or (isinstance(node, ast.ImportFrom) and not is_own(node.module or ""))
+    } - {"from __future__ import annotations"}
+    ours = [module_name(path) for path in FILES if path.stem != "__main__"]
+    command = [sys.executable, "-c", STATE, "\n".join(sorted(theirs)), " ".join(ours)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SOURCE.parent, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -99,9 +99,16 @@ def doing(work: str) -> Iterator[None]:
         tell(Progress(work, 1, 1))
 
 
-def counted(items: Iterable[T], work: str, unit: str, total: int) -> Iterator[T]:
-    """The items; each that is done with is told."""
-    tell(Progress(work, 0, total, unit))
-    for done, item in enumerate(items, start=1):
+def one(_: object) -> int:
+    """What an item counts for."""
+    return 1
+
+
+def counted(items: Iterable[T], work: str, unit: str, total: int, count: Callable[[T], int] = one) -> Iterator[T]:
+    """The items; each that is done with is told. count: how many units an item is."""
+    done = 0
+    tell(Progress(work, done, total, unit))
+    for item in items:
         yield item
+        done += count(item)
         tell(Progress(work, done, total, unit))

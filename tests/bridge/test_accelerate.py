@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from fewstep import accelerate
 from fewstep.assets import ACCELERATION, FOLDER, MODEL, STYLES, shipped_lora, shipped_model
 from fewstep.bridge.scheduler import FewstepScheduler
 from fewstep.errors import FewstepError, UsageError
+from fewstep.events import Event, Note, telling
 from fewstep.lora.recipe import Recipe
 from studies.pipelines import NONE, WORKS, cell
 from tests import pipes
@@ -236,10 +236,11 @@ def test_no_strength_takes_steps_away(tmp_path, strength):
         row = row_named(title)
         pipe = pipes.build(row, "sd15")
         calls = unet_calls(pipe)
-        said = pytest.warns(UserWarning, match="leaves too few of the trained") if strength < 0.08 else nullcontext()
+        notes: list[Event] = []
         with accelerate(pipe, random_lora(tmp_path / f"{title[:5]}.safetensors", pipe)):
-            with said:
+            with telling(notes.append):
                 assert draw(pipe, row, strength=strength).isfinite().all()
+            assert [str(note).count("leaves too few of the trained") for note in notes] == [1] * (strength < 0.08)
             assert len(calls) == 4
             assert pipe.scheduler.timesteps[0] <= max(strength * 1000, 4)
 
@@ -420,6 +421,10 @@ def test_a_low_strength_draws_where_diffusers_guide_leaves_no_step():
     asked = {"prompt": "a rocket", "image": image, "strength": 0.2}
     with pytest.raises((RuntimeError, ValueError)):
         their_way(StableDiffusionImg2ImgPipeline)(**asked)
-    with pytest.warns(UserWarning, match=r"^strength 0.2 leaves too few of the trained timesteps \(k = 100\)"):
+    notes: list[Event] = []
+    with telling(notes.append):
         drawn = our_way(StableDiffusionImg2ImgPipeline)(**asked).images[0]
+    assert [note.text.partition(":")[0] for note in notes if isinstance(note, Note)] == [
+        "strength 0.2 leaves too few of the trained timesteps (k = 100)"
+    ]
     assert 0.01 < np.abs(drawn - np.array(image) / 255).mean() < 0.15  # near the picture it began with, and not it

@@ -18,6 +18,7 @@ from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
 from fewstep.diffusion.schedule import trailing_grid
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import FewstepError, UsageError
+from fewstep.events import Event, Note, telling
 from fewstep.models.network import UNetNetwork
 from fewstep.session.plan import plan_sampling
 from tests.pipes import STABLE_DIFFUSION, parts_of
@@ -192,8 +193,11 @@ def test_more_steps_than_the_training_grid_has():
     scheduler = FewstepScheduler(**STABLE_DIFFUSION, solver="lcm", grid="quadratic", k=100)
     with pytest.raises(UsageError, match=r"^steps 12 are too many for the quadratic grid, which has 10 timesteps"):
         scheduler.set_timesteps(12)
-    with pytest.warns(UserWarning, match=r"^strength 0.5 leaves too few of the trained timesteps \(k = 100\)"):
+    events: list[Event] = []
+    with telling(events.append):
         scheduler.set_timesteps(6, strength=0.5)
+    text = "strength 0.5 leaves too few of the trained timesteps (k = 100): the steps lie between them"
+    assert events == [Note(text)]
     assert scheduler.timesteps.tolist() == trailing_grid(6, 500)
 
 

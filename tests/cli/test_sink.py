@@ -1,6 +1,7 @@
 """Events on a terminal: what takes long is said once, bars go away, notes are printed wherever stderr goes."""
 
 import io
+import re
 import sys
 import threading
 import time
@@ -10,7 +11,8 @@ import pytest
 
 from fewstep.cli import sink
 from fewstep.cli.sink import Terminal
-from fewstep.events import Note, Progress, doing, note, telling
+from fewstep.errors import option
+from fewstep.events import Note, Progress, counted, doing, note, telling
 
 
 class Screen(io.StringIO):
@@ -69,10 +71,64 @@ def test_counted_work_has_a_bar_that_goes_away(monkeypatch):
     for done in range(3):
         shown(Progress("drawing", done, 2, "step", f"loss {done}"))
     assert "drawing" in terminal.getvalue()
-    assert shown._bar is None
+    assert shown._bars == {}
     shown(Progress("drawing", 1, 3, "step"))
     shown.close()
-    assert shown._bar is None
+    assert shown._bars == {}
+
+
+def test_a_bar_shows_the_rate_the_time_left_and_how_it_goes(monkeypatch):
+    terminal, shown = looked_at(monkeypatch), Terminal()
+    shown(Progress("training", 500, 1000, "step"))
+    bar = shown._bars["training"]
+    bar.start_t -= 10
+    shown(Progress("training", 600, 1000, "step", "loss=0.5"))
+    bar.refresh()
+    assert re.search(
+        r"600/1000 \[00:1\d<00:\d\d, +[\d.]+step/s, loss=0.5\]", terminal.getvalue()
+    )  # of the 100 done here
+    shown.close()
+
+
+def test_work_within_work_has_a_bar_of_its_own(monkeypatch):
+    looked_at(monkeypatch)
+    shown = Terminal()
+    with telling(shown):
+        for row in counted("ab", "measuring", "row", 2):
+            outer = shown._bars["measuring"]
+            for batch in counted("abc", "features", "batch", 3):
+                assert list(shown._bars) == ["measuring", "features"]
+                if row == batch == "b":
+                    break  # left in the middle, it goes with the outer one
+    assert outer.n == 2
+    assert shown._bars == {}
+
+
+def test_what_takes_minutes_is_reported_where_stderr_is_a_file(monkeypatch, capsys):
+    clock = iter([0.0, 30.0, 60.0, 90.0, 121.0, 400.0])
+    monkeypatch.setattr(sink.time, "monotonic", lambda: next(clock))
+    shown = Terminal()
+    for done in range(100, 151, 10):
+        shown(Progress("training", done, 150, "step", f"loss={done}"))
+    assert capsys.readouterr().err == (
+        "training: 120/150, 0.333 step/s, 01:30 left, loss=120\ntraining: 140/150, 0.331 step/s, 00:30 left, loss=140\n"
+    )
+
+
+def test_counted_items_count_for_what_they_say():
+    events = []
+    with telling(events.append):
+        assert list(counted(["ab", "c"], "reading", "letter", 3, len)) == ["ab", "c"]
+    assert [event.done for event in events] == [0, 2, 3]
+
+
+def test_a_note_spells_fields_as_the_command_line_does(capsys, caplog):
+    text = f"{option('nag_scale')} 5 makes it work"
+    with telling(Terminal()):
+        note(text)
+    assert capsys.readouterr().err == "note: --nag-scale 5 makes it work\n"
+    note(text)
+    assert [record.getMessage() for record in caplog.records] == ["nag_scale 5 makes it work"]
 
 
 def test_notes_are_printed_wherever_stderr_goes(capsys):

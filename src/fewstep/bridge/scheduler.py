@@ -1,6 +1,5 @@
 """fewstep's solvers, grids and consistency function as a scheduler that every diffusers pipeline can be given."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +20,7 @@ from fewstep.diffusion.schedule import NoiseLevel, schedule_from_config
 from fewstep.diffusion.solvers import DDIM
 from fewstep.diffusion.solvers.base import Levels, State, Step, run_step
 from fewstep.errors import UsageError
+from fewstep.events import note
 from fewstep.session.plan import (
     between_trained,
     grid_named,
@@ -132,7 +132,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             wish = (self.config.solver, num_inference_steps)
             grid = reachable_grid(*wish, self.grid, k, T, strength)
             if grid != self.grid:
-                warnings.warn(between_trained(strength, k), stacklevel=2)
+                note(between_trained(strength, k))
             timesteps = lay_timesteps(*wish, grid, k, T, strength)
         self.lay(timesteps, device)
 

@@ -1,6 +1,7 @@
 """Events as a terminal shows them: notes and progress on stderr. Data goes to stdout and is not here."""
 
 import sys
+import time
 from threading import Timer
 from typing import Any
 
@@ -11,15 +12,16 @@ from fewstep.errors import Line, printable
 from fewstep.events import Event, Note, Progress
 
 PATIENCE_S = 2.0  # for which a person waits without asking why
+REPORT_S = 60.0  # between lines about work where stderr is no terminal
 LINE = 79  # characters that cover what a bar left on its line
 
 
 class Terminal:
-    """The command line's sink. Where stderr is no terminal nobody waits, and only notes are shown."""
+    """The command line's sink. Where stderr is no terminal, notes are shown, and of long work a line now and then."""
 
     def __init__(self) -> None:
-        self._bar: Any = None  # tqdm
-        self._shown: Progress | None = None  # what the bar shows
+        self._bars: dict[str, Any] = {}  # tqdm, of work that is counted, the outermost first
+        self._begun: dict[str, tuple[float, float, int]] = {}  # seconds at its first and last line, and done at first
         self._timers: dict[str, Timer] = {}  # of work that is not counted
 
     def __call__(self, event: Event) -> None:
@@ -28,13 +30,15 @@ class Terminal:
             tqdm.write(f"note: {Line(event.text).spelled(option_name)}", file=sys.stderr)
         elif isinstance(event, Progress) and sys.stderr.isatty():
             (self._count if event.unit else self._wait)(event)
+        elif isinstance(event, Progress) and event.unit:
+            self._report(event)
 
     def close(self) -> None:
         """Take away what is shown."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        self._close_bar()
+        self._close_bars()
 
     def _wait(self, work: Progress) -> None:
         """Say what is being done, in one line, if it takes longer than PATIENCE_S."""
@@ -48,20 +52,41 @@ class Terminal:
             begun.cancel()
 
     def _count(self, work: Progress) -> None:
-        """Move the bar."""
-        shown = self._shown
-        if shown is None or (shown.work, shown.total) != (work.work, work.total):
-            self._close_bar()
-            self._bar = tqdm(
-                total=work.total, desc=work.work, unit=work.unit, file=sys.stderr, leave=False, dynamic_ncols=True
+        """Move the work's bar, which shows its rate and the time left; work within the work has one below."""
+        bar = self._bars.get(work.work)
+        if bar is None or bar.total != work.total or work.done < bar.n:
+            self._close_bars(work.work)
+            bar = self._bars[work.work] = tqdm(
+                total=work.total,
+                initial=work.done,
+                desc=printable(work.work),
+                unit=work.unit,
+                file=sys.stderr,
+                leave=False,
+                dynamic_ncols=True,
             )
-        self._bar.set_postfix_str(work.detail, refresh=False)
-        self._bar.update(work.done - (self._shown.done if self._shown else 0))
-        self._shown = work
+        bar.set_postfix_str(work.detail, refresh=False)
+        bar.update(work.done - bar.n)
         if work.done >= work.total:
-            self._close_bar()
+            self._close_bars(work.work)
 
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = self._shown = None
+    def _close_bars(self, first: str | None = None) -> None:
+        """Take away the work's bar and what began within it; all, where none is named."""
+        names = list(self._bars)
+        for name in names[names.index(first) if first in names else len(names) if first else 0 :][::-1]:
+            self._bars.pop(name).close()
+
+    def _report(self, work: Progress) -> None:
+        """Print a line about the work if the last is REPORT_S ago, for whoever reads the file that stderr goes to."""
+        now = time.monotonic()
+        begun, last, first = self._begun.setdefault(work.work, (now, now, work.done))
+        if work.done <= first or work.done >= work.total:
+            self._begun[work.work] = (now, now, work.done)
+        elif now - last >= REPORT_S:
+            rate = (work.done - first) / (now - begun)
+            left = tqdm.format_interval((work.total - work.done) / rate)
+            told = [f"{work.done}/{work.total}", f"{rate:.3g} {work.unit}/s", f"{left} left"] + [work.detail] * bool(
+                work.detail
+            )
+            print(f"{printable(work.work)}: {', '.join(told)}", file=sys.stderr, flush=True)
+            self._begun[work.work] = (begun, now, first)

@@ -1,13 +1,11 @@
 """`fewstep compare`: ways to sample, drawn from the same noise, in one table with its protocol."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
 from fewstep.configs import CompareConfig
 from fewstep.errors import UsageError, option
@@ -22,7 +20,7 @@ from fewstep.evaluate.row_pictures import RowPictures, draw, time_of
 from fewstep.evaluate.rows import RowSpec, draw_of, loras_of, naming, parse_row
 from fewstep.evaluate.sheets import SheetRow, grid
 from fewstep.evaluate.table import Row, cells, entry, shared, short
-from fewstep.events import note
+from fewstep.events import counted, note
 from fewstep.io import atomic_folder, write_json
 from fewstep.models.model import parts_sha256
 from fewstep.session import Session
@@ -86,8 +84,8 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
     teacher = draw_teacher(session, config, prompts, around) if tools.lpips else None
     results = draw_rows(session, config, specs, prompts, around, tools)
     sets = config.seed_sets
-    bar = tqdm(results, desc="measuring", unit="row", file=sys.stderr, leave=False, disable=None)
-    measured = [measure(tools, result.pictures, teacher, result.diverse, prompts * sets, sets) for result in bar]
+    each = counted(results, "measuring", "row", len(results))
+    measured = [measure(tools, result.pictures, teacher, result.diverse, prompts * sets, sets) for result in each]
     rows = rows_of(specs, results, measured)
     agreement = next((values.agreement for values in measured if values.agreement), None)
     protocol = protocol_of(config, around, size, listed.source, prompts, tools, teacher, agreement)

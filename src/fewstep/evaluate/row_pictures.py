@@ -4,7 +4,6 @@ A file is named by the hash of all that decides its content and its times: see `
 """
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,10 +17,10 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from fewstep.configs import Draw
 from fewstep.evaluate.key import key_of
+from fewstep.events import counted
 from fewstep.images import to_image
 from fewstep.io import atomic_path, cache_dir
 from fewstep.session import Plan, Session
@@ -91,28 +90,26 @@ class Stopwatch:
 
 
 def draw(
-    session: Session, plan: Plan, requested: Draw, surroundings: Mapping[str, Any], title: str = ""
+    session: Session, plan: Plan, requested: Draw, surroundings: Mapping[str, Any], title: str = "images"
 ) -> RowPictures:
     """The images of `requested`, seeds counting up; batches whose file is there already are not drawn again.
 
     surroundings: what else decides pixels and times: the hash of the model's files, versions, the machine.
-    title: of the progress bar. Each batch's file appears whole or not at all, so an interrupted run goes on where
+    title: what is counted as done. Each batch's file appears whole or not at all, so an interrupted run goes on where
     it was. Before the first batch that is drawn, one step of it warms the machine up.
     """
     files, facts, warm = [], [], False
     total = len(requested.prompts) * requested.count
-    with tqdm(total=total, desc=title, unit="image", file=sys.stderr, leave=False, disable=None) as bar:
-        for batch in batches_of(requested):
-            file = batch_file(session, plan, batch, surroundings)
-            if (known := batch_facts(file)) is None:
-                if not warm:
-                    list(session.pictures(batch, replace(plan, timesteps=plan.timesteps[-1:])))
-                warm = True
-                pixels, known = draw_batch(session, plan, batch)
-                keep(file, pixels, known)
-            files.append(file)
-            facts.append(known)
-            bar.update(len(batch.prompts))
+    for batch in counted(batches_of(requested), title, "image", total, lambda batch: len(batch.prompts)):
+        file = batch_file(session, plan, batch, surroundings)
+        if (known := batch_facts(file)) is None:
+            if not warm:
+                list(session.pictures(batch, replace(plan, timesteps=plan.timesteps[-1:])))
+            warm = True
+            pixels, known = draw_batch(session, plan, batch)
+            keep(file, pixels, known)
+        files.append(file)
+        facts.append(known)
     return RowPictures(tuple(files), tuple(facts), plan, session.loras)
 
 

@@ -1,7 +1,6 @@
 """Features of pictures, kept in files, so that each picture goes through a network once."""
 
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -10,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from fewstep.events import counted
 from fewstep.images import read_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes
 
@@ -71,13 +70,11 @@ def device_of(network: FeatureNetwork | nn.Module) -> torch.device:
     return next(network.parameters()).device
 
 
-def features_of(network: FeatureNetwork, pictures: Batches, title: str = "") -> Tensor:
+def features_of(network: FeatureNetwork, pictures: Batches, title: str = "features") -> Tensor:
     """Features (N, D) of pictures, on the CPU; those of a batch are kept beside its file."""
     device, suffix, parts = device_of(network), f".{identity(network)}.safetensors", []
     batches = zip(pictures.files, pictures.batches(), strict=True)
-    for file, pixels in tqdm(
-        batches, desc=title, total=len(pictures.files), unit="batch", file=sys.stderr, leave=False, disable=None
-    ):
+    for file, pixels in counted(batches, title, "batch", len(pictures.files)):
         parts.append(kept(file.with_suffix(suffix), lambda pixels=pixels: network(pixels.to(device))))  # type: ignore[misc]
     return torch.cat(parts)
 
@@ -90,7 +87,7 @@ def read_real(images: Sequence[RealImage], source: str, size: int, network: Feat
     chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     device, hashes, parts = device_of(network), [""] * len(chunks), [torch.empty(0)] * len(chunks)
     order = random.SystemRandom().sample(range(len(chunks)), len(chunks))
-    for i in tqdm(order, desc="reference", unit="batch", file=sys.stderr, leave=False, disable=None):
+    for i in counted(order, "reference", "batch", len(order)):
 
         def make(chunk: Sequence[RealImage] = chunks[i]) -> Tensor:
             pixels = [read_image(image.open(), size, size, image.key) for image in chunk]

@@ -1,11 +1,10 @@
-"""What a training run shows and writes beside its weights: progress bar, metrics.jsonl, config.json."""
+"""What a training run tells and writes beside its weights: progress, metrics.jsonl, config.json."""
 
 import importlib.util
 import json
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -16,11 +15,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from fewstep.assets import ACCELERATION, MODEL, STYLES
 from fewstep.configs import TrainingConfig
 from fewstep.errors import FewstepError, UsageError, option
+from fewstep.events import Progress, tell
 from fewstep.io import append_line, explaining, is_file, read_json, write_bytes, write_json
 from fewstep.locks import take
 
@@ -135,7 +134,7 @@ def stop_requests(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
 
 
 class TrainingProgress:
-    """The progress bar, metrics.jsonl and the trackers of one run."""
+    """What is told of one run, its metrics.jsonl and its trackers."""
 
     def __init__(self, config: TrainingConfig, step: int, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
@@ -143,15 +142,8 @@ class TrainingProgress:
         self.images = config.batch_size * config.accumulate * accelerator.num_processes
         self.start, self.first = time.perf_counter(), step
         self.values: dict[str, list[float]] = {}  # of the steps since the last line
-        self.bar = tqdm(
-            total=config.train_steps,
-            initial=step,
-            unit="step",
-            file=sys.stderr,
-            disable=not accelerator.is_main_process,
-            dynamic_ncols=True,
-            mininterval=1.0,
-        )
+        self.detail = ""  # how it goes, from the last line
+        self._tell(step)
 
     def __enter__(self) -> "TrainingProgress":
         if self.accelerator.is_main_process:
@@ -163,26 +155,30 @@ class TrainingProgress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.bar.close()
         if self.config.tracker:
             self.accelerator.end_training()
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Show a finished step; every log_every steps write the means since the last line."""
+        """Tell a finished step; every log_every steps write the means since the last line."""
         for key, value in values.items():
             self.values.setdefault(key, []).append(value)
-        self.bar.update()
+        self._tell(step)
         if step % self.config.log_every and step != self.config.train_steps:
             return
         rate = (step - self.first) * self.images / (time.perf_counter() - self.start)
         means = {key: sum(of_it) / len(of_it) for key, of_it in self.values.items()}
         line = {"step": step, **means, "images_per_s": rate}
         self.values = {}
-        self.bar.set_postfix({key: f"{line[key]:.4g}" for key in ("loss", "images_per_s") if key in line})
+        self.detail = ", ".join(f"{key}={line[key]:.4g}" for key in ("loss", "images_per_s") if key in line)
         if self.accelerator.is_main_process:
             append_line(self.path, json.dumps(line))
         if self.config.tracker:
             self.accelerator.log(line, step=step)
+
+    def _tell(self, step: int) -> None:
+        """Tell how many steps are done, once for all processes."""
+        if self.accelerator.is_main_process:
+            tell(Progress("training", step, self.config.train_steps, "step", self.detail))
 
 
 def keep_lines_until(path: Path, step: int) -> None:

@@ -29,7 +29,7 @@ def method_of(config: DistillConfig) -> type[Method]:
     if unread:
         others = [name for name, other in METHODS.items() if other.reads.issuperset(unread)]
         raise UsageError(
-            f"{', '.join(option(name) for name in sorted(unread))}: without effect on {option('method')} {config.method}",
+            f"{', '.join(map(option, sorted(unread)))}: without effect on {option('method')} {config.method}",
             f"leave it out, or use {option('method')} {others[0]}" if others else "leave it out",
         )
     kind.check(config)
