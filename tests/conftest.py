@@ -62,12 +62,11 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def notes_on_stderr() -> Iterator[None]:
     """Notes are printed on stderr as the command line prints them, where a test looks for them with capsys."""
-    from fewstep.errors import printable
     from fewstep.events import Event, Note, telling
 
     def printed(event: Event) -> None:
         if isinstance(event, Note):
-            print(f"note: {printable(event.text)}", file=sys.stderr)
+            print(f"note: {event.text}", file=sys.stderr)
 
     with telling(printed):
         yield

@@ -127,7 +127,7 @@ def test_a_note_spells_fields_as_the_command_line_does(capsys, caplog):
     with telling(Terminal()):
         note(text)
     assert capsys.readouterr().err == "note: --nag-scale 5 makes it work\n"
-    note(text)
+    Context().run(note, text)
     assert [record.getMessage() for record in caplog.records] == ["nag_scale 5 makes it work"]
 
 
