@@ -26,7 +26,7 @@ from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.frechet import Statistics
 from fewstep.metrics.reference import Reference
 from fewstep.models.model import parts_sha256
-from fewstep.training import finetune
+from fewstep.training.run import finetune
 from studies.lab import Lab, base_styles, drawings_of, take
 from studies.pages import DOCS, template
 
@@ -119,7 +119,7 @@ def vector_of(config: ForgettingConfig) -> str:
     out = cache_dir() / "forgetting" / sha256_bytes(of.encode())[:16]
     file = out / "lora.safetensors"
     if not file.is_file():
-        finetune.run(
+        finetune(
             build(FinetuneConfig, model=MODEL, data=data, out=out, device=config.device, resume=True, **training)
         )
     return str(file)

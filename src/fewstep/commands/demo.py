@@ -22,7 +22,7 @@ from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.networks import load_efficientnet
 from fewstep.metrics.reference import agreement_with, load_reference
 from fewstep.session import Picture, Session
-from fewstep.training import distill
+from fewstep.training import run as training
 
 SOLVERS = (("ddim", 32), ("dpm-solver", 16), ("dpm-solver++", 8), ("lcm", 4), ("lcm", 2), ("lcm", 1))
 SUBJECTS = {  # label in a prompt: (style, code point) of the pair it names; what it draws best comes first
@@ -191,7 +191,7 @@ def distil_anew(session: Session, config: DemoConfig, folder: Path) -> Part:
     recipe = session.facts.recipe
     guidance_scale = recipe and recipe.guidance_scale
     data = shipped_kit() / "drawings"
-    distill.run(
+    training.distill(
         build(
             DistillConfig,
             model=MODEL,
