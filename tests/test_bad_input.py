@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fewstep.training import distill
+from fewstep.training.methods import consistency
 
 ROOT = Path(__file__).parents[1]
 
@@ -553,13 +553,13 @@ def test_a_full_disk_when_a_whole_model_is_saved(fewstep, monkeypatch, tiny_mode
 
 
 def test_a_loss_that_is_not_finite(fewstep, monkeypatch, tiny_model_folder, tiny_data_folder, out):
-    steps, whole = [], distill.batch_loss
+    steps, whole = [], consistency.lcd_loss
 
-    def batch_loss(*arguments):
+    def loss(*arguments):
         steps.append(len(steps) + 1)
         return whole(*arguments) * (torch.nan if len(steps) == 3 else 1)
 
-    monkeypatch.setattr(distill, "batch_loss", batch_loss)
+    monkeypatch.setattr(consistency, "lcd_loss", loss)
     common = {"model": tiny_model_folder, "data": tiny_data_folder, "out": out}
     six = [*TINY[:5], 6, *TINY[6:]]
     done = fewstep("distill", *six, **common)
