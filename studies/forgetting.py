@@ -119,9 +119,7 @@ def vector_of(config: ForgettingConfig) -> str:
     out = cache_dir() / "forgetting" / sha256_bytes(of.encode())[:16]
     file = out / "lora.safetensors"
     if not file.is_file():
-        finetune(
-            build(FinetuneConfig, model=MODEL, data=data, out=out, device=config.device, resume=True, **training)
-        )
+        finetune(build(FinetuneConfig, model=MODEL, data=data, out=out, device=config.device, resume=True, **training))
     return str(file)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fewstep.errors import FewstepError, printable
-from fewstep.images import image_size, read_image, read_mask, save_png, to_image, words_of
+from fewstep.images import image_size, is_picture, read_image, read_mask, recipe_in, save_image, to_image, words_of
 
 
 def save(path, array):
@@ -196,16 +196,48 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch):
 def test_the_recipe_is_in_the_png(tmp_path):
     recipe = {"prompt": "a fox — ein Fuchs 狐", "steps": 4, "lora": []}
     pixels = torch.linspace(-1, 1, 3 * 4 * 6).view(3, 4, 6)
-    save_png(tmp_path / "new" / "x.png", pixels, recipe)
+    save_image(tmp_path / "new" / "x", to_image(pixels), "png", recipe)
     with Image.open(tmp_path / "new" / "x.png") as image:
         assert json.loads(image.text["fewstep"]) == recipe
         assert image.size == (6, 4)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.png"]
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [("png", ".png"), ("jpeg", ".jpg"), ("webp", ".webp")])
+def test_every_kind_of_file_carries_the_recipe(tmp_path, kind, suffix):
+    recipe = {"prompt": 'a fox — ein Fuchs 狐 \n"', "fewstep": "1"}
+    pixels = torch.linspace(-1, 1, 3 * 32 * 48).view(3, 32, 48)
+    path = save_image(tmp_path / "a.b", to_image(pixels), kind, recipe)
+    assert path == tmp_path / f"a.b{suffix}"
+    assert recipe_in(path) == recipe
+    assert is_picture(path)
+    with Image.open(path) as image:
+        assert image.format.lower() == kind
+        wrong = np.abs(np.asarray(image).astype(int) - np.asarray(to_image(pixels)))
+    assert wrong.max() == 0 if kind == "png" else 0 < wrong.mean() < 3
+    bare = save_image(tmp_path / "bare", to_image(pixels), kind)
+    with pytest.raises(FewstepError, match=r"bare.* carries no recipe of fewstep\n"):
+        recipe_in(bare)
+
+
+def test_a_recipe_that_is_none_of_ours_or_too_long_is_refused(tmp_path):
+    image = Image.new("RGB", (8, 8))
+    for number, other in enumerate(({"prompt": "x"}, ["fewstep"], "fewstep")):
+        with pytest.raises(FewstepError, match="carries no recipe"):
+            recipe_in(save_image(tmp_path / str(number), image, "jpeg", other))
+    with pytest.raises(FewstepError, match="does not fit into a jpeg"):
+        save_image(tmp_path / "long", image, "jpeg", {"prompt": "x" * 70_000, "fewstep": "1"})
+    assert len(list(tmp_path.iterdir())) == 3
+    (tmp_path / "text").write_text("no picture")
+    assert not is_picture(tmp_path / "text")
+    assert not is_picture(tmp_path / "none")
+    with pytest.raises(FewstepError, match=r"^unreadable image"):
+        recipe_in(tmp_path / "text")
+
+
 def test_saving_and_reading_agree_within_rounding(tmp_path):
     pixels = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    save_png(tmp_path / "x.png", pixels, {})
+    save_image(tmp_path / "x", to_image(pixels), "png", {})
     assert (read_image(tmp_path / "x.png", 8, 8) - pixels).abs().max() <= 0.5 / 127.5 + 1e-6
 
 

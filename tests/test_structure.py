@@ -25,6 +25,7 @@ FLOORS = {
     "locks": 0,
     "io": 0,
     "images": 0,
+    "sheets": 0,
     "configs": 0,
     "diffusion": 1,
     "families": 1,

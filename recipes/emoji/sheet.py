@@ -12,10 +12,10 @@ from pathlib import Path
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Draw, Precision, Solver, Where, build
 from fewstep.engines.torch import TorchEngine
-from fewstep.evaluate.sheets import captioned
 from fewstep.io import atomic_path
 from fewstep.models.model import Model
 from fewstep.session import Session
+from fewstep.sheets import captioned
 from recipes.emoji.captions import main_caption
 from recipes.emoji.names import COMMON, is_held_out
 

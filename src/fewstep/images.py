@@ -1,4 +1,4 @@
-"""Images in and out: files to pixels in [-1, 1], pixels to PNGs that carry their recipe."""
+"""Images in and out: files to pixels in [-1, 1], pixels to files that carry their recipe."""
 
 import io
 import json
@@ -15,8 +15,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from fewstep.errors import FewstepError
-from fewstep.io import refuse_stand_in, write_new
+from fewstep.errors import FewstepError, option
+from fewstep.io import first_bytes, refuse_stand_in, write_new
 
 TURNS = {  # EXIF's orientation: what to do with the picture, so that its top is above and its left on the left
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,7 +27,11 @@ TURNS = {  # EXIF's orientation: what to do with the picture, so that its top is
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}  # of the kinds of file that pictures are saved as
+SAVING: dict[str, dict[str, Any]] = {"jpeg": {"subsampling": 0}, "webp": {"method": 4}}  # no colour is thinned out
+QUALITY = 95  # of a JPEG and a WebP
+RECIPE = "fewstep"  # a PNG's text chunk; in the recipe, the version
+COMMENT = b"ASCII\0\0\0"  # what EXIF's UserComment begins with: its character code
 
 Picture = Path | bytes  # a file, or what is in one
 UNNAMED = "the picture that was given"  # the name in errors of bytes that come without one
@@ -147,15 +151,73 @@ def to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(values.numpy()))
 
 
-def save_png(path: Path, pixels: Tensor, recipe: Mapping[str, Any]) -> Path:
-    """Where pixels (3, H, W) in [-1, 1] were saved, as a PNG with the recipe, as JSON, in its text chunk `fewstep`.
+def save_image(path: Path, image: Image.Image, kind: str, recipe: Mapping[str, Any] | None = None) -> Path:
+    """Where the image was saved, in a file that carries the recipe.
 
-    It is `path`, or a name beside it if another picture has that one.
+    path: without a suffix, or with another one. It gets that of the kind, png, jpeg or webp, and a number if another
+    picture has that name.
     """
-    info, data = PngInfo(), io.BytesIO()
-    info.add_itxt("fewstep", json.dumps(recipe, ensure_ascii=False))
-    to_image(pixels).save(data, "PNG", pnginfo=info)
-    return write_new(path, data.getvalue())
+    return write_new(path.with_name(path.name + SUFFIXES[kind]), encoded(image, kind, recipe))
+
+
+def encoded(image: Image.Image, kind: str, recipe: Mapping[str, Any] | None = None) -> bytes:
+    """The image's file. The recipe is JSON: in a PNG's text chunk `fewstep`, else in EXIF's UserComment.
+
+    Raises FewstepError for a recipe that the kind has no room for.
+    """
+    data, text = io.BytesIO(), json.dumps(recipe, ensure_ascii=kind != "png")
+    try:
+        if kind == "png":
+            info = PngInfo()
+            if recipe is not None:
+                info.add_itxt(RECIPE, text)
+            image.save(data, "PNG", pnginfo=info)
+        else:
+            exif = Image.Exif()
+            if recipe is not None:
+                exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = COMMENT + text.encode("ascii")
+            image.save(data, kind.upper(), quality=QUALITY, exif=exif, **SAVING[kind])
+    except ValueError as error:  # a JPEG's EXIF has 64 KiB
+        raise FewstepError(
+            f"the recipe does not fit into a {kind} file ({error})", f"use {option('format')} png"
+        ) from error
+    return data.getvalue()
+
+
+def recipe_in(picture: Path) -> dict[str, Any]:
+    """The recipe that a picture's file carries, as it stands there.
+
+    Raises FewstepError for a file that is no picture, and for one that carries no recipe.
+    """
+    opened(picture)
+    with Image.open(picture) as file:
+        file.load()  # a PNG's text may stand behind its pixels
+        text = getattr(file, "text", {}).get(RECIPE)
+        try:
+            comment = file.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+        except Exception:  # damaged EXIF makes Pillow raise nearly anything
+            comment = b""
+    if text is None and isinstance(comment, bytes):
+        text = comment.removeprefix(COMMENT).decode("ascii", "replace")
+    try:
+        recipe = json.loads(text or "")
+    except (ValueError, RecursionError):
+        recipe = None
+    if not isinstance(recipe, dict) or RECIPE not in recipe:  # the version
+        raise FewstepError(
+            f"{picture} carries no recipe of fewstep",
+            "fewstep sample writes one into each picture; programs that save a picture again may leave it out",
+        )
+    return recipe
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a PNG, a JPEG or a WebP does."""
+    try:
+        start = first_bytes(path, 12)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return False
+    return start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or (start[:4], start[8:]) == (b"RIFF", b"WEBP")
 
 
 def words_of(prompt: str) -> str:

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from fewstep import __version__
 from fewstep.evaluate.prompts import Prompt, bare_prompts
 from fewstep.evaluate.row_pictures import RowPictures
-from fewstep.evaluate.sheets import SheetRow, grid, small_jpeg
 from fewstep.io import read_json, write_bytes
 from fewstep.metrics.estimate import Estimate, estimate
 from fewstep.metrics.frechet import Statistics
+from fewstep.sheets import SheetRow, grid, small_jpeg
 from studies.ablations.config import AblationsConfig
 from studies.ablations.groups import BASE, Group
 from studies.ablations.runs import STYLELESS, Run

@@ -13,11 +13,11 @@ from fewstep.evaluate.measure import labelled_pictures
 from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts, things
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures
-from fewstep.evaluate.sheets import SheetRow, grid, wrapped
 from fewstep.images import read_image, to_image
 from fewstep.metrics.estimate import Estimate, share
 from fewstep.metrics.frechet import Statistics
 from fewstep.metrics.reference import agreement_with
+from fewstep.sheets import SheetRow, grid, wrapped
 from recipes.emoji.captions import main_caption
 from recipes.emoji.sheet import OWN_WORDS
 from studies.lab import Lab, base_styles, drawings_of, take

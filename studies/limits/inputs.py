@@ -9,9 +9,9 @@ from fewstep.diffusion.sampler import ImageNoise
 from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures
-from fewstep.evaluate.sheets import SheetRow, grid, wrapped
 from fewstep.metrics.estimate import Estimate
 from fewstep.session import Session
+from fewstep.sheets import SheetRow, grid, wrapped
 from studies.lab import Given, embedded
 from studies.limits.bench import (
     CELL,

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from fewstep.configs import Config, Device, Precision
 from fewstep.errors import UsageError
-from fewstep.evaluate.sheets import small_jpeg
 from fewstep.io import read_json, write_bytes, write_json
+from fewstep.sheets import small_jpeg
 from studies.lab import Lab
 from studies.limits.bench import Bench, facts
 from studies.limits.page import SECTIONS, page

@@ -11,9 +11,9 @@ from fewstep.diffusion.sampler import ImageNoise
 from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures
-from fewstep.evaluate.sheets import SheetRow, grid
 from fewstep.metrics.estimate import Estimate, estimate
 from fewstep.session import Session
+from fewstep.sheets import SheetRow, grid
 from studies.lab import Given, Lab, embedded, take
 from studies.limits.bench import SMOOTH_TEACHER, STUDENT_STEPS, TINY, Bench, Measured, lcm
 from studies.limits.words import Figures, bullets, change_text, code, picture, sorted_out, value_text

@@ -12,8 +12,8 @@ from fewstep.assets import ACCELERATION, MODEL, STYLES
 from fewstep.configs import CompareConfig, TuneConfig, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.prompts import OF, reference_images
-from fewstep.evaluate.sheets import small_jpeg
 from fewstep.io import cache_dir, sha256_bytes, write_bytes
+from fewstep.sheets import small_jpeg
 from studies.results.config import BARE, FINETUNED, LCM_STEPS, PIECES, STYLE_STEPS, STYLE_WEIGHT, WEIGHTS, ResultsConfig
 from studies.results.jobs import measured
 

@@ -304,7 +304,7 @@ def test_a_files_own_words_reach_no_terminal(fewstep, two):
         (["resize", "a.safetensors", "--out", "x"], 2, "neither --rank nor --energy was given"),
         (["resize", "a.safetensors", "b.safetensors", "--out", "x", "--rank", "1"], 2, "2 LoRAs were given, not one"),
         (["difference", "a", "--out", "x"], 2, "1 models were given, not two"),
-        (["inspect"], 2, "no LoRA was given"),
+        (["inspect"], 2, "no file was given"),
     ],
 )
 def test_bad_input_gets_one_line(fewstep, two, tmp_path, monkeypatch, typed, code, message):

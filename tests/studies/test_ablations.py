@@ -14,9 +14,9 @@ from PIL import Image
 from fewstep.configs import build
 from fewstep.diffusion.schedule import lcm_grid, skipping_grid
 from fewstep.errors import FewstepError, UsageError
-from fewstep.evaluate.sheets import small_jpeg
 from fewstep.metrics.estimate import Estimate
 from fewstep.session.plan import psi_named
+from fewstep.sheets import small_jpeg
 from fewstep.training.players import Average
 from studies import ablations
 from tests.tiny import tiny_model

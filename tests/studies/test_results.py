@@ -17,7 +17,7 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import grid_of
 from fewstep.evaluate.prompts import read_prompts
 from fewstep.evaluate.rows import parse_row
-from fewstep.evaluate.sheets import small_jpeg
+from fewstep.sheets import small_jpeg
 from studies import results
 from studies.results.verdicts import FAILED, MET, OPEN, Figure
 from tests.tiny import tiny_images, tiny_model

@@ -17,10 +17,13 @@ def show(result: object, as_json: bool) -> None:
         if result.error is not None:
             raise result.error
     elif isinstance(result, Iterator):
-        documents = []
+        documents, sheet = [], {}
         for saved in result:
-            documents.append(saved.document)
+            if saved.picture is None:
+                sheet = {"sheet": str(saved.file)}
+            else:
+                documents.append(saved.document)
             if not as_json:
                 print(saved.file, flush=True)
         if as_json:
-            print(json.dumps({"images": documents}, indent=2))
+            print(json.dumps({"images": documents, **sheet}, indent=2))

@@ -15,13 +15,13 @@ from fewstep.commands.result import Result
 from fewstep.configs import DemoConfig, DistillConfig, Draw, Grid, build
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.evaluate.report import figure, heading, page, paragraph, preformatted, table, text_table
-from fewstep.evaluate.sheets import SheetRow, grid
 from fewstep.events import note
 from fewstep.io import atomic_folder
 from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.networks import load_efficientnet
 from fewstep.metrics.reference import agreement_with, load_reference
 from fewstep.session import Picture, Session
+from fewstep.sheets import SheetRow, grid
 from fewstep.training import run as training
 
 SOLVERS = (("ddim", 32), ("dpm-solver", 16), ("dpm-solver++", 8), ("lcm", 4), ("lcm", 2), ("lcm", 1))

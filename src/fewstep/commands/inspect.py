@@ -1,15 +1,18 @@
-"""`fewstep inspect`: what a LoRA file is, whom it fits, how strong it is and how it wants to be sampled."""
+"""`fewstep inspect`: what a LoRA is, whom it fits and how it wants to be sampled; or how a picture was drawn."""
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.assets import MODEL
+from fewstep.commands.redraw import typed_lora
 from fewstep.commands.result import Result
 from fewstep.configs import InspectConfig
 from fewstep.errors import Line, option, printable
 from fewstep.events import doing
 from fewstep.families import FAMILIES, ModuleShape
+from fewstep.images import is_picture
 from fewstep.lora.blocks import blocks_of
 from fewstep.lora.files import Base, hash_of, open_lora
 from fewstep.lora.fitting import origin_of
@@ -17,6 +20,7 @@ from fewstep.lora.low_rank import Adapter, misfits, square_of
 from fewstep.lora.recipe import KEY, VERSION, Recipe
 from fewstep.models.references import parse_reference
 from fewstep.models.weights import base_name, weights_of
+from fewstep.session.recipe import read_recipe
 
 SHOWN = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
          VERSION, "fewstep.sources")  # fmt: skip
@@ -35,6 +39,8 @@ READABLE = 300  # characters of a line; --json has all of it
 STRENGTH = " (Frobenius norm of what it adds to the weights, by block)"
 UNTOLD = Line(f"depends on the weights of its model, as of every DoRA: give {option('model')}")
 
+STARTS = ("image", "mask", "control_image")  # what a picture may have been started from
+
 Models = Mapping[str, Mapping[str, ModuleShape]]  # name -> module -> shape
 
 
@@ -52,8 +58,28 @@ class Coverage(NamedTuple):
 def inspect(config: InspectConfig) -> Result:
     """What there is to say about each file."""
     models, base = candidates(config.model)
-    reports = [report(text, models, base) for text in config.files]
-    return Result(reports if len(reports) > 1 else reports[0], "\n\n".join(as_text(facts) for facts in reports))
+    found = [of_picture(Path(text)) if is_picture(Path(text)) else of_lora(text, models, base) for text in config.files]
+    documents = [result.document for result in found]
+    return Result(documents if len(found) > 1 else documents[0], "\n\n".join(result.text for result in found))
+
+
+def of_picture(path: Path) -> Result:
+    """How a picture was drawn: the recipe in it, but for what was not asked."""
+    recipe: dict[str, Any] = {"file": str(path), **read_recipe(path)}
+    lines = {name.replace("_", " "): value for name, value in recipe.items() if value is not False}
+    for name in STARTS:
+        if start := recipe[name]:
+            lines[name.replace("_", " ")] = f"{start.get('file', 'a picture')} (SHA-256 {start['sha256'][:12]}...)"
+    loras = [f"{typed_lora(lora)} (SHA-256 {lora['sha256'][:12]}...)" for lora in recipe["lora"]]
+    lines["lora"] = ", ".join(loras) or "none"
+    lines["timesteps"] = ", ".join(map(str, recipe["timesteps"]))
+    return Result(recipe, table({name: value for name, value in lines.items() if value not in (None, "")}))
+
+
+def of_lora(text: str, models: Models, base: Base | None) -> Result:
+    """What there is to say about a LoRA file."""
+    facts = report(text, models, base)
+    return Result(facts, as_text(facts))
 
 
 def candidates(model: str | None) -> tuple[Models, Base | None]:
@@ -154,6 +180,11 @@ def as_text(facts: Mapping[str, Any]) -> str:
     }
     if facts["other_metadata"]:
         lines["also says"] = ", ".join(facts["other_metadata"])
+    return table(lines)
+
+
+def table(lines: Mapping[str, object]) -> str:
+    """Names and values, one a line."""
     width = max(map(len, lines))
     shown = {name: x.marked if isinstance(x, Line) else printable(str(x), READABLE) for name, x in lines.items()}
     return "\n".join(f"{name:<{width}}  {text}" for name, text in shown.items())

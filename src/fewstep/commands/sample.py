@@ -4,33 +4,58 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewstep.configs import SampleConfig
+from fewstep.commands.redraw import redrawn, tell_changed_loras
+from fewstep.configs import Draw, SampleConfig, build
 from fewstep.errors import UsageError, option
-from fewstep.images import read_bytes, save_png, words_of
+from fewstep.evaluate.prompts import read_prompts
+from fewstep.images import read_bytes, save_image, words_of
 from fewstep.session import Picture, PictureRecipe, Session
+from fewstep.sheets import Cell, contact_columns, contact_sheet, small
+
+SHEET = "sheet"  # the name of the contact sheet's file
 
 
 class Saved(NamedTuple):
     """A picture and its file."""
 
     file: Path
-    picture: Picture
+    picture: Picture | None = None  # None is the contact sheet
 
     @property
     def document(self) -> dict[str, Any]:
         """What --json says of it."""
-        return {"file": str(self.file), **self.picture.recipe}
+        recipe: dict[str, Any] = dict(self.picture.recipe) if self.picture else {}
+        return {"file": str(self.file), **recipe}
 
 
 def sample(config: SampleConfig) -> Iterator[Saved]:
-    """The pictures of `config`, each as soon as it is saved under config.out."""
+    """The pictures of `config`, each as soon as it is saved under config.out; then their contact sheet."""
     if config.out.exists() and not config.out.is_dir():
         raise UsageError(f"{option('out')} {config.out} is a file", f"give {option('out')} a folder")
-    draw = config.draw(read_bytes)
+    if config.redraw is not None:
+        config = redrawn(config)
+    draw = drawn_by(config)
+    cells: list[Cell] = []
     with Session.open(config.where) as session:
+        if config.redraw is not None:
+            tell_changed_loras(config, session)
         for picture in session.draw(draw):
             name_files(picture.recipe, config)
-            yield Saved(save_picture(picture, config.out), picture)
+            yield Saved(save_picture(picture, config), picture)
+            if config.sheet:
+                cells.append(Cell(small(picture.image), picture.recipe["prompt"], picture.recipe["seed"]))
+    if cells:
+        sheet = contact_sheet(cells, contact_columns(len(cells), draw.count))
+        yield Saved(save_image(config.out / SHEET, sheet, config.format))
+
+
+def drawn_by(config: SampleConfig) -> Draw:
+    """What is drawn: the prompts that were typed, then those of --prompts."""
+    draw = config.draw(read_bytes)
+    if config.prompt_file is None:
+        return draw
+    more = tuple(prompt.text for prompt in read_prompts(config.prompt_file))
+    return build(Draw, **draw.model_dump(exclude={"prompts"}), prompts=(*draw.prompts, *more))
 
 
 def name_files(recipe: PictureRecipe, config: SampleConfig) -> None:
@@ -44,7 +69,7 @@ def name_files(recipe: PictureRecipe, config: SampleConfig) -> None:
             start["file"] = str(file)
 
 
-def save_picture(picture: Picture, folder: Path) -> Path:
-    """Where the picture was saved: a PNG named for its prompt and seed, with its recipe inside; never over another."""
-    path = folder / f"{words_of(picture.recipe['prompt'])}-{picture.recipe['seed']}.png"
-    return save_png(path, picture.pixels, picture.recipe)
+def save_picture(picture: Picture, config: SampleConfig) -> Path:
+    """Where the picture was saved: a file named for its prompt and seed, with its recipe inside; never over another."""
+    path = config.out / f"{words_of(picture.recipe['prompt'])}-{picture.recipe['seed']}"
+    return save_image(path, picture.image, config.format, picture.recipe)

@@ -64,11 +64,15 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
     needs: ClassVar[Mapping[str, tuple[str, object]]] = {}  # field: without which other, and its value, it does nothing
     excludes: ClassVar[Mapping[str, str]] = {}  # field: beside which other it does nothing
+    first: ClassVar[tuple[str, ...]] = ()  # fields that help has before the others, in this order
     argument: ClassVar[tuple[str, str] | None] = None  # the field typed without an option, and what help calls it
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         """Help is wrapped where it is shown, not where a docstring's lines end, and it ends with the field's range."""
+        fields = {name: cls.model_fields[name] for name in cls.first} | cls.model_fields
+        cls.model_fields.clear()
+        cls.model_fields.update(fields)
         for field in cls.model_fields.values():
             words = " ".join((field.description or "").split()).removesuffix(range_of(field))
             field.description = f"{words.rstrip()} {range_of(field)}".strip()

@@ -79,16 +79,21 @@ class Drawing(Config, Generic[File]):
     control_scale: Annotated[float, Field(ge=0, le=10)] = 1.0
     """How strictly the ControlNet is followed."""
 
-    @field_validator("prompts")
-    @classmethod
-    def _some_prompt(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        if not prompts:
-            raise UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox"')
-        return prompts
+
+def no_prompt() -> UsageError:
+    """The refusal to draw nothing."""
+    return UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox"')
 
 
 class Draw(Drawing[bytes]):
     """What decides a picture. Pictures it starts from are bytes of PNG, JPEG or WebP files: a request names no file."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _some_prompt(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if not prompts:
+            raise no_prompt()
+        return prompts
 
     @field_validator("image", "mask", "control_image", mode="before")
     @classmethod

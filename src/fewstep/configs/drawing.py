@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from cyclopts import Parameter
 from pydantic import Field, model_validator
 
 from fewstep.configs.base import Config, Device, ModelName
-from fewstep.configs.draw import Draw, Drawing
+from fewstep.configs.draw import Draw, Drawing, no_prompt
 from fewstep.configs.where import DType, EngineName, Where
 from fewstep.errors import UsageError, option
 
@@ -17,16 +17,39 @@ class Output(Config):
     """Where pictures go."""
 
     out: Path = Path("images")
-    """The folder for the PNGs, named for prompt and seed; each carries its full recipe. None is written over another:
-    a name that is taken is numbered."""
+    """The folder for the pictures, which are named for prompt and seed. None is written over another: a name that is
+    taken is numbered."""
+    format: Literal["png", "jpeg", "webp"] = "png"
+    """Kind of file. png keeps every pixel as it was drawn; jpeg and webp are smaller, of quality 95. Each carries its
+    recipe, which --redraw and inspect read."""
+    sheet: bool = False
+    """Also write a contact sheet: all pictures on one, over their prompts and seeds."""
     as_json: bool = False
     """Print one JSON document about what was drawn instead of file names."""
 
 
 class SampleConfig(Output, Drawing[Path], Where):
-    """Draw images from prompts, in 1 to 8 steps with an acceleration LoRA."""
+    """Draw pictures from prompts, in 1 to 8 steps with an acceleration LoRA."""
 
     argument = ("prompts", "PROMPT")
+    first: ClassVar[tuple[str, ...]] = (
+        "model", "loras", "steps", "guidance_scale", "negative_prompt", "seed", "count", "width", "height",
+        "prompt_file", "out", "format", "sheet", "redraw",
+        "image", "strength", "mask", "outpaint", "controlnet", "control_image", "control_scale", "sketch",
+        "solver", "grid", "k", "eta", "gamma", "nag_scale",
+    )  # fmt: skip
+
+    prompt_file: Path | None = None
+    """A file with more prompts, one a line, or .jsonl with text."""
+    redraw: Path | None = None
+    """A picture that sample wrote: draw it again, by the recipe in it. What is typed beside it is changed."""
+
+    @model_validator(mode="after")
+    def _some_prompt(self) -> Self:
+        typed = "prompts" in self.model_fields_set  # the command line gives them last, to a config of the options
+        if typed and not (self.prompts or self.prompt_file or self.redraw):
+            raise no_prompt()
+        return self
 
     @model_validator(mode="after")
     def _controlled(self) -> Self:

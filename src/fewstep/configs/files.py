@@ -116,14 +116,15 @@ class DifferenceConfig(AdapterOutput):
 
 
 class InspectConfig(Config):
-    """Tell what a LoRA file is: layout, family, coverage, ranks, strength, and how it wants to be sampled."""
+    """Tell what a LoRA is: layout, family, coverage, ranks, strength, how it wants to be sampled; or how a picture was
+    drawn."""
 
-    argument = ("files", "LORA")
+    argument = ("files", "FILE")
 
     files: Loras = ()
-    """The files."""
+    """LoRAs, by file or name as sample takes them, and pictures that sample wrote."""
     model: str | None = None
-    """Check it against this model; by default against every family."""
+    """Check LoRAs against this model; by default against every family."""
     as_json: bool = False
     """Print one JSON document."""
 
@@ -131,7 +132,7 @@ class InspectConfig(Config):
     @classmethod
     def _some(cls, files: tuple[str, ...]) -> tuple[str, ...]:
         if not files:
-            raise UsageError("no LoRA was given", "fewstep inspect FILE")
+            raise UsageError("no file was given", "fewstep inspect FILE")
         return files
 
 

@@ -18,12 +18,12 @@ from fewstep.evaluate.protocol import in_words, protocol_of, surroundings
 from fewstep.evaluate.report import figure, heading, page, paragraph, table, text_table
 from fewstep.evaluate.row_pictures import RowPictures, draw, time_of
 from fewstep.evaluate.rows import RowSpec, draw_of, loras_of, naming, parse_row
-from fewstep.evaluate.sheets import SheetRow, grid
 from fewstep.evaluate.table import Row, cells, entry, shared, short
 from fewstep.events import counted, note
 from fewstep.io import atomic_folder, write_json
 from fewstep.models.model import parts_sha256
 from fewstep.session import Session
+from fewstep.sheets import SheetRow, grid
 
 TEACHER = RowSpec("ddim:100", "ddim", 100, None, ())
 TEACHER_IMAGES = 256  # at most, of the first seed set

@@ -32,7 +32,6 @@ from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, reference_ima
 from fewstep.evaluate.protocol import prompts_sha256, surroundings
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures, draw
-from fewstep.evaluate.sheets import SheetRow, captioned, grid, sized
 from fewstep.events import note
 from fewstep.io import atomic_folder, read_json, write_json
 from fewstep.metrics.agreement import Pictures
@@ -44,6 +43,7 @@ from fewstep.metrics.reference import Reference, agreement_with, load_reference
 from fewstep.models.model import parts_sha256
 from fewstep.models.references import parse_reference
 from fewstep.session import Plan, Session
+from fewstep.sheets import SheetRow, captioned, grid, sized
 
 SHOWN, CELL = 4, 128  # pictures of a pair on the sheets, two by two, and pixels of each
 SCORE = (

@@ -1,7 +1,8 @@
 """A model on an engine with LoRAs plugged in, opened once and drawn with many times."""
 
-from fewstep.session.drawing import Picture, PictureRecipe
+from fewstep.session.drawing import Picture
 from fewstep.session.plan import Plan
+from fewstep.session.recipe import PictureRecipe
 from fewstep.session.session import Session
 
 __all__ = ["Picture", "PictureRecipe", "Plan", "Session"]

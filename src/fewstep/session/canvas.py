@@ -27,6 +27,7 @@ class Canvas:
     start: Tensor | None = None  # the same, where the first step begins from them; None begins from noise alone
     mask_and_latents: Tensor | None = None  # (1, 1 + C, h, w), for an inpainting network
     control: Tensor | None = None  # (1, 3, H, W) in [0, 1], what a ControlNet follows
+    outpaint: str | None = None  # LEFT,TOP,RIGHT,BOTTOM pixels that were added to the image
 
     @property
     def area(self) -> Tensor | None:
@@ -55,7 +56,8 @@ def canvas_of(draw: Draw, engine: Engine) -> Canvas:
         control = 1 - control if draw.sketch else control
     for_inpainting = _mask_and_latents(engine, height, width, pixels, mask) if engine.facts.inpaints else None
     start = latents if begins else None
-    return Canvas(height, width, pixels, mask, latents, start, for_inpainting, control)
+    added = draw.outpaint and _added(draw, height, width)
+    return Canvas(height, width, pixels, mask, latents, start, for_inpainting, control, added)
 
 
 def strength_of(draw: Draw) -> float:
@@ -92,8 +94,7 @@ def _extended(draw: Draw, engine: Engine) -> tuple[int, int, Tensor, Tensor]:
     The canvas grows at the right and the bottom up to a multiple of the autoencoder's factor.
     """
     assert draw.image is not None
-    own_width, own_height = image_size(draw.image)
-    width, height = draw.width or own_width, draw.height or own_height
+    width, height = _own_size(draw, draw.image)
     left, top, right, bottom = sides(draw.outpaint or "")
     right += -(left + width + right) % engine.facts.factor
     bottom += -(top + height + bottom) % engine.facts.factor
@@ -101,6 +102,20 @@ def _extended(draw: Draw, engine: Engine) -> tuple[int, int, Tensor, Tensor]:
     pixels = F.pad(read_image(draw.image, width, height)[None], around, mode="replicate")[0]
     mask = F.pad(torch.zeros(1, height, width), around, value=1.0)
     return pixels.shape[1], pixels.shape[2], pixels, mask
+
+
+def _own_size(draw: Draw, image: bytes) -> tuple[int, int]:
+    """Width and height of the image itself, before pixels are added to it."""
+    own_width, own_height = image_size(image)
+    return draw.width or own_width, draw.height or own_height
+
+
+def _added(draw: Draw, height: int, width: int) -> str:
+    """--outpaint as it came out on a canvas of this size: with what was added up to a multiple of the factor."""
+    assert draw.image is not None
+    own_width, own_height = _own_size(draw, draw.image)
+    left, top, _, _ = sides(draw.outpaint or "")
+    return f"{left},{top},{width - left - own_width},{height - top - own_height}"
 
 
 def sides(text: str) -> tuple[int, int, int, int]:

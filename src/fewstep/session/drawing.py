@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -18,54 +18,12 @@ from fewstep.engines import Engine
 from fewstep.errors import FewstepError, option
 from fewstep.images import to_image
 from fewstep.session.canvas import Canvas, Keeping
-from fewstep.session.loras import LoraFacts
 from fewstep.session.plan import Plan
+from fewstep.session.recipe import PictureRecipe
 
 DECODED_AT_ONCE = 64 * 64  # latent pixels: one picture of 512 x 512, or several smaller ones
 Lap = Callable[[str], object]  # a stopwatch's button: "text", "network" or "decoder" is done for a batch
 OnEstimate = Callable[[int, Tensor], object]  # takes the steps taken, and x_0 (B, C, h, w) as it is estimated so far
-
-
-class StartFacts(TypedDict):
-    """What a recipe says of a picture that another was started from."""
-
-    sha256: str  # of the file's bytes
-    file: NotRequired[str]  # as it was typed; a session is given bytes
-
-
-class PictureRecipe(TypedDict):
-    """All it takes to draw a picture again. What is None was not asked for, or is not for this solver."""
-
-    prompt: str
-    negative_prompt: str
-    seed: int
-    model: str
-    lora: list[LoraFacts]
-    live_lora: bool
-    solver: str
-    eta: float | None
-    gamma: float | None
-    steps: int
-    grid: str
-    k: int
-    timesteps: list[int]
-    nfe: float  # network evaluations, rows of guidance counted
-    guidance_scale: float
-    nag_scale: float
-    image: StartFacts | None
-    strength: float | None
-    mask: StartFacts | None
-    outpaint: str | None
-    controlnet: str | None
-    control_image: StartFacts | None
-    sketch: bool
-    control_scale: float | None
-    width: int
-    height: int
-    engine: str
-    dtype: str
-    no_safety_checker: bool
-    fewstep: str  # the version
 
 
 class Picture(NamedTuple):

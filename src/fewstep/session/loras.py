@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict
+
+from typing_extensions import TypedDict
 
 from fewstep.assets import ACCELERATION, MODEL
 from fewstep.diffusion.solvers import SOLVERS

@@ -23,8 +23,6 @@ from fewstep.session.drawing import (
     Lap,
     Picture,
     PictureBatch,
-    PictureRecipe,
-    StartFacts,
     batches,
     decoded,
     draw_latents,
@@ -32,6 +30,7 @@ from fewstep.session.drawing import (
 )
 from fewstep.session.loras import LoraFacts, PluggedLora, Shelf, default_loras, recipes_of
 from fewstep.session.plan import Plan, plan_sampling
+from fewstep.session.recipe import PictureRecipe, StartFacts
 
 
 def untimed(part: str) -> None:
@@ -251,7 +250,7 @@ class Session:
                 lap("decoder")
                 for x, prompt, seed in zip(pixels, part, seeds, strict=True):
                     picture = self._seen(canvas.kept(x), prompt, seed)
-                    yield Picture(picture, self._recipe(draw, plan, picture, prompt, seed, rows / len(part)))
+                    yield Picture(picture, self._recipe(draw, plan, canvas, prompt, seed, rows / len(part)))
 
     def paint(self, plan: Plan, conditioning: Conditioning, noise: Noise) -> Tensor:
         """Pixels (B, 3, H, W) on the CPU of one batch, from embeddings and noise instead of prompts and seeds.
@@ -285,7 +284,7 @@ class Session:
             note(f"the model's safety checker hid the picture of {prompt!r}, seed {seed}")
         return pixels.new_full(pixels.shape, -1)
 
-    def _recipe(self, draw: Draw, plan: Plan, pixels: Tensor, prompt: str, seed: int, nfe: float) -> PictureRecipe:
+    def _recipe(self, draw: Draw, plan: Plan, canvas: Canvas, prompt: str, seed: int, nfe: float) -> PictureRecipe:
         """All it takes to draw the picture again."""
         where = self.where
         return {
@@ -308,13 +307,13 @@ class Session:
             "image": started_from(draw.image),
             "strength": strength_of(draw) if draw.image else None,
             "mask": started_from(draw.mask),
-            "outpaint": draw.outpaint,
+            "outpaint": canvas.outpaint,
             "controlnet": where.controlnet,
             "control_image": started_from(draw.control_image),
             "sketch": draw.sketch,
             "control_scale": draw.control_scale if where.controlnet else None,
-            "width": pixels.shape[2],
-            "height": pixels.shape[1],
+            "width": canvas.width,
+            "height": canvas.height,
             "engine": where.engine,
             "dtype": self.engine.dtype,
             "no_safety_checker": where.no_safety_checker,

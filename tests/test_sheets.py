@@ -2,7 +2,21 @@
 
 from PIL import Image
 
-from fewstep.evaluate.sheets import GAP, MARGIN, WORDS, SheetRow, captioned, grid, wrapped
+from fewstep.sheets import (
+    CONTACT,
+    GAP,
+    MARGIN,
+    WORDS,
+    Cell,
+    SheetRow,
+    captioned,
+    contact_columns,
+    contact_sheet,
+    cut,
+    grid,
+    small,
+    wrapped,
+)
 
 RED, BLUE = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (32, 32), "blue")
 
@@ -40,3 +54,22 @@ def test_long_labels_take_two_lines():
     assert wrapped("abcdefgh", 4) == "abcd\nefgh"
     assert wrapped("abcdefghijkl", 4) == "abcd\nefg…"
     assert wrapped("one two three", 5) == "one\ntwo…"
+
+
+def test_a_contact_sheet_keeps_the_pictures_shape():
+    wide = Image.new("RGB", (1024, 512), "red")
+    cells = [Cell(small(wide), "a red fox " * 20, seed) for seed in (0, 1, 2)]
+    assert cells[0].image.size == (CONTACT, CONTACT // 2)
+    sheet = contact_sheet(cells, 2)
+    assert sheet.size == (2 * (CONTACT + GAP), 2 * (CONTACT // 2 + WORDS))
+    assert sheet.getpixel((GAP // 2 + 8, CONTACT // 2 + WORDS + 8)) == (255, 0, 0)
+    between = sheet.crop((CONTACT + GAP // 2, CONTACT // 2, CONTACT + GAP, CONTACT // 2 + WORDS)).convert("L")
+    assert between.getextrema() == (255, 255)  # words stay below their own picture
+    assert small(RED) is RED
+
+
+def test_the_pictures_of_a_prompt_stand_in_a_row():
+    assert [contact_columns(12, 4), contact_columns(40, 20)] == [4, 8]
+    assert [contact_columns(n, 1) for n in (1, 2, 4, 9, 10, 200)] == [1, 2, 2, 3, 4, 8]
+    assert cut("a  red\nfox", 9) == "a red fox"
+    assert cut("a red fox", 7) == "a red…"
