@@ -63,11 +63,13 @@ def inputs(config: BenchmarkConfig) -> tuple[Tensor, Tensor, Conditioning, Condi
     width = family.unet["cross_attention_dim"]
     torch.manual_seed(0)
     x_0, eps = torch.randn(2, 1, 4, config.size // 8, config.size // 8)
-    told = [Conditioning(torch.randn(1, 77, width)) for _ in range(2)]
+    conditionings = [Conditioning(torch.randn(1, 77, width)) for _ in range(2)]
     if len(family.text_encoders) == 2:
         sizes = sizes_of(config.size, config.size)
-        told = [Conditioning(text, torch.randn(1, family.text_encoders[1].width), sizes) for text, *_ in told]
-    return x_0, eps, told[0], told[1]
+        conditionings = [
+            Conditioning(text, torch.randn(1, family.text_encoders[1].width), sizes) for text, *_ in conditionings
+        ]
+    return x_0, eps, conditionings[0], conditionings[1]
 
 
 def loss_of(

@@ -170,12 +170,12 @@ def command(config: BenchmarkConfig) -> None:
             begun = time.perf_counter()
             list(session.draw("a red fox"))
             drawing.append(time.perf_counter() - begun)
-    total, classes, drawn = (median(found) for found in (whole, imports, drawing))
+    total, classes, computing = (median(found) for found in (whole, imports, drawing))
     print("| part | seconds |\n|---|---|")
     print(f"| `fewstep sample`, from the command to the file | {total:.2f} |")
     print(f"| importing the model classes alone | {classes:.2f} |")
-    print(f"| computing the picture, in a session that is open | {drawn:.2f} |")
-    print(f"| what is left | {total - classes - drawn:.2f} |")
+    print(f"| computing the picture, in a session that is open | {computing:.2f} |")
+    print(f"| what is left | {total - classes - computing:.2f} |")
 
 
 def run(config: BenchmarkConfig) -> None:

@@ -18,7 +18,7 @@ from fewstep.assets import MODEL, STYLES, shipped_model
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Draw, FinetuneConfig, Modules, Precision, Solver, build
 from fewstep.errors import FewstepError, UsageError
-from fewstep.evaluate.candidates import Weight
+from fewstep.evaluate.candidates import LoraWeight
 from fewstep.evaluate.prompts import OF, Prompt, shipped_prompts, styled_prompts
 from fewstep.evaluate.report import text_table
 from fewstep.io import cache_dir, read_json, sha256_bytes, write_bytes, write_json
@@ -189,7 +189,7 @@ def kinds(config: ForgettingConfig, reference: Reference) -> list[Kind]:
 
 def measured(config: ForgettingConfig, lab: Lab, vector: str, kind: Kind, weight: float) -> Measured:
     """The pictures of a kind of prompts by W0 - weight x style."""
-    loras = (*((f"{vector}:{Weight(-weight).text}",) if weight else ()), *config.lora)
+    loras = (*((f"{vector}:{LoraWeight(-weight).text}",) if weight else ()), *config.lora)
     pictures = lab.draw([prompt.text for prompt in kind.prompts], lora=loras, title=f"{kind.name}, w = {weight:g}",
                      solver=config.solver, steps=config.steps)  # fmt: skip
     return Measured(kind.name, weight, lab.agreement(pictures, kind.prompts), lab.distance(pictures, kind.target))

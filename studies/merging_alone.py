@@ -126,8 +126,8 @@ COLUMNS: dict[str, Callable[[Trained], Tensor]] = {
 
 def cell(method: Callable[[Trained], Tensor], lora: Trained) -> str:
     """||merged - exact|| / ||exact||; 0 means below 1e-5, since differences of float32 weights are taken."""
-    wanted = lora.change()
-    relative = float((method(lora) - wanted).norm() / wanted.norm())
+    exact = lora.change()
+    relative = float((method(lora) - exact).norm() / exact.norm())
     return "0" if relative < 1e-5 else f"{100 * relative:.0f} %"
 
 

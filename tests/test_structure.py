@@ -176,6 +176,27 @@ def test_fields_that_may_change_on_resume_exist():
     assert set(configs.TrainingConfig.model_fields) >= configs.TrainingConfig.may_change
 
 
+TWICE = {"TCD"}  # names of two things: a paper that has both a solver and a method
+
+
+def named(tree: ast.Module) -> Iterator[str]:
+    """The public classes and aliases of types that a module defines."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        yield from (x.id for x in targets if isinstance(x, ast.Name) and x.id[0].isupper() and not x.id.isupper())
+
+
+def test_one_name_is_one_thing():
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for name in named(TREES[path]):
+            places.setdefault(name, []).append(module_name(path))
+    assert {name: found for name, found in places.items() if len(found) > 1 and name not in TWICE} == {}
+    assert len(places) > 100
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 

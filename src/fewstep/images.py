@@ -33,11 +33,11 @@ QUALITY = 95  # of a JPEG and a WebP
 RECIPE = "fewstep"  # a PNG's text chunk; in the recipe, the version
 COMMENT = b"ASCII\0\0\0"  # what EXIF's UserComment begins with: its character code
 
-Picture = Path | bytes  # a file, or what is in one
+PictureFile = Path | bytes  # a file, or what is in one
 UNNAMED = "the picture that was given"  # the name in errors of bytes that come without one
 
 
-def read_image(picture: Picture, width: int, height: int, name: str = UNNAMED) -> Tensor:
+def read_image(picture: PictureFile, width: int, height: int, name: str = UNNAMED) -> Tensor:
     """The image as pixels (3, height, width) float32 in [-1, 1]: on white, scaled to cover, cut at the centre.
 
     name: what errors call a picture that is bytes. Raises FewstepError if the picture cannot be read.
@@ -48,13 +48,13 @@ def read_image(picture: Picture, width: int, height: int, name: str = UNNAMED) -
     return torch.from_numpy(cut).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def read_mask(picture: Picture, width: int, height: int) -> Tensor:
+def read_mask(picture: PictureFile, width: int, height: int) -> Tensor:
     """A mask (1, height, width) float32 in [0, 1], scaled and cut as `read_image` does: black 0, white 1."""
     cut = np.array(covering(opened(picture).convert("L"), width, height))
     return torch.from_numpy(cut)[None].float() / 255
 
 
-def image_size(picture: Picture) -> tuple[int, int]:
+def image_size(picture: PictureFile) -> tuple[int, int]:
     """Width and height in pixels of the image as it is seen, which is as `read_image` reads it."""
     return opened(picture).size
 
@@ -75,7 +75,7 @@ def file_bytes(path: Path) -> bytes:
         raise unreadable(str(path), error.strerror or error) from error
 
 
-def opened(picture: Picture, name: str = UNNAMED) -> Image.Image:
+def opened(picture: PictureFile, name: str = UNNAMED) -> Image.Image:
     """The image as it is to be seen: RGBA of 8 bits, turned as its EXIF orientation says. All pictures come from here.
 
     name: what errors call a picture that is bytes. Raises FewstepError if the picture cannot be read.

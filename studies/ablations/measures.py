@@ -23,7 +23,7 @@ from studies.lab import Lab, base_styles, drawings_of, take
 CERTAIN = 2  # standard errors
 STEPS = 4  # of the sampler
 TEACHER_STEPS = 100
-SHOWN, CELL = 8, 128  # pictures in a row of a sheet, and their pixels
+SHEET_PROMPTS, CELL = 8, 128  # pictures in a row of a sheet, and their pixels
 ROW_BYTES = 11_000  # of a sheet's file
 
 
@@ -109,7 +109,7 @@ def measure(
     def of(run: Run, steps: int) -> Measured:
         key = run.config.out, steps
         if key not in results_of:
-            pictures[key] = bench.draw(f"{run.name}, {steps}", steps=steps, **run.drawn_with)
+            pictures[key] = bench.draw(f"{run.name}, {steps}", steps=steps, **run.draw_options)
             results_of[key] = bench.measured(pictures[key])
         return results_of[key]
 
@@ -146,10 +146,10 @@ def sheet(
     file: Path, drawings_of_runs: dict[str, RowPictures], entries: Sequence[dict[str, Any]], bench: Bench
 ) -> None:
     """Write the first pictures of the teacher and of every run, from the same noise, as a small JPEG."""
-    rows = [SheetRow("teacher", f"DDIM, {TEACHER_STEPS} steps", bench.teacher.first(SHOWN))]
+    rows = [SheetRow("teacher", f"DDIM, {TEACHER_STEPS} steps", bench.teacher.first(SHEET_PROMPTS))]
     for (name, pictures), one in zip(drawings_of_runs.items(), entries, strict=True):
-        rows.append(SheetRow(name, f"distance {one['at'][0]['distance']['value']:.0f}", pictures.first(SHOWN)))
-    all_rows = grid(rows, [prompt.text for prompt in bench.prompts[:SHOWN]], CELL)
+        rows.append(SheetRow(name, f"distance {one['at'][0]['distance']['value']:.0f}", pictures.first(SHEET_PROMPTS)))
+    all_rows = grid(rows, [prompt.text for prompt in bench.prompts[:SHEET_PROMPTS]], CELL)
     write_bytes(file, small_jpeg(all_rows, ROW_BYTES * len(rows)))
 
 
@@ -174,9 +174,9 @@ def about(name: str, runs: dict[str, Run], results: dict[str, dict[int, Measured
     return {"name": name, "time": speeds[0] / speeds[1], "bytes": runs[name].size, "at": at}
 
 
-def pair_of(name: str, beside: str, results: dict[str, dict[int, Measured]]) -> dict[str, Any]:
+def pair_of(name: str, other: str, results: dict[str, dict[int, Measured]]) -> dict[str, Any]:
     """Two runs, neither of them the base, compared."""
-    return {"run": name, "beside": beside, "change": values(less(results[name][STEPS], results[beside][STEPS]))}
+    return {"run": name, "beside": other, "change": values(less(results[name][STEPS], results[other][STEPS]))}
 
 
 def certain(change: dict[str, float]) -> bool:

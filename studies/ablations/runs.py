@@ -42,7 +42,7 @@ class Run(NamedTuple):
         return self.config.out / "finished.json"
 
     @property
-    def drawn_with(self) -> dict[str, Any]:
+    def draw_options(self) -> dict[str, Any]:
         """What to draw its pictures with."""
         if self.config.full:
             return {"model": str(self.config.out / "model")}

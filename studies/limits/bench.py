@@ -39,9 +39,9 @@ class Way(NamedTuple):
         return {"solver": self.solver, "steps": self.steps}
 
 
-def lcm(steps: int, *beside: str) -> Way:
+def lcm(steps: int, *others: str) -> Way:
     """The student, with other LoRAs beside its own."""
-    return Way("lcm", steps, (*beside, ACCELERATION))
+    return Way("lcm", steps, (*others, ACCELERATION))
 
 
 TEACHER, SMOOTH_TEACHER, TRUTH = Way("dpm-solver++", 25), Way("dpm-solver++", 20), Way("ddim", 100)

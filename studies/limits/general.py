@@ -27,7 +27,7 @@ from studies.limits.words import Figures, bullets, change_text, code, picture, s
 STYLE_WEIGHT = 0.8  # section 6
 SKETCHED, COLOURED = "emojione-bw", "emojione"  # one person's lines, without and with colour
 STRENGTHS = (0.5, 0.8)
-SHOWN_SKETCHES = 4
+SHEET_SKETCHES = 4
 
 
 def styled(style: str) -> tuple[Prompt, ...]:
@@ -149,7 +149,7 @@ def of_originals(
 def sketch_sheet(prompts: Sequence[str], columns: dict[str, list[Image.Image]]) -> Image.Image:
     """The first few, a row each."""
     rows = [SheetRow("", wrapped(prompt), [pictures[i] for pictures in columns.values()])
-            for i, prompt in enumerate(prompts[:SHOWN_SKETCHES])]  # fmt: skip
+            for i, prompt in enumerate(prompts[:SHEET_SKETCHES])]  # fmt: skip
     return grid(rows, list(columns), CELL)
 
 

@@ -67,8 +67,8 @@ def finetuned_model() -> Path:
 
 def check_inputs(names: Sequence[str]) -> None:
     """Raise FewstepError naming the first input that is not there, and what makes it."""
-    wanted = {"figure3": STYLES, "grid": (), "finetuned": (FINETUNED,)}
-    for table in (drawings(name) for piece in names for name in wanted.get(piece, ("base",))):
+    needs = {"figure3": STYLES, "grid": (), "finetuned": (FINETUNED,)}
+    for table in (drawings(name) for piece in names for name in needs.get(piece, ("base",))):
         if not table.is_file():
             raise FewstepError(
                 f"the real drawings are not there: {table}", "make them: python -m recipes.emoji.dataset"

@@ -4,9 +4,9 @@ import pytest
 
 from fewstep.errors import UsageError
 from fewstep.evaluate.candidates import (
-    Pair,
+    LoraWeight,
     Scored,
-    Weight,
+    WeightPair,
     block_moves,
     coarse,
     grid_of,
@@ -22,7 +22,11 @@ from fewstep.models.references import parse_reference
 def scored(style: float, distance: tuple[float, ...], agreement: float | None) -> Scored:
     """Distances: the number without each of two groups; its value is their mean."""
     of = Estimate(sum(distance) / len(distance), distance)
-    return Scored(Pair(Weight(style), Weight(1.0)), of, None if agreement is None else Estimate(agreement, (0.0, 0.0)))
+    return Scored(
+        WeightPair(LoraWeight(style), LoraWeight(1.0)),
+        of,
+        None if agreement is None else Estimate(agreement, (0.0, 0.0)),
+    )
 
 
 def test_a_grid_is_one_list_or_two():
@@ -51,13 +55,13 @@ def test_a_grid_that_is_none(text, message):
 
 
 def test_neighbours_lie_around_the_best():
-    best = Pair(Weight(0.8), Weight(0.1))
+    best = WeightPair(LoraWeight(0.8), LoraWeight(0.1))
     found = neighbours(best, (0.1, 0.1))
     assert [(p.style.of, p.acceleration.of) for p in found] == [(0.7, 0.1), (0.9, 0.1), (0.8, 0.2)]  # 0 is no weight
 
 
 def test_blocks_are_typed_as_they_are_read():
-    less, more = block_moves(Pair(Weight(0.8), Weight(1.0)), "style", "mid", 0.1)
+    less, more = block_moves(WeightPair(LoraWeight(0.8), LoraWeight(1.0)), "style", "mid", 0.1)
     assert less.loras("a.safetensors", "lcm") == ("a.safetensors:0.8,mid=0.7", "lcm:1")
     read = parse_reference(less.loras("a.safetensors", "lcm")[0])
     assert (read.weight_of("mid_block.x"), read.weight_of("up_blocks.0.x")) == (0.7, 0.8)

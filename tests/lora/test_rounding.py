@@ -17,7 +17,7 @@ from fewstep.lora.recipe import Recipe
 from fewstep.lora.rounding import BOUND, loss_note, lost_share
 from fewstep.lora.writing import save_adapter
 from fewstep.models.load import load_model
-from fewstep.models.plugging import attach
+from fewstep.models.plugging import ATTACHED, attach
 from tests import pipes
 from tests.lora.updates import fold
 from tests.pipes import draw, random_lora, row_named
@@ -189,7 +189,7 @@ def test_the_type_of_what_is_beside() -> None:
     live = attach(
         net, [(1.0, Adapter({name: LowRank(torch.ones(1, 2), torch.ones(2, 1)) for name in "abc"}))], torch.bfloat16
     )
-    types = {name: factor.dtype for name, factor in live.parameters_of("beside").items()}
+    types = {name: factor.dtype for name, factor in live.parameters_of(ATTACHED).items()}
     assert [types[f"{name}/A"] for name in "abc"] == [torch.bfloat16, torch.bfloat16, torch.float16]
     live.remove()
     assert not any(layer._forward_hooks for layer in net.values())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fewstep.families import ModuleShape
-from fewstep.lora.low_rank import Adapter, LowRank, Weight
+from fewstep.lora.low_rank import Adapter, LowRank, Weighting
 from fewstep.lora.rounding import Rounding
 from fewstep.models.plugging import Folding
 
@@ -28,7 +28,7 @@ def distance(a: LowRank, b: LowRank) -> float:
     return float((a.delta() - b.delta()).norm())
 
 
-def fold(layers: Mapping[str, nn.Module], terms: Sequence[tuple[Weight, Mapping[str, LowRank]]]) -> list[Rounding]:
+def fold(layers: Mapping[str, nn.Module], terms: Sequence[tuple[Weighting, Mapping[str, LowRank]]]) -> list[Rounding]:
     """Add updates into layers; how much of each layer's the rounding lets in."""
     folding = Folding(layers)
     folding.plug([(weight, Adapter(updates)) for weight, updates in terms])

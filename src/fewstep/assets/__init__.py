@@ -52,10 +52,10 @@ def verified(name: str, folder: Path = FOLDER) -> Path:
     members = {file: sum_ for file, sum_ in sums.items() if file == name or file.startswith(f"{name}/")}
     if not members:
         raise FewstepError(f"{name} is not among the shipped files", hint)
-    for file, wanted in members.items():
+    for file, expected in members.items():
         if not (folder / file).is_file():
             raise FewstepError(f"the shipped file {folder / file} is missing", hint)
-        if sha256_file(folder / file) != wanted:
+        if sha256_file(folder / file) != expected:
             raise FewstepError(f"the shipped file {folder / file} is damaged", hint)
     return folder / name
 

@@ -74,9 +74,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
         note(text)
     fitted = fit([parse_reference(text) for text in loras], str(session.facts.path), allow_partial=False)
     recipe, base = recipe_of(session, plan), parts_sha256(session.facts.path)
-    with atomic_folder(config.out) as folder, scratch(config.out.parent) as beside:
+    with atomic_folder(config.out) as folder, scratch(config.out.parent) as spare:
         modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
-        source = folder_of(session.facts.path, beside / "model")
+        source = folder_of(session.facts.path, spare / "model")
         stepping, scheduler = scheduler_of(source, session.facts, plan)
         tell_loss(fold_on_disk(source, folder, modules))
         write_scheduler(folder, scheduler)
@@ -96,12 +96,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
     }
 
 
-def folder_of(model: Path, beside: Path) -> Path:
+def folder_of(model: Path, spare: Path) -> Path:
     """The model's folder; one made in half precision of a single file."""
     if model.is_dir():
         return model
-    save_folder(load_model(str(model), torch.float16), beside)
-    return beside
+    save_folder(load_model(str(model), torch.float16), spare)
+    return spare
 
 
 # --- the scheduler ------------------------------------------------------------------------------------------

@@ -143,9 +143,9 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise UsageError(f"timesteps {starts} are not all inside 0 to {T - 1}", "give them from high to low")
         levels = sampling_levels(self.schedule, starts)
         steps = [self.solver.levels(self.schedule, s, t) for s, t in pairwise(levels)]
-        told = torch.cat([level.t for step in steps for level in step[: self.solver.calls]])
+        stops = torch.cat([level.t for step in steps for level in step[: self.solver.calls]])
         self._steps = [tuple(level.to(device or "cpu") for level in step) for step in steps]
-        self.timesteps = (told.long() if bool((told == told.floor()).all()) else told).to(device or "cpu")
+        self.timesteps = (stops.long() if bool((stops == stops.floor()).all()) else stops).to(device or "cpu")
         self.num_inference_steps = len(self.timesteps)
         self.begin_index = self.step_index = None
         self._restart()
@@ -183,12 +183,12 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             begin = self.begin_index
             self.step_index = self.index_for_timestep(timestep) if begin is None else begin
         x = sample.float()
-        x_0, reached = self._advance(model_output.float(), x, Noise(x, generator))
+        x_0, reached = self._advance(model_output.float(), x, PipelineNoise(x, generator))
         self.step_index += 1
         fields = (reached.to(sample.dtype), x_0.to(sample.dtype))
         return FewstepSchedulerOutput(*fields) if return_dict else fields
 
-    def _advance(self, output: Tensor, x: Tensor, noise: "Noise") -> tuple[Tensor, Tensor]:
+    def _advance(self, output: Tensor, x: Tensor, noise: "PipelineNoise") -> tuple[Tensor, Tensor]:
         """The estimate of x_0 at x, and where the network is wanted next."""
         assert self.step_index is not None
         number, call = divmod(self.step_index, self.solver.calls)
@@ -201,13 +201,13 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._step = self.solver.step(x, levels, self._state, noise)
             next(self._step)
         try:
-            wanted = self._step.send(x_0)
+            ask = self._step.send(x_0)
         except StopIteration as end:
             x_t, self._state = end.value
             self._step, self._answers = None, 0
             return x_0, x_t
         self._answers += 1
-        return x_0, wanted.x
+        return x_0, ask.x
 
     def _estimate(self, output: Tensor, x: Tensor, level: NoiseLevel) -> Tensor:
         x_0 = self.prediction.to_x_0(output, x, level)
@@ -233,7 +233,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Noise:
+class PipelineNoise:
     """Standard normal draws in float32, of x's shape and on its device, as diffusers draws them."""
 
     x: Tensor
@@ -241,5 +241,5 @@ class Noise:
 
     def __call__(self) -> Tensor:
         one = self.generator if isinstance(self.generator, torch.Generator | None) else list(self.generator)
-        drawn: Tensor = randn_tensor(self.x.shape, generator=one, device=self.x.device, dtype=torch.float32)
-        return drawn
+        noise: Tensor = randn_tensor(self.x.shape, generator=one, device=self.x.device, dtype=torch.float32)
+        return noise

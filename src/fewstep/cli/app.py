@@ -47,7 +47,7 @@ SPINS = (
 
 ALIKE = 0.65  # of two options' names, for one to be meant by the other
 
-Run = Callable[[Any], None]
+Command = Callable[[Any], None]
 
 COMMANDS: dict[str, tuple[type[Config], str]] = {  # name: its config, and where its function is
     "demo": (DemoConfig, "demo"),
@@ -80,7 +80,7 @@ def new_app() -> App:
     return app
 
 
-def runner(module: str, name: str) -> Run:
+def runner(module: str, name: str) -> Command:
     """What runs a command and shows its result; it is imported when it is called: --help imports no torch."""
 
     def run(config: Config) -> None:
@@ -91,7 +91,7 @@ def runner(module: str, name: str) -> Run:
     return run
 
 
-def command(kind: type[Config], run: Run) -> Callable[..., None]:
+def command(kind: type[Config], run: Command) -> Callable[..., None]:
     """A function cyclopts can read: `kind`'s fields as options, the one it names, if any, as arguments."""
     required = any(field.is_required() for field in kind.model_fields.values())
     flat: Any = Annotated[kind if required else kind | None, Parameter(name="*", name_transform=spelling)]
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(new_app(), sys.argv[1:] if argv is None else argv, kinds)
 
 
-def main_of(kind: type[Config], run: Run, argv: Sequence[str] | None = None) -> int:
+def main_of(kind: type[Config], run: Command, argv: Sequence[str] | None = None) -> int:
     """Run a program of one command, as the recipes are; its exit code."""
     app = App(
         help=kind.__doc__,

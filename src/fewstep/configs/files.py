@@ -30,7 +30,7 @@ class AdapterOutput(Config):
     """Print one JSON document about what was done."""
 
 
-Loras = Annotated[tuple[str, ...], Parameter(parse=False)]
+LoraFiles = Annotated[tuple[str, ...], Parameter(parse=False)]
 
 
 class SumOutput(AdapterOutput):
@@ -48,7 +48,7 @@ class MergeConfig(SumOutput):
     argument = ("files", "LORA")
     excludes = dict.fromkeys(("rank", "energy", "dialect", "dtype", "model", "max_rank"), "into")
 
-    files: Loras = ()
+    files: LoraFiles = ()
     """FILE, FILE:WEIGHT or FILE:WEIGHT,BLOCK=WEIGHT,... with blocks te, te1, te2, down, mid, up, down0, up1, ..."""
     into: str | None = None
     """Fold the sum into this model, a diffusers folder or a .safetensors checkpoint, and write that to --out."""
@@ -82,7 +82,7 @@ class ResizeConfig(SumOutput):
 
     argument = ("files", "LORA")
 
-    files: Loras = ()
+    files: LoraFiles = ()
     """The LoRA, one."""
 
     @field_validator("files")
@@ -100,7 +100,7 @@ class DifferenceConfig(AdapterOutput):
 
     argument = ("files", "TUNED BASE")
 
-    files: Loras = ()
+    files: LoraFiles = ()
     """Two models, diffusers folders or .safetensors checkpoints: the fine-tuned one, then its base."""
     rank: Annotated[int, Field(ge=1)] | None = 64
     """Rank of the LoRA at most."""
@@ -121,7 +121,7 @@ class InspectConfig(Config):
 
     argument = ("files", "FILE")
 
-    files: Loras = ()
+    files: LoraFiles = ()
     """LoRAs, by file or name as sample takes them, and pictures that sample wrote."""
     model: str | None = None
     """Check LoRAs against this model; by default against every family."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.data.sources import Sample
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.events import Progress, doing, tell
-from fewstep.images import Picture, image_size, placed, read_image
+from fewstep.images import PictureFile, image_size, placed, read_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes
 from fewstep.models.inpainting import mask_and_latents, training_mask
 from fewstep.models.model import Model, encoder_sha256
@@ -99,7 +99,7 @@ def _encoded_images(samples: Sequence[Sample], model: Model, size: int) -> dict[
     return encoded
 
 
-def _sizes(picture: Picture, size: int, known: tuple[int, int] | None = None) -> tuple[int, ...]:
+def _sizes(picture: PictureFile, size: int, known: tuple[int, int] | None = None) -> tuple[int, ...]:
     """Height, width, top and left of the cut, training height and width.
 
     known: the picture's height and width; None to read them.

@@ -13,7 +13,7 @@ BLOCKS = ("down", "mid", "up")
 DIGITS = 4  # of a weight, after the point
 
 
-class Weight(NamedTuple):
+class LoraWeight(NamedTuple):
     """How much of one LoRA."""
 
     of: float
@@ -28,19 +28,19 @@ class Weight(NamedTuple):
         """The weight that holds there."""
         return dict(self.blocks).get(block, self.of)
 
-    def moved(self, step: float, block: str | None = None) -> "Weight":
+    def moved(self, step: float, block: str | None = None) -> "LoraWeight":
         """More of the LoRA by `step`, everywhere or in one block."""
         if block is None:
-            return Weight(round(self.of + step, DIGITS), self.blocks)
+            return LoraWeight(round(self.of + step, DIGITS), self.blocks)
         blocks = dict(self.blocks) | {block: round(self.in_block(block) + step, DIGITS)}
-        return Weight(self.of, tuple(sorted((name, w) for name, w in blocks.items() if w != self.of)))
+        return LoraWeight(self.of, tuple(sorted((name, w) for name, w in blocks.items() if w != self.of)))
 
 
-class Pair(NamedTuple):
+class WeightPair(NamedTuple):
     """How much of the style, and of the acceleration."""
 
-    style: Weight
-    acceleration: Weight
+    style: LoraWeight
+    acceleration: LoraWeight
 
     @property
     def positive(self) -> bool:
@@ -55,7 +55,7 @@ class Pair(NamedTuple):
 class Scored(NamedTuple):
     """A pair, and what its images are."""
 
-    pair: Pair
+    pair: WeightPair
     distance: Estimate  # Fréchet distance to the style
     agreement: Estimate | None  # share that show their concept; None is not measured
 
@@ -105,9 +105,9 @@ def numbers_in(text: str, allowed: Callable[[float], bool], refusal: Callable[[s
     return values
 
 
-def coarse(axes: tuple[Sequence[float], Sequence[float]]) -> list[Pair]:
+def coarse(axes: tuple[Sequence[float], Sequence[float]]) -> list[WeightPair]:
     """Each weight of the style with each of the acceleration."""
-    return [Pair(Weight(a), Weight(b)) for a, b in product(*axes)]
+    return [WeightPair(LoraWeight(a), LoraWeight(b)) for a, b in product(*axes)]
 
 
 def spacing(axis: Sequence[float]) -> float:
@@ -115,16 +115,16 @@ def spacing(axis: Sequence[float]) -> float:
     return min((b - a for a, b in pairwise(axis)), default=axis[0] / 5)
 
 
-def neighbours(best: Pair, steps: tuple[float, float]) -> list[Pair]:
+def neighbours(best: WeightPair, steps: tuple[float, float]) -> list[WeightPair]:
     """One LoRA's weight more or less by its step: four pairs, without those that are not positive."""
     moved = [best._replace(style=best.style.moved(sign * steps[0])) for sign in (-1, 1)]
     moved += [best._replace(acceleration=best.acceleration.moved(sign * steps[1])) for sign in (-1, 1)]
     return [pair for pair in moved if pair.positive]
 
 
-def block_moves(best: Pair, lora: str, block: str, step: float) -> list[Pair]:
+def block_moves(best: WeightPair, lora: str, block: str, step: float) -> list[WeightPair]:
     """One LoRA's weight in one block more or less by the step. lora: "style" or "acceleration"."""
-    weight: Weight = getattr(best, lora)
+    weight: LoraWeight = getattr(best, lora)
     return [best._replace(**{lora: weight.moved(sign * step, block)}) for sign in (-1, 1)]
 
 

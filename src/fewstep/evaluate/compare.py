@@ -27,7 +27,7 @@ from fewstep.sheets import SheetRow, grid
 
 TEACHER = RowSpec("ddim:100", "ddim", 100, None, ())
 TEACHER_IMAGES = 256  # at most, of the first seed set
-SHOWN = 8  # prompts on the sheet
+SHEET_PROMPTS = 8  # prompts on the sheet
 NEARLY = 1.1  # times as long is an equal time
 
 
@@ -214,8 +214,10 @@ def sheet_of(rows: Sequence[Row], results: Sequence[RowResult], prompts: Sequenc
         notes = [f"{row['nfe']:g} NFE, {1000 * row['time_s']:.0f} ms", f"guidance {row['guidance_scale']:g}"]
         notes += row["row"].partition(":")[0].split(",")[1:]  # eta, gamma, grid
         notes += [short(f"+{lora['file']}:{lora['weight']:g}")[:30] for lora in row["lora"]]
-        lines.append(SheetRow(f"{row['solver']}:{row['steps']}", "\n".join(notes), result.pictures.first(SHOWN)))
-    return grid(lines, [prompt.text for prompt in prompts[:SHOWN]])
+        lines.append(
+            SheetRow(f"{row['solver']}:{row['steps']}", "\n".join(notes), result.pictures.first(SHEET_PROMPTS))
+        )
+    return grid(lines, [prompt.text for prompt in prompts[:SHEET_PROMPTS]])
 
 
 def markdown(document: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ from fewstep.configs import Draw, TuneConfig, build
 from fewstep.errors import FewstepError, Line, UsageError, option
 from fewstep.evaluate.candidates import (
     BLOCKS,
-    Pair,
     Scored,
+    WeightPair,
     block_moves,
     coarse,
     grid_of,
@@ -45,7 +45,7 @@ from fewstep.models.references import parse_reference
 from fewstep.session import Plan, Session
 from fewstep.sheets import SheetRow, captioned, grid, sized
 
-SHOWN, CELL = 4, 128  # pictures of a pair on the sheets, two by two, and pixels of each
+CELL_PICTURES, CELL = 4, 128  # pictures of a pair on the sheets, two by two, and pixels of each
 SCORE = (
     "score: the smallest distance to the style; among the pairs within one standard error of it (of the difference,"
     " paired by prompt and noise), the best agreement"
@@ -120,7 +120,7 @@ def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> 
     for text in judges.notes:
         note(text)
 
-    def attempted(pair: Pair, found_in: str) -> TriedPair:
+    def attempted(pair: WeightPair, found_in: str) -> TriedPair:
         return attempt(session, config, judges, prompts, around, pair, found_in)
 
     tried = search(config, axes, attempted)
@@ -177,12 +177,12 @@ def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device
 
 
 def search(
-    config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]], attempt: Callable[[Pair, str], TriedPair]
+    config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]], attempt: Callable[[WeightPair, str], TriedPair]
 ) -> list[TriedPair]:
     """All pairs tried, in order: the grid, the rounds, the blocks; each goes on from the best before it."""
-    tried: dict[Pair, TriedPair] = {}
+    tried: dict[WeightPair, TriedPair] = {}
 
-    def best_after(pairs: Sequence[Pair], found_in: str) -> Pair:
+    def best_after(pairs: Sequence[WeightPair], found_in: str) -> WeightPair:
         for pair in pairs:
             if pair not in tried:
                 tried[pair] = attempt(pair, found_in)
@@ -194,7 +194,9 @@ def search(
         steps = steps[0] / 2, steps[1] / 2
         best = best_after(neighbours(best, steps), f"round {number + 1}")
     if config.blocks:
-        for (lora, step), block in ((one, block) for one in zip(Pair._fields, steps, strict=True) for block in BLOCKS):
+        for (lora, step), block in (
+            (one, block) for one in zip(WeightPair._fields, steps, strict=True) for block in BLOCKS
+        ):
             best = best_after(block_moves(best, lora, block, step), "blocks")
     return list(tried.values())
 
@@ -205,7 +207,7 @@ def attempt(
     judges: Judges,
     prompts: Sequence[Prompt],
     around: dict[str, Any],
-    pair: Pair,
+    pair: WeightPair,
     found_in: str,
 ) -> TriedPair:
     """The pair, drawn, with the distance of its images to the style and their agreement."""
@@ -221,7 +223,7 @@ def attempt(
 
 
 def draw_pair(
-    session: Session, config: TuneConfig, prompts: Sequence[Prompt], around: dict[str, Any], pair: Pair
+    session: Session, config: TuneConfig, prompts: Sequence[Prompt], around: dict[str, Any], pair: WeightPair
 ) -> RowPictures:
     """The images of a pair of weights, the same prompts and seeds for every pair."""
     loras = pair.loras(config.style, config.acceleration)
@@ -374,14 +376,14 @@ def sheets_of(
     return sheets
 
 
-def cut_loras(config: TuneConfig, pair: Pair) -> Iterator[str]:
+def cut_loras(config: TuneConfig, pair: WeightPair) -> Iterator[str]:
     """The LoRAs with their weights, without their folders."""
     return (Path(lora).name for lora in pair.loras(config.style, config.acceleration))
 
 
 def mosaic(pictures: RowPictures) -> Image.Image:
-    """The first SHOWN pictures, two by two."""
+    """The first CELL_PICTURES pictures, two by two."""
     cell = Image.new("RGB", (2 * CELL, 2 * CELL), "white")
-    for number, image in enumerate(pictures.first(SHOWN)):
+    for number, image in enumerate(pictures.first(CELL_PICTURES)):
         cell.paste(sized(image, CELL), (number % 2 * CELL, number // 2 * CELL))
     return cell

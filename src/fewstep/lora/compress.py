@@ -55,7 +55,7 @@ def compressed(update: LowRank, rank: int | None = None, energy: float | None = 
     keeps rank 1, because a file has no rank 0. Of a product B A it takes two QR factorisations and the SVD of their
     small core, min(out, R) x min(in k k, R), in float64.
     """
-    check_wanted(rank, energy)
+    check_limits(rank, energy)
     q_B, r_B = qr(update.B.flatten(1).double())
     q_A, r_A = qr(update.A.flatten(1).double().T)
     U, S, Vh = svd(r_B @ r_A.T, full_matrices=False)
@@ -64,7 +64,7 @@ def compressed(update: LowRank, rank: int | None = None, energy: float | None = 
     return LowRank(*(factor.to(update.A.dtype) for factor in factors))
 
 
-def check_wanted(rank: int | None, energy: float | None) -> None:
+def check_limits(rank: int | None, energy: float | None) -> None:
     """Raise UsageError unless the rank is at least 1 and the energy in (0, 1], where they are given."""
     if rank is not None and rank < 1:
         raise UsageError(f"rank {rank} is less than 1", "give the largest rank a module may keep, such as 64")

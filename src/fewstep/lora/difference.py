@@ -9,7 +9,7 @@ from torch.linalg import qr, svd
 from fewstep.errors import FewstepError
 from fewstep.events import doing
 from fewstep.families import ModuleShape
-from fewstep.lora.compress import RankLoss, balanced, check_wanted, kept_rank
+from fewstep.lora.compress import RankLoss, balanced, check_limits, kept_rank
 from fewstep.lora.low_rank import LowRank
 
 Read = Callable[[str], Tensor]  # dotted module name -> its weight, (out, in) or (out, in, k, k)
@@ -28,7 +28,7 @@ def difference(
     One module is read at a time. Modules that do not differ are left out, of the loss too. rank, energy: as
     `compressed` takes them. The SVD is exact unless the rank is small beside the matrix: see `truncated_svd`.
     """
-    check_wanted(rank, energy)
+    check_limits(rank, energy)
     updates, squares = {}, {}
     for name, shape in shapes.items():
         delta = _weight(tuned, name, shape, "tuned") - _weight(base, name, shape, "base")
@@ -48,9 +48,9 @@ def _weight(read: Read, name: str, shape: ModuleShape, which: str) -> Tensor:
     weight = read(name)
     whole = (shape.out, shape.in_, shape.kernel, shape.kernel) if shape.kernel else (shape.out, shape.in_)
     if weight.shape != whole:
-        found, wanted = (" x ".join(map(str, size)) for size in (weight.shape, whole))
+        found, expected = (" x ".join(map(str, size)) for size in (weight.shape, whole))
         raise FewstepError(
-            f"{name} is {found} in the {which} checkpoint and not {wanted}",
+            f"{name} is {found} in the {which} checkpoint and not {expected}",
             "take the difference of two checkpoints of the same architecture",
         )
     return weight.float().flatten(1)

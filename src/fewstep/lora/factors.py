@@ -271,9 +271,9 @@ def whole(delta: Tensor) -> LowRank:
     return LowRank(eye(fan_in, delta).view(fan_in, *delta.shape[1:]), delta.flatten(1))
 
 
-def eye(size: int, beside: Tensor) -> Tensor:
+def eye(size: int, like: Tensor) -> Tensor:
     """The identity, where another tensor is; where that has no values, without them (torch.eye takes 80 MB there)."""
-    return beside.new_empty(size, size) if beside.is_meta else torch.eye(size, device=beside.device)
+    return like.new_empty(size, size) if like.is_meta else torch.eye(size, device=like.device)
 
 
 def shaped(update: LowRank, kernel: int | None) -> LowRank:

@@ -30,7 +30,7 @@ TIMES = 16  # more values than a file holds of a module are made only if the mod
 MIDDLES = {"mid", "hada_t1", "hada_t2", "lokr_t2"}
 
 Base = Callable[[str], Tensor]  # dotted module name -> its weight in the model
-Parts = Mapping[str, str]  # part -> key
+PartKeys = Mapping[str, str]  # part -> key
 
 
 @doing("reading the LoRA")
@@ -48,7 +48,7 @@ class LoraFile:
 
     path: Path
     source: OpenedFile
-    spelled: Mapping[str, Parts]  # module as the file spells it -> its parts
+    spelled: Mapping[str, PartKeys]  # module as the file spells it -> its parts
     alphas: Mapping[str, Alpha]  # of those modules that have one
     numbered: Mapping[str, ModuleShape]  # those that have numbers for names
     recipe: Recipe | None  # that it carries, or is known for
@@ -106,8 +106,10 @@ class LoraFile:
             return squared_norm(make(name)) if rescaled(name) else self.square(modules[name], shapes.get(name))
 
         count = len(self.numbered)
-        told = {"unplaced": f"is one of {count} numbered modules, which fit in no order or in several"} if count else {}
-        return Adapter(Lazy(modules, make, size, square), self.source.metadata, **told)
+        reasons = (
+            {"unplaced": f"is one of {count} numbered modules, which fit in no order or in several"} if count else {}
+        )
+        return Adapter(Lazy(modules, make, size, square), self.source.metadata, **reasons)
 
     def names_in(self, shapes: Mapping[str, ModuleShape]) -> dict[str, str]:
         """Module's name in the model, or as the file spells it where there is none -> as the file spells it."""
@@ -157,7 +159,7 @@ class LoraFile:
             raise self.not_finite(spelled)
         return total
 
-    def parts_of(self, spelled: str) -> Parts:
+    def parts_of(self, spelled: str) -> PartKeys:
         """A module's parts but for alpha and a DoRA's norms."""
         return {part: key for part, key in self.spelled[spelled].items() if part not in (ALPHA, *MAGNITUDES)}
 
@@ -264,7 +266,7 @@ def word_of(key: str, metadata: Mapping[str, str]) -> str | None:
     return key if metadata.get(key) == EMBEDDING else bundled_word(key)
 
 
-def adds_nothing(parts: Parts, source: OpenedFile) -> bool:
+def adds_nothing(parts: PartKeys, source: OpenedFile) -> bool:
     """Whether a module has an alpha alone, or factors without values."""
     if magnitude_of(parts) is not None:
         return False
@@ -273,7 +275,7 @@ def adds_nothing(parts: Parts, source: OpenedFile) -> bool:
     )
 
 
-def alphas_in(source: OpenedFile, spelled: Mapping[str, Parts], path: Path) -> dict[str, Alpha]:
+def alphas_in(source: OpenedFile, spelled: Mapping[str, PartKeys], path: Path) -> dict[str, Alpha]:
     """Every module's alpha: its own, else what PEFT's config says. Raises FewstepError for one that is no number."""
     found = alphas_of(source.peft, spelled, str(path))
     for module, parts in spelled.items():

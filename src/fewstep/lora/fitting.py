@@ -40,8 +40,8 @@ def check_made_for(
 
 def other_family(recipe: Recipe | None, family: str) -> str | None:
     """The family of a recipe, where that and the model's are known and different."""
-    told = recipe.family if recipe else "custom"
-    return told if told in FAMILIES and family in FAMILIES and told != family else None
+    named = recipe.family if recipe else "custom"
+    return named if named in FAMILIES and family in FAMILIES and named != family else None
 
 
 def note_doubts(
@@ -98,8 +98,8 @@ def origin_of(fitting: Sequence[str], files: Sequence[tuple[LoraFile, Collection
     for file, _ in files:
         if file.recipe is not None and file.recipe.family in fitting:
             return file.recipe.family, "by its recipe"
-        if (told := told_by(file.source.metadata)) in fitting:
-            return str(told), "by its metadata"
+        if (family_named := family_in(file.source.metadata)) in fitting:
+            return str(family_named), "by its metadata"
     spelled = [name for file, _ in files for name in file.spelled]
     for prefixes, encoders in ((("lora_te_",), 1), (("lora_te1_", "lora_te2_"), 2)):
         if any(name.startswith(prefixes) for name in spelled):
@@ -111,7 +111,7 @@ def origin_of(fitting: Sequence[str], files: Sequence[tuple[LoraFile, Collection
     return min(fitting, key=COMMON.index), "which is the most common"
 
 
-def told_by(metadata: Mapping[str, str]) -> str | None:
+def family_in(metadata: Mapping[str, str]) -> str | None:
     """The family that a file's metadata names in sd-scripts' words."""
     version = metadata.get("ss_base_model_version", "")
     architecture = metadata.get("modelspec.architecture", "").partition("/")[0]

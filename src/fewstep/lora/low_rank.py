@@ -169,7 +169,7 @@ def identity(factor: Tensor) -> bool:
     return matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix)).to(matrix))
 
 
-Weight = float | Callable[[str], float]  # of all modules, or of each by its name
+Weighting = float | Callable[[str], float]  # of all modules, or of each by its name
 
 
 def linear_combination(terms: Sequence[tuple[float, LowRank]]) -> LowRank:
@@ -183,7 +183,7 @@ def linear_combination(terms: Sequence[tuple[float, LowRank]]) -> LowRank:
     )
 
 
-def combine(terms: Sequence[tuple[Weight, Adapter]]) -> Lazy:
+def combine(terms: Sequence[tuple[Weighting, Adapter]]) -> Lazy:
     """The linear combination of whole adapters, over the union of their modules, module by module."""
     names = dict.fromkeys(name for _, adapter in terms for name in adapter.modules)
 
@@ -197,7 +197,7 @@ def combine(terms: Sequence[tuple[Weight, Adapter]]) -> Lazy:
     return Lazy(names, make, size)
 
 
-def weight_of(weight: Weight, name: str) -> float:
+def weight_of(weight: Weighting, name: str) -> float:
     """The weight of one module."""
     return weight(name) if callable(weight) else weight
 

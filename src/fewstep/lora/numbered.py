@@ -52,12 +52,12 @@ def numbered_names(
     found: dict[str, str] = {}
     for component in dict.fromkeys(module.partition(":")[0] for module in sizes):
         numbers = sorted((m for m in sizes if m.partition(":")[0] == component), key=lambda m: int(m.partition(":")[2]))
-        wanted = [sizes[module] for module in numbers]
+        sizes_in_order = [sizes[module] for module in numbers]
         fitting = {
             tuple(names)
             for part in ([component] if component != ANY else COMPONENTS)
             for names in candidates(part, targets_of(metadata.get(component)), shapes)
-            if [shapes[name] for name in names] == wanted and len(set(names)) == len(names)
+            if [shapes[name] for name in names] == sizes_in_order and len(set(names)) == len(names)
         }
         complete = [f"{component}:{i}" for i in range(len(numbers))] == numbers
         if complete and len(fitting) == 1:
@@ -65,10 +65,10 @@ def numbered_names(
     return found
 
 
-def targets_of(told: str | None) -> Sequence[set[str]]:
+def targets_of(classes: str | None) -> Sequence[set[str]]:
     """The sets of class names that may have been targeted: the one the metadata tells, else the defaults."""
     try:
-        named = json.loads(told or "")
+        named = json.loads(classes or "")
     except (ValueError, RecursionError):
         return DEFAULTS
     known = isinstance(named, list) and bool(named) and all(isinstance(x, str) and x in CLASSES for x in named)

@@ -117,15 +117,15 @@ def check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
     if any(x.is_quantized for x in tensors.values()):
         raise FewstepError(f"LoRA {path} holds quantised tensors", SAFE)
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors.values()}
-    said = sum(x.numel() * x.element_size() for x in tensors.values())
-    if said > sum(storages.values()):
-        raise FewstepError(f"LoRA {path} says {said:,} bytes of values and holds {sum(storages.values()):,}", SAFE)
+    claimed = sum(x.numel() * x.element_size() for x in tensors.values())
+    if claimed > sum(storages.values()):
+        raise FewstepError(f"LoRA {path} says {claimed:,} bytes of values and holds {sum(storages.values()):,}", SAFE)
 
 
-def first_line(said: object) -> str:
+def first_line(text: object) -> str:
     """What an error or a text says, short."""
-    lines = str(said).strip().splitlines()
-    return lines[0][:120] if lines else type(said).__name__
+    lines = str(text).strip().splitlines()
+    return lines[0][:120] if lines else type(text).__name__
 
 
 # --- PEFT ---------------------------------------------------------------------------------------------------

@@ -97,9 +97,9 @@ def checked_recipe(values: Any, where: str, hint: str) -> Recipe:
         return Recipe(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        key, said = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
+        key, reason = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
         value = "missing" if first["type"] == "missing" else brief(first["input"])
-        raise FewstepError(f"{where} is damaged: {key} is {value} ({said})", hint) from error
+        raise FewstepError(f"{where} is damaged: {key} is {value} ({reason})", hint) from error
 
 
 def is_newer(metadata: Mapping[str, str]) -> bool:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from fewstep.errors import FewstepError
 from fewstep.events import doing
 from fewstep.lora.layers import LoraLayers
-from fewstep.lora.low_rank import Adapter, LowRank, Weight, combine, weight_of
+from fewstep.lora.low_rank import Adapter, LowRank, Weighting, combine, weight_of
 from fewstep.lora.rounding import Rounding, lost_share, rounding, some_rows
 
-WeightedAdapter = tuple[Weight, Adapter]
+WeightedAdapter = tuple[Weighting, Adapter]
 Share = tuple[Adapter, float]  # one adapter's part in the sum of one module
 StoredWeights = Callable[[str], Tensor | None]  # module name -> W0, in the type it is stored in; None: not in a file
 

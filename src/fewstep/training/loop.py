@@ -96,7 +96,7 @@ class Run:
         return Order(samples, self.config.seed).visits(place, size)
 
 
-Step = Callable[[Run, Data], dict[str, float]]  # see train_step
+LoopStep = Callable[[Run, Data], dict[str, float]]  # see train_step
 
 
 def loop(
@@ -104,7 +104,7 @@ def loop(
     data: Data,
     config: TrainingConfig,
     on_checkpoint: Callable[[int], None] = lambda step: None,
-    one_step: Step | None = None,
+    one_step: LoopStep | None = None,
 ) -> None:
     """Train the players in place, each at its own pace, until config.train_steps steps are finished.
 
@@ -124,7 +124,7 @@ def loop(
         run_until_the_end(Run(players, accelerator, config), data, on_checkpoint, one_step or train_step)
 
 
-def run_until_the_end(run: Run, data: Data, on_checkpoint: Callable[[int], None], one_step: Step) -> None:
+def run_until_the_end(run: Run, data: Data, on_checkpoint: Callable[[int], None], one_step: LoopStep) -> None:
     """The steps of `loop`, from the newest checkpoint on with config.resume."""
     config, accelerator = run.config, run.accelerator
     run.prepare()
