@@ -150,9 +150,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
     pictures(tmp_path, "a.png")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     for name in ("a.png", "a.parquet"):
-        message = (
-            rf"{re.escape(name)} is no table of images, and only folders and \.jsonl and \.csv tables are read today"
-        )
+        message = rf"{re.escape(name)} is not a table of images: fewstep reads folders, and \.jsonl and \.csv tables"
         with pytest.raises(FewstepError, match=message):
             read_items(tmp_path / name)
 
@@ -171,7 +169,7 @@ def test_archives_are_named_with_how_to_unpack_them(tmp_path, name, unpack):
     path.write_bytes(b"")
     with pytest.raises(FewstepError) as caught:
         read_items(path)
-    assert caught.value.message == f"{path} is an archive, and only folders and tables are read today"
+    assert caught.value.message == f"{path} is an archive: fewstep reads folders and tables"
     assert caught.value.hint == f"unpack it and give the folder: {unpack.format(shlex.quote(str(path)))}"
 
 
@@ -301,7 +299,7 @@ def test_links_that_lead_nowhere_are_named(tmp_path, target):
     (tmp_path / "b.png").symlink_to(target)
     for read in (read_items, reference_files):
         with pytest.raises(
-            FewstepError, match=r"b\.png is no file, or a link that leads nowhere\n\nhint: mend it"
+            FewstepError, match=r"b\.png is no file, or a link that leads nowhere\n\nhint: repair it"
         ) as caught:
             read(tmp_path)
         assert "\n" not in caught.value.message
@@ -349,9 +347,9 @@ def test_tables_of_other_delimiters_are_recognised(tmp_path, mark):
     [
         (
             "file_name,text\na.png,a red fox, in snow\n",
-            r"line 2 has more cells than the header\n\nhint: .*holds a , in",
+            r"line 2 has more cells than the header\n\nhint: .*contains , in",
         ),
-        ("file_name;text\na.png;red; fox\n", r"line 2 has more cells than the header\n\nhint: .*holds a ; in quotes"),
+        ("file_name;text\na.png;red; fox\n", r"line 2 has more cells than the header\n\nhint: .*contains ; in quotes"),
         ('file_name,text\na.png,"an a\nb.png,a b\n', r"line 2 is not CSV \(unexpected end of data\)"),
         ("image;text\na.png;x\n", r"line 2 has no file_name"),
         ("file_name,text\na.png,  \n", r"line 2 has no caption"),

@@ -65,7 +65,7 @@ def _entries(folder: Path) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
             visible = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
     except OSError as error:
         raise FewstepError(
-            f"cannot read {folder} ({error.strerror or error})", "make it readable, or take it out"
+            f"cannot read {folder} ({error.strerror or error})", "make it readable, or remove it"
         ) from None
     return (status.st_dev, status.st_ino), visible
 

@@ -38,10 +38,10 @@ def _json_rows(path: Path) -> Iterator[NumberedRow]:
             except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of too many digits
                 reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(":")[0]
                 raise FewstepError(
-                    f"{path} line {number} is not JSON ({reason})", "write one JSON object a line"
+                    f"{path} line {number} is not JSON ({reason})", "write one JSON object on each line"
                 ) from None
             if not isinstance(row, dict):
-                raise FewstepError(f"{path} line {number} is not a JSON object", "write one JSON object a line")
+                raise FewstepError(f"{path} line {number} is not a JSON object", "write one JSON object on each line")
             yield number, row
 
 
@@ -54,7 +54,7 @@ def _csv_rows(path: Path) -> Iterator[NumberedRow]:
             if any(row.pop(None, [])):  # DictReader's key for cells beyond the header
                 raise FewstepError(
                     f"{path} line {line} has more cells than the header",
-                    f'write a text that holds a {reader.reader.dialect.delimiter} in quotes: "..."',
+                    f'write a text that contains {reader.reader.dialect.delimiter} in quotes: "..."',
                 )
             yield line, row
     except csv.Error as error:

@@ -84,12 +84,12 @@ def _refusal(path: Path) -> FewstepError:
     suffix = path.suffix.lower()
     if suffix not in ARCHIVES:
         return FewstepError(
-            f"{path} is no table of images, and only folders and {' and '.join(TABLES)} tables are read today", _hint()
+            f"{path} is not a table of images: fewstep reads folders, and {' and '.join(TABLES)} tables", _hint()
         )
     folder = shlex.quote(path.name.split(".")[0] or "data")
     unpack = {".zip": "unzip -d {1} {0}", ".7z": "7z x -o{1} {0}", ".rar": "unrar x {0} {1}/"}
     command = unpack.get(suffix, "tar -xf {0} -C {1}").format(shlex.quote(str(path)), folder)
     return FewstepError(
-        f"{path} is an archive, and only folders and tables are read today",
+        f"{path} is an archive: fewstep reads folders and tables",
         f"unpack it and give the folder: mkdir {folder} && {command}",
     )

@@ -34,7 +34,7 @@ def open_source(given: str, captioned: bool) -> Source:
         return SampleList(sorted(samples), counts_in_words(left_out))
     if found.broken:
         raise FewstepError(
-            f"{found.broken[0]} is no file, or a link that leads nowhere", "mend it, or take it out of the folder"
+            f"{found.broken[0]} is no file, or a link that leads nowhere", "repair it, or remove it from the folder"
         )
     files = [FileSample(path, (_caption_beside(path),) if captioned else ()) for path in found.images]
     return SampleList(files, counts_in_words(found.left_out))
@@ -44,7 +44,7 @@ def _table_in(folder: Path) -> Path | None:
     """The table that lists the folder's images, if there is one."""
     paths = [path for suffix in TABLES if os.path.lexists(path := folder / f"metadata{suffix}")]
     if paths and not is_file(paths[0]):
-        raise FewstepError(f"{paths[0]} is no file, or a link that leads nowhere", "mend it, or take it out")
+        raise FewstepError(f"{paths[0]} is no file, or a link that leads nowhere", "repair it, or remove it")
     return paths[0] if paths else None
 
 
