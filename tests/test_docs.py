@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,18 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for words in commands:
         assert main([*words, *QUICK[words[0]]]) == 0, words
     assert list((tmp_path / "images").glob("*.png"))
+
+
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["robot-7.png", "robot-8.png"]
+    assert [lora["file"] for lora in names["castle"].recipe["lora"]] == ["noto-mono", "lcm"]
+    assert [lora["file"] for lora in names["other"].recipe["lora"]] == ["high-contrast", "lcm"]
+    assert [lora["file"] for lora in names["session"].loras] == ["noto-mono", "lcm"]
+    assert names["castle"].image.size == (128, 128)
 
 
 def test_the_table_of_models_is_the_codes() -> None:

@@ -28,6 +28,7 @@ from fewstep.configs import (
     ExportConfig,
     FinetuneConfig,
     InspectConfig,
+    ListConfig,
     MergeConfig,
     ResizeConfig,
     SampleConfig,
@@ -61,6 +62,7 @@ COMMANDS: dict[str, tuple[type[Config], str]] = {  # name: its config, and where
     "tune": (TuneConfig, "tune"),
     "compare": (CompareConfig, "compare"),
     "export": (ExportConfig, "export"),
+    "list": (ListConfig, "list"),
     "doctor": (DoctorConfig, "doctor"),
 }
 

@@ -1,4 +1,4 @@
-"""The configs of the commands that work on files: merge, resize, difference, inspect, export, doctor."""
+"""The configs of the commands that work on files: merge, resize, difference, inspect, export, list, doctor."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -134,6 +134,13 @@ class InspectConfig(Config):
         if not files:
             raise UsageError("no file was given", "fewstep inspect FILE")
         return files
+
+
+class ListConfig(Config):
+    """Tell what there is: what ships, short names of models and LoRAs on the hub, engines, solvers, and the cache."""
+
+    as_json: bool = False
+    """Print one JSON document."""
 
 
 class DoctorConfig(Config):
