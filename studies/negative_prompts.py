@@ -71,10 +71,10 @@ def page() -> str:
 
 # Negative prompts in few steps
 
-A model distilled with LCM has learnt its guidance, so it is sampled at guidance 1. There a negative prompt has no effect.
-At a higher guidance, guidance is applied twice and burns the colours. `--nag-scale` leads the attention to the text away
-from the negative prompt instead (NAG, [arXiv 2505.21179](https://arxiv.org/abs/2505.21179), with the paper's thresholds
-2.5 and 0.5). It computes the attention once more, but makes no further network call.
+A model distilled with LCM has learnt its guidance, so it is sampled at guidance 1. There a negative prompt has no
+effect. At a higher guidance, guidance is applied twice and burns the colours. `--nag-scale` leads the attention to the
+text away from the negative prompt instead (NAG, [arXiv 2505.21179](https://arxiv.org/abs/2505.21179), with the paper's
+thresholds 2.5 and 0.5). It computes the attention once more, but makes no further network call.
 
 Measured on the embedded model, 4 steps of LCM, {len(PROMPTS)} prompts of red things ({", ".join(PROMPTS)}),
 {COUNT} pictures each from the same noise, negative prompt "{NEGATIVE}". Redness is R - (G + B) / 2 of what is drawn, in
