@@ -168,13 +168,39 @@ def test_accumulating_parts_reproduces_the_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=1e-6)
 
 
+class Beside(nn.Module):
+    """One of two players beside a network that both have in their modules, as LoRAs are."""
+
+    def __init__(self, network: nn.Module, layers: nn.ModuleList, own: int) -> None:
+        super().__init__()
+        self.network, self.layers, self.own = network, layers, own
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) + self.layers[self.own](x)
+
+
+def train_two(out: Path, batch_size: int) -> dict[str, Tensor]:
+    network, layers = small_net().requires_grad_(False), nn.ModuleList([nn.Linear(6, 2), nn.Linear(6, 2)])
+    players, weights = {}, {}
+    for own, layer in enumerate(layers):
+        parameters = dict(layer.named_parameters())
+        players[f"{own}"] = Player(
+            Trainable(Beside(network, layers, own), parameters, {}), squared_error, every=own + 1
+        )
+        weights |= {f"{own}/{name}": parameter for name, parameter in parameters.items()}
+    values = {"train_steps": 5, "batch_size": batch_size, "learning_rate": 0.01, "device": "cpu"}
+    loop(players, Points(), build(TrainingConfig, out=out, **values))
+    return {name: parameter.detach().clone() for name, parameter in weights.items()}
+
+
 @pytest.mark.long
 def test_two_processes_reproduce_one(tmp_path: Path) -> None:
-    whole = train(tmp_path / "one", batch_size=4)
+    whole = train(tmp_path / "one", batch_size=4) | train_two(tmp_path / "one of two players", batch_size=4)
     script = tmp_path / "two.py"
     script.write_text(
-        "import sys, torch\nfrom pathlib import Path\nfrom tests.training.test_loop import train\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom tests.training.test_loop import train, train_two\n"
         "weights = train(Path(sys.argv[1]) / 'two', batch_size=2)\n"
+        "weights |= train_two(Path(sys.argv[1]) / 'two of two players', batch_size=2)\n"
         "torch.save(weights, Path(sys.argv[1]) / 'weights.pt')\n"
     )
     root = Path(__file__).parents[2]

@@ -11,13 +11,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.configs import TrainingConfig
 from fewstep.errors import FewstepError, Interrupted, UsageError, option
 from fewstep.events import note
 from fewstep.training.checkpoint import checkpoint_path, keep_newest, resumed, save_checkpoint
 from fewstep.training.draws import Order, SampleId
-from fewstep.training.players import Player, Players
+from fewstep.training.players import Player, Players, Trainable
 from fewstep.training.progress import TrainingProgress, check_same_run, only_run, stop_requests, write_config
 
 
@@ -51,6 +52,7 @@ class Run:
             )
         for name, player in self.players.items():
             trained = player.trainable
+            share_only_own(trained)
             made = player.optimizer(list(trained.parameters.values()), self.config, self.accelerator.device)
             self.optimizers[name], self.prepared[name] = made, self.accelerator.prepare(trained.module, made)
             for average in trained.averages.values():
@@ -94,6 +96,13 @@ class Run:
         size, processes = self.config.batch_size, self.accelerator.num_processes
         place = ((self.step * self.config.accumulate + part) * processes + self.accelerator.process_index) * size
         return Order(samples, self.config.seed).visits(place, size)
+
+
+def share_only_own(trained: Trainable) -> None:
+    """Keep several processes from waiting for gradients of what its module holds of other players."""
+    own = {id(parameter) for parameter in trained.parameters.values()}
+    others = [name for name, parameter in trained.module.named_parameters() if id(parameter) not in own]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trained.module, others)  # type: ignore[no-untyped-call]
 
 
 LoopStep = Callable[[Run, Data], dict[str, float]]  # see train_step
