@@ -54,14 +54,12 @@ def test_json_names_the_sheet_beside_the_pictures(drawn, drawing):
     assert [len(document["images"]), Path(document["sheet"]).name] == [1, "sheet.png"]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("list.txt", "a dog\n\n  a fish \n"), ("list.jsonl", '{"text": "a dog"}\n{"text": "a fish"}\n')]
-)
-def test_prompts_of_a_file_follow_those_that_are_typed(drawn, drawing, tmp_path, name, text):
-    (tmp_path / name).write_text(text)
-    alone = drawn(*drawing, prompts=tmp_path / name)
+def test_prompts_of_a_file_follow_those_that_are_typed(drawn, drawing, tmp_path):
+    (tmp_path / "list.txt").write_text("a dog\n\n  a fish \n")
+    alone = drawn(*drawing, prompts=tmp_path / "list.txt")
     assert [path.stem for path in alone] == ["a-dog-0", "a-fish-1"]
-    both = drawn("a cat", *drawing, prompts=tmp_path / name, count=2)
+    (tmp_path / "list.jsonl").write_text('{"text": "a dog"}\n{"text": "a fish"}\n')
+    both = drawn("a cat", *drawing, prompts=tmp_path / "list.jsonl", count=2)
     assert [path.stem for path in both[::2]] == ["a-cat-0", "a-dog-2", "a-fish-4"]
 
 
@@ -75,15 +73,15 @@ def test_prompt_files_that_are_none_are_refused(fewstep, drawing, tmp_path):
 # --- drawn again --------------------------------------------------------------------------------------------
 
 RECIPES = {  # options that a recipe has to bring back
-    "plain": ["--seed", 7],
     "solver": ["--solver", "ddim", "--eta", 0.5, "--grid", "leading", "--guidance-scale", 2],
     "few steps": ["--solver", "tcd", "--gamma", 0.4, "--k", 50, "--guidance-scale", 1],
-    "negative": ["--negative-prompt", "a dog", "--nag-scale", 3, "--guidance-scale", 1],
-    "size": ["--width", 24, "--height", 12],
-    "image": ["--image", "00.png", "--strength", 0.5],
-    "mask": ["--image", "00.png", "--mask", "01.png"],
+    "negative, size": [
+        "--seed", 7,
+        "--negative-prompt", "a dog", "--nag-scale", 3, "--guidance-scale", 1, "--width", 24, "--height", 12
+    ],
+    "image, mask": ["--image", "00.png", "--strength", 0.5, "--mask", "01.png"],
     "outpaint": ["--image", "00.png", "--outpaint", "3,0,2,5"],
-}
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ class Drawing(Config, Generic[File]):
     prompts: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     """What to draw; several prompts give several pictures."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Network calls of one branch; by default what the LoRA was trained for, else 20."""
+    """How many steps to draw in: network calls of one branch. By default what the LoRA was trained for, else 20."""
     solver: Solver = "auto"
     """auto follows the LoRA's recipe. euler and dpm-solver-1 are other names of ddim, which makes the same step."""
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -48,13 +48,13 @@ class Drawing(Config, Generic[File]):
     """Only for the grids lcm and quadratic: the training grid has every k-th timestep. By default the LoRA's own k,
     else 20."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
-    """1 = off; by default what the LoRA was trained for, else 7.5."""
+    """How strictly the prompt is followed. 1 = off; by default what the LoRA was trained for, else 7.5."""
     negative_prompt: Annotated[str, Parameter(show_default=False)] = ""
     """What to keep away from. It works with a guidance scale above 1, or with --nag-scale."""
     nag_scale: Annotated[float, Field(ge=1, le=50)] = 1.0
     """Leads attention away from --negative-prompt, which works at guidance 1 too. 1 = off; 5 is usual."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the first picture; the next ones count up from it."""
+    """What the first picture's noise is drawn from; the next pictures count up from it."""
     count: Annotated[int, Field(ge=1, le=10000)] = 1
     """Pictures per prompt."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8

@@ -23,9 +23,9 @@ class Where(Config):
 
     model: ModelName = "emoji"
     loras: Loras | None = None
-    """FILE or FILE:WEIGHT, several times to add several LoRAs. lcm, high-contrast and noto-mono ship. FILE may also be
-    the folder that holds the LoRA, or one of the hub, as owner/name or lcm-lora-sdv1-5. By default emoji takes lcm,
-    unless the solver is one for ordinary models."""
+    """A LoRA to add, as FILE or FILE:WEIGHT; several times to add several. lcm, high-contrast and noto-mono ship.
+    FILE may also be the folder that holds the LoRA, or one of the hub, as owner/name or lcm-lora-sdv1-5. By default
+    emoji takes lcm, unless the solver is one for ordinary models."""
     live_lora: bool = False
     """Add the LoRAs beside the layers at every call instead of into the weights: slower, but nothing of a weak LoRA is
     rounded away in bf16 or fp16."""
