@@ -113,7 +113,8 @@ def strings(path: Path) -> list[tuple[int, str]]:
     return found
 
 
-COMMAND = re.compile(r"(fewstep|\{\}) (sample|distill|merge|resize|difference) |^pip install |^--(model|lora)( \{\})?$")
+TO_TYPE = r"(fewstep|\{\}) (sample|distill|merge|resize|difference|doctor) "
+COMMAND = re.compile(TO_TYPE + r"|^pip install |^--(model|lora)( \{\})?$")
 OPTION = re.compile(r"(?<![\w-])--[a-z]")
 EXCEPT = ("elsewhere.py", "report.py")  # the one is for people who type options of other programs, the other holds CSS
 
