@@ -197,6 +197,17 @@ def test_one_name_is_one_thing():
     assert len(places) > 100
 
 
+NO_NOUNS = {"told", "drawn", "beside", "said", "heard", "wanted", "shown"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_names_of_things_are_nouns(path):
+    names = {node.id for node in ast.walk(TREES[path]) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(TREES[path]) if isinstance(node, ast.arg)}
+    names |= {node.name for node in ast.walk(TREES[path]) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert sorted(name for name in (*names, path.stem) if NO_NOUNS & set(name.lower().split("_"))) == []
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 

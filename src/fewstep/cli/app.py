@@ -200,8 +200,8 @@ def complain(error: FewstepError, exit_code: int | None = None) -> int:
 def explained(error: CycloptsError, kind: type[Config] | None, argv: Sequence[str]) -> UsageError:
     """A command-line mistake in our words. kind: of the command that argv names, if it names one."""
     if kind is not None and (known := answers(kind, argv)):
-        told = [text if len(known) == 1 else f"{option}: {text}" for option, text in known.items()]
-        return UsageError(f"unknown option{'s' * (len(known) > 1)}: {', '.join(known)}", "; ".join(told))
+        texts = [text if len(known) == 1 else f"{option}: {text}" for option, text in known.items()]
+        return UsageError(f"unknown option{'s' * (len(known) > 1)}: {', '.join(known)}", "; ".join(texts))
     if isinstance(error.__cause__, ValidationError):
         return usage_error(error.__cause__)
     text = re.sub(r'^Command "[^"]*" parameter ', "", " ".join(str(error).split()))

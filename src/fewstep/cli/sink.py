@@ -85,8 +85,8 @@ class Terminal:
         elif now - last >= REPORT_S:
             rate = (work.done - first) / (now - begun)
             left = tqdm.format_interval((work.total - work.done) / rate)
-            told = [f"{work.done}/{work.total}", f"{rate:.3g} {work.unit}/s", f"{left} left"] + [work.detail] * bool(
+            parts = [f"{work.done}/{work.total}", f"{rate:.3g} {work.unit}/s", f"{left} left"] + [work.detail] * bool(
                 work.detail
             )
-            print(f"{printable(work.work)}: {', '.join(told)}", file=sys.stderr, flush=True)
+            print(f"{printable(work.work)}: {', '.join(parts)}", file=sys.stderr, flush=True)
             self._begun[work.work] = (begun, now, first)

@@ -51,7 +51,7 @@ SUBJECTS = {  # label in a prompt: (style, code point) of the pair it names; wha
     "gradient emoji of pizza": ("fluent-color", "1f355"),
     "noto 2018 emoji of ghost": ("noto-2018", "1f47b"),
 }
-SHOWN = 8  # of them on the sheet
+SHEET_THINGS = 8  # of them on the sheet
 STYLED = ("castle", "fish", "rocket", "cat face", "umbrella", "mushroom", "robot", "house")
 STYLE_WEIGHT = 0.8  # beside the acceleration's 1.0: the report's Figure 3
 STYLELESS = ("rocket", "robot", "castle", "umbrella", "mushroom", "house", "panda", "guitar")
@@ -62,7 +62,7 @@ DISTILLING = {"k": 100, "grid": GRID, "batch_size": BATCH_SIZE, "rank": 16, "lea
 COLUMNS = ("solver", "steps", "NFE", "ms a picture", "speed-up", "recognised")
 
 
-class Drawn(NamedTuple):
+class TimedPictures(NamedTuple):
     """What one way of sampling gave."""
 
     pictures: list[Picture]
@@ -115,37 +115,37 @@ def next_commands(config: DemoConfig) -> list[str]:
     ]
 
 
-def draw(session: Session, prompts: Sequence[str], config: DemoConfig, **options: object) -> Drawn:
+def draw(session: Session, prompts: Sequence[str], config: DemoConfig, **options: object) -> TimedPictures:
     """Pictures of the prompts, seeds 0, 1, ..., and the seconds each took; a first one warms the machine up."""
-    wanted = build(Draw, prompts=tuple(prompts), seed=config.seed, **options)
-    plan = session.plan(wanted)
-    list(session.pictures(wanted.model_copy(update={"prompts": wanted.prompts[:1]}), plan))
+    request = build(Draw, prompts=tuple(prompts), seed=config.seed, **options)
+    plan = session.plan(request)
+    list(session.pictures(request.model_copy(update={"prompts": request.prompts[:1]}), plan))
     begun = time.perf_counter()
-    pictures = list(session.pictures(wanted, plan))
-    return Drawn(pictures, (time.perf_counter() - begun) / len(pictures))
+    pictures = list(session.pictures(request, plan))
+    return TimedPictures(pictures, (time.perf_counter() - begun) / len(pictures))
 
 
 def compare_solvers(session: Session, config: DemoConfig) -> tuple[Part, list[list[str]]]:
     """The report's table on the embedded model: time and recognisability of every solver, and its rows as text."""
-    drawn = []
+    results = []
     for solver, steps in SOLVERS:
         session.plug((ACCELERATION,) if solver == "lcm" else ())
-        drawn.append(draw(session, tuple(SUBJECTS), config, solver=solver, steps=steps))
+        results.append(draw(session, tuple(SUBJECTS), config, solver=solver, steps=steps))
     recognised = recogniser()
     rows, lines = [], []
-    for (solver, steps), result in zip(SOLVERS, drawn, strict=True):
+    for (solver, steps), result in zip(SOLVERS, results, strict=True):
         nfe, milliseconds = f"{result.pictures[0].recipe['nfe']:g}", f"{1000 * result.seconds:.0f}"
-        speed_up = f"{drawn[0].seconds / result.seconds:.1f}x"
+        speed_up = f"{results[0].seconds / result.seconds:.1f}x"
         rows.append([solver, str(steps), nfe, milliseconds, speed_up, recognised(result.pictures)])
         lines.append(
             SheetRow(
                 solver,
                 f"{steps} step{'s' * (steps > 1)}, {nfe} NFE\n{milliseconds} ms a picture",
-                result.images[:SHOWN],
+                result.images[:SHEET_THINGS],
             )
         )
-    sheet = grid(lines, tuple(SUBJECTS)[:SHOWN])
-    return Part("solvers", sheet, (*SOLVERS_TOLD, table(COLUMNS, rows, marked=[3]))), rows
+    sheet = grid(lines, tuple(SUBJECTS)[:SHEET_THINGS])
+    return Part("solvers", sheet, (*SOLVERS_TEXT, table(COLUMNS, rows, marked=[3]))), rows
 
 
 Recognised = Callable[[Sequence[Picture]], str]
@@ -178,10 +178,10 @@ def combine_styles(session: Session, config: DemoConfig) -> Part:
         slow = draw(session, prompts, config, solver="dpm-solver++", steps=20)
         session.plug((f"{style}:{STYLE_WEIGHT}", ACCELERATION))
         fast = draw(session, prompts, config)
-        notes = [f"{1000 * drawn.seconds:.0f} ms a picture" for drawn in (slow, fast)]
+        notes = [f"{1000 * result.seconds:.0f} ms a picture" for result in (slow, fast)]
         rows.append(SheetRow(style, f"dpm-solver++, 20 steps\n{notes[0]}", slow.images))
         rows.append(SheetRow(f"{STYLE_WEIGHT} {style}", f"+ 1.0 {ACCELERATION}, 4 steps\n{notes[1]}", fast.images))
-    return Part("styles", grid(rows, STYLED), STYLES_TOLD)
+    return Part("styles", grid(rows, STYLED), STYLES_TEXT)
 
 
 def distil_anew(session: Session, config: DemoConfig, folder: Path) -> Part:
@@ -204,23 +204,23 @@ def distil_anew(session: Session, config: DemoConfig, folder: Path) -> Part:
     )
     lora = (run_folder / "lora.safetensors").replace(folder / "lora.safetensors")
     shutil.rmtree(run_folder)
-    told = {
+    variants = {
         "before": ((), "4 steps, no LoRA"),
         "after": ((str(lora),), f"4 steps, distilled just now\non {BATCH_SIZE * steps:,} samples"),
         "shipped": ((ACCELERATION,), f"4 steps, the {ACCELERATION} that ships,\ndistilled for longer"),
     }
     options = {"solver": "lcm", "grid": GRID, "steps": 4, "guidance_scale": 1.0}
     rows = []
-    for name, (loras, text) in told.items():
+    for name, (loras, text) in variants.items():
         session.plug(loras)
         rows.append(SheetRow(name, text, draw(session, STYLELESS, config, **options).images))
-    return Part("distilled", grid(rows, STYLELESS), DISTILLED_TOLD)
+    return Part("distilled", grid(rows, STYLELESS), DISTILLED_TEXT)
 
 
 def write(folder: Path, parts: Sequence[Part], config: DemoConfig, minutes: float) -> None:
     """Save the parts' sheets and the report."""
-    told = f"Made by fewstep demo on this machine in {minutes:.1f} minutes, with the small model that ships."
-    blocks = [paragraph(told, faint=True)]
+    footer = f"Made by fewstep demo on this machine in {minutes:.1f} minutes, with the small model that ships."
+    blocks = [paragraph(footer, faint=True)]
     for part in parts:
         part.sheet.save(folder / f"{part.name}.png", "PNG")
         blocks += [*part.blocks, figure(part.sheet, f"contact sheet: {part.name}")]
@@ -229,7 +229,7 @@ def write(folder: Path, parts: Sequence[Part], config: DemoConfig, minutes: floa
     (folder / "report.html").write_text(text, encoding="utf-8")
 
 
-SOLVERS_TOLD = (
+SOLVERS_TEXT = (
     heading("Four steps instead of thirty-two"),
     paragraph(
         "Each column is one prompt and one noise. DDIM, DPM-Solver and DPM-Solver++ draw with the model as it is,"
@@ -237,13 +237,13 @@ SOLVERS_TOLD = (
         " LoRA: guidance is distilled into it, and a step is one row."
     ),
     paragraph(
-        f"Shown are {SHOWN} things that this small model draws well; {len(SUBJECTS)} are counted. Recognised are"
+        f"Shown are {SHEET_THINGS} things that this small model draws well; {len(SUBJECTS)} are counted. Recognised are"
         " pictures whose nearest real drawing in another style shows the same thing, among 1,644 things, by"
         " EfficientNet features. So few pictures tell two solvers apart only roughly.",
         faint=True,
     ),
 )
-STYLES_TOLD = (
+STYLES_TEXT = (
     heading("Plugged in beside a style"),
     paragraph(
         "Two style LoRAs, trained on drawings the model had never seen. The acceleration LoRA was distilled from the"
@@ -251,7 +251,7 @@ STYLES_TOLD = (
         " four steps."
     ),
 )
-DISTILLED_TOLD = (
+DISTILLED_TEXT = (
     heading("Distilled just now"),
     paragraph(
         f"fewstep distill, from nothing, on the few hundred real drawings in the shipped {KIT}: the student learns to"

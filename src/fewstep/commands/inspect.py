@@ -22,7 +22,7 @@ from fewstep.models.references import parse_reference
 from fewstep.models.weights import base_name, weights_of
 from fewstep.session.recipe import read_recipe
 
-SHOWN = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
+METADATA = ("ss_base_model_version", "modelspec.architecture", "ss_network_module", "license", "modelspec.license",
          VERSION, "fewstep.sources")  # fmt: skip
 SAMPLING = (
     "method",
@@ -116,8 +116,8 @@ def report(text: str, models: Models, base: Base | None) -> dict[str, Any]:
         "touched": f"{best.found} of {len(models[best.model])} modules of {best.model}",
         **measured(adapter, whole),
         "sampling": sampling(file.recipe),
-        "metadata": {key: value for key, value in adapter.metadata.items() if key in SHOWN},
-        "other_metadata": sorted(key for key in adapter.metadata if key not in SHOWN and key != KEY),
+        "metadata": {key: value for key, value in adapter.metadata.items() if key in METADATA},
+        "other_metadata": sorted(key for key in adapter.metadata if key not in METADATA and key != KEY),
     }
 
 
@@ -154,11 +154,11 @@ def sampling(recipe: Recipe | None) -> dict[str, Any]:
     """What the recipe says about sampling; nothing when the file has none."""
     if recipe is None:
         return {}
-    said = {name: getattr(recipe, name) for name in SAMPLING if getattr(recipe, name) not in (None, "")}
+    sampling = {name: getattr(recipe, name) for name in SAMPLING if getattr(recipe, name) not in (None, "")}
     base = base_name(recipe)
     if base and base != MODEL and recipe.base_sha256:
         base += f" (its UNet's SHA-256 begins with {recipe.base_sha256[:12]})"
-    return said | ({"base_model": base} if base else {})
+    return sampling | ({"base_model": base} if base else {})
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
@@ -186,5 +186,5 @@ def as_text(facts: Mapping[str, Any]) -> str:
 def table(lines: Mapping[str, object]) -> str:
     """Names and values, one a line."""
     width = max(map(len, lines))
-    shown = {name: x.marked if isinstance(x, Line) else printable(str(x), READABLE) for name, x in lines.items()}
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in shown.items())
+    texts = {name: x.marked if isinstance(x, Line) else printable(str(x), READABLE) for name, x in lines.items()}
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in texts.items())

@@ -103,8 +103,8 @@ def difference(config: DifferenceConfig) -> Result:
     licences = joined(*map(licences_of, config.files))
     dtype = dtype_of(config, set().union(*map(stored_types, config.files)))
     save(config, Adapter(modules, licences), recipe, dtype)
-    told = {"family": family, "tuned": config.files[0], "base": config.files[1], **licences}
-    return written({**about(config.out, modules, dtype), **told}, loss)
+    facts = {"family": family, "tuned": config.files[0], "base": config.files[1], **licences}
+    return written({**about(config.out, modules, dtype), **facts}, loss)
 
 
 def write_sum(config: AdapterOutput, modules: Mapping[str, LowRank], fitted: Fitted) -> Result:
@@ -145,14 +145,14 @@ def written(facts: Mapping[str, Any], loss: RankLoss | None) -> Result:
         lost = {"energy": loss.energy, "mean_error": loss.mean, "worst_error": loss.worst}
         facts = {**facts, **lost, "worst_module": loss.worst_module}
     lines = [
-        f"{name.replace('_', ' '):<12}  {said(item)}" + (f"  ({MEANINGS[name]})" if name in MEANINGS else "")
+        f"{name.replace('_', ' '):<12}  {in_words(item)}" + (f"  ({MEANINGS[name]})" if name in MEANINGS else "")
         for name, value in facts.items()
         for item in (value if isinstance(value, list) else [value])
     ]
     return Result(facts, "\n".join(lines))
 
 
-def said(value: Any) -> str:
+def in_words(value: Any) -> str:
     """A fact as a person reads it."""
     if isinstance(value, dict):
         value = f"{value['weight']:g} x {value['file']}, {value['modules']} modules"

@@ -34,7 +34,7 @@ def sample(config: SampleConfig) -> Iterator[Saved]:
         raise UsageError(f"{option('out')} {config.out} is a file", f"give {option('out')} a folder")
     if config.redraw is not None:
         config = redrawn(config)
-    draw = drawn_by(config)
+    draw = draw_of(config)
     cells: list[Cell] = []
     with Session.open(config.where) as session:
         if config.redraw is not None:
@@ -49,7 +49,7 @@ def sample(config: SampleConfig) -> Iterator[Saved]:
         yield Saved(save_image(config.out / SHEET, sheet, config.format))
 
 
-def drawn_by(config: SampleConfig) -> Draw:
+def draw_of(config: SampleConfig) -> Draw:
     """What is drawn: the prompts that were typed, then those of --prompts."""
     draw = config.draw(read_bytes)
     if config.prompt_file is None:

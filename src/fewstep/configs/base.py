@@ -30,13 +30,13 @@ def entries(folder: str, registry: str) -> Iterator[tuple[str, str]]:
     """
     for file in sorted((Path(__file__).parents[1] / folder).glob("*.py")):
         tree = ast.parse(file.read_bytes())
-        said = {line.name: ast.get_docstring(line) or "" for line in tree.body if isinstance(line, ast.ClassDef)}
+        docs = {line.name: ast.get_docstring(line) or "" for line in tree.body if isinstance(line, ast.ClassDef)}
         for line in tree.body:
             if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == registry:
                 assert isinstance(line.value, ast.Dict), f"the {registry} of {file} are no dict that can be read"
                 for name, value in zip(line.value.keys, line.value.values, strict=True):
                     if name is not None:
-                        yield ast.literal_eval(name), said.get(ast.unparse(value), "").split("\n\n")[0]
+                        yield ast.literal_eval(name), docs.get(ast.unparse(value), "").split("\n\n")[0]
 
 
 def solver_names() -> Iterator[str]:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 else:
     Solver = Literal["auto", *solver_names()]
     MethodName = Annotated[
-        Literal[METHOD_NAMES], Field(description=" ".join(f"{name}: {said}" for name, said in _METHODS.items()))
+        Literal[METHOD_NAMES], Field(description=" ".join(f"{name}: {text}" for name, text in _METHODS.items()))
     ]
 Grid = Literal["auto", "lcm", "quadratic", "trailing", "leading", "linspace"]
 

@@ -36,7 +36,7 @@ def open_source(given: str, captioned: bool) -> Source:
         raise FewstepError(
             f"{found.broken[0]} is no file, or a link that leads nowhere", "repair it, or remove it from the folder"
         )
-    files = [FileSample(path, (_caption_beside(path),) if captioned else ()) for path in found.images]
+    files = [FileSample(path, (_caption_of(path),) if captioned else ()) for path in found.images]
     return SampleList(files, counts_in_words(found.left_out))
 
 
@@ -56,7 +56,7 @@ def _unlisted(table: Path, samples: Sequence[FileSample], found: Found) -> Count
     return Counter({f"image{{s}} that {table.name} does not name": images, f"table{{s}} beside {table.name}": others})
 
 
-def _caption_beside(image: Path) -> str:
+def _caption_of(image: Path) -> str:
     """The caption in the text file beside an image."""
     for suffix in (".txt", ".caption"):
         if is_file(image.with_suffix(suffix)):
