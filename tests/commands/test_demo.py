@@ -28,7 +28,7 @@ def test_without_the_network_nothing_is_counted(monkeypatch, capsys):
 
 
 def test_a_sheet_of_styles_is_full():
-    assert len(demo.STYLED) == demo.SHOWN
+    assert len(demo.STYLED) == demo.SHEET_THINGS
 
 
 def test_what_to_try_next_is_typed_as_the_demo_was(monkeypatch):
