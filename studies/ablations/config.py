@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
 from pydantic import Field
 
 from fewstep.assets import MODEL
-from fewstep.configs import Config, Device, Precision
+from fewstep.configs import Config, Device, Precision, Typed
 from studies.pages import DOCS
 
 
@@ -18,7 +17,7 @@ class AblationsConfig(Config):
     """The teacher, as `fewstep distill` takes it."""
     data: Path | None = None
     """What to train on; by default every third drawing of the emoji recipe's data set, a third naming no style."""
-    groups: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ()
+    groups: Annotated[tuple[str, ...], Typed(several=True)] = ()
     """Only these: guidance, target, loss, psi, k, focus, weighting, grid, method, rank, length, seed."""
     train_steps: Annotated[int, Field(ge=1)] = 150
     """Optimiser steps of a run."""

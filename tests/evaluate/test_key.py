@@ -69,6 +69,7 @@ def changed(config: SampleConfig, name: str) -> SampleConfig:
         "outpaint": "8",
         "dtype": "bf16",
         "device": "cpu",
+        "engine": "torch",
         "negative_prompt": "grey",
         "out": Path("others"),
     }

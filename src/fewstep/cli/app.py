@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from fewstep import __version__
 from fewstep.cli.show import show
@@ -33,6 +33,7 @@ from fewstep.configs import (
     ResizeConfig,
     SampleConfig,
     TuneConfig,
+    Typed,
     answers,
     build,
     option_name,
@@ -48,6 +49,7 @@ SPINS = (
 
 ALIKE = 0.65  # of two options' names, for one to be meant by the other
 
+C = TypeVar("C", bound=Config)
 Command = Callable[[Any], None]
 
 COMMANDS: dict[str, tuple[type[Config], str]] = {  # name: its config, and where its function is
@@ -96,7 +98,8 @@ def runner(module: str, name: str) -> Command:
 def command(kind: type[Config], run: Command) -> Callable[..., None]:
     """A function cyclopts can read: `kind`'s fields as options, the one it names, if any, as arguments."""
     required = any(field.is_required() for field in kind.model_fields.values())
-    flat: Any = Annotated[kind if required else kind | None, Parameter(name="*", name_transform=spelling)]
+    options = with_options(kind)
+    flat: Any = Annotated[options if required else options | None, Parameter(name="*", name_transform=spelling)]
 
     def with_arguments(*typed: str, config: Config | None = None) -> None:
         assert kind.argument is not None
@@ -104,7 +107,7 @@ def command(kind: type[Config], run: Command) -> Callable[..., None]:
         run(build(kind, **(given | {kind.argument[0]: typed})))
 
     def without_arguments(*, config: Config | None = None) -> None:
-        run(config or build(kind))
+        run(build(kind, **(config.model_dump(exclude_unset=True) if config else {})))
 
     annotations: dict[str, Any] = {"config": flat, "return": None}
     function: Callable[..., None] = without_arguments
@@ -117,6 +120,19 @@ def command(kind: type[Config], run: Command) -> Callable[..., None]:
     if required:
         function.__kwdefaults__ = {}
     return function
+
+
+def with_options(kind: type[C]) -> type[C]:
+    """The config with what cyclopts has to know of fields that are typed in a way of their own."""
+    fields: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        for typed in field.metadata:
+            if isinstance(typed, Typed):
+                parameter = Parameter(
+                    parse=not typed.as_argument, show_default=typed.default_shown, consume_multiple=typed.several
+                )
+                fields[name] = (Annotated[field.annotation, parameter], field)
+    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields) if fields else kind
 
 
 def spelling(field: str) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -9,6 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from fewstep.configs.ranges import range_of
 from fewstep.errors import UsageError, is_text, option
+
+
+@dataclass(frozen=True)
+class Typed:
+    """How a person types a field, where that is not as an option with its default shown in help."""
+
+    as_argument: bool = False  # without an option
+    default_shown: bool = True
+    several: bool = False  # many values may follow the option
+
 
 ANY = object()  # in Config.needs: whatever is not off
 Precision = Literal["fp32", "bf16", "fp16"]

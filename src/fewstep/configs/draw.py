@@ -5,10 +5,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypedDict, TypeVar
 
-from cyclopts import Parameter
 from pydantic import Field, field_validator
 
-from fewstep.configs.base import ANY, Config, Grid, Solver, build
+from fewstep.configs.base import ANY, Config, Grid, Solver, Typed, build
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Drawing(Config, Generic[File]):
     }
     excludes = {"mask": "outpaint"}  # noqa: RUF012
 
-    prompts: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
+    prompts: Annotated[tuple[str, ...], Typed(as_argument=True)] = ()
     """What to draw; several prompts give several pictures."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """How many steps to draw in: network calls of one branch. By default what the LoRA was trained for, else 20."""
@@ -49,7 +48,7 @@ class Drawing(Config, Generic[File]):
     else 20."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
     """How strictly the prompt is followed. 1 = off; by default what the LoRA was trained for, else 7.5."""
-    negative_prompt: Annotated[str, Parameter(show_default=False)] = ""
+    negative_prompt: Annotated[str, Typed(default_shown=False)] = ""
     """What to keep away from. It works with a guidance scale above 1, or with --nag-scale."""
     nag_scale: Annotated[float, Field(ge=1, le=50)] = 1.0
     """Leads attention away from --negative-prompt, which works at guidance 1 too. 1 = off; 5 is usual."""

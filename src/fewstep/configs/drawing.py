@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from cyclopts import Parameter
 from pydantic import Field, model_validator
 
-from fewstep.configs.base import Config, Device, ModelName
+from fewstep.configs.base import Config, Device, ModelName, Typed
 from fewstep.configs.draw import Draw, Drawing, no_prompt
 from fewstep.configs.where import DType, EngineName, Where
 from fewstep.errors import UsageError, option
@@ -77,7 +76,7 @@ class CompareConfig(Config):
     needs = {"clip_model": ("clip_score", True)}  # noqa: RUF012
 
     model: ModelName = "emoji"
-    rows: Annotated[tuple[str, ...], Field(min_length=1), Parameter(consume_multiple=True)] = (
+    rows: Annotated[tuple[str, ...], Field(min_length=1), Typed(several=True)] = (
         "ddim:32",
         "dpm-solver:16",
         "dpm-solver++:8",

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
 from pydantic import Field, field_validator
 
-from fewstep.configs.base import Config, ModelName, Precision
+from fewstep.configs.base import Config, ModelName, Precision, Typed
 from fewstep.errors import UsageError
 
 
@@ -30,7 +29,7 @@ class AdapterOutput(Config):
     """Print one JSON document about what was done."""
 
 
-LoraFiles = Annotated[tuple[str, ...], Parameter(parse=False)]
+LoraFiles = Annotated[tuple[str, ...], Typed(as_argument=True)]
 
 
 class SumOutput(AdapterOutput):
@@ -67,7 +66,7 @@ class ExportConfig(Config):
     """Write a model with its LoRAs folded in, ready for another program, its sampler and a model card with it."""
 
     model: ModelName = "emoji"
-    loras: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
+    loras: Annotated[tuple[str, ...], Typed(default_shown=False)] = ()
     """FILE or FILE:WEIGHT, several times to add several LoRAs, as sample takes them; lcm is the default for emoji."""
     to: Literal["diffusers"] = "diffusers"
     """diffusers: a model folder for its pipelines, and for every program that reads such folders."""

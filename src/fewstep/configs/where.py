@@ -2,12 +2,11 @@
 
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
 from pydantic import Field
 
-from fewstep.configs.base import Config, Device, ModelName
+from fewstep.configs.base import Config, Device, ModelName, Typed
 
-Loras = Annotated[tuple[str, ...], Parameter(show_default=False)]
+Loras = Annotated[tuple[str, ...], Typed(default_shown=False)]
 EngineName = Annotated[str, Field(description="What runs the networks; auto is torch.")]
 DType = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
