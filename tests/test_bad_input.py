@@ -595,7 +595,7 @@ def test_ctrl_c_in_training(tiny_model_folder, tiny_data_folder, cache_folder, o
     finally:
         process.kill()
     assert (process.returncode, output) == (130, "")
-    found = re.search(r"\nerror: stopped after (\d+) of 100000 steps, [^\n]+\n\nhint: ([^\n]+)\n\Z", errors)
+    found = re.search(r"(?:^|\n)error: stopped after (\d+) of 100000 steps, [^\n]+\n\nhint: ([^\n]+)\n\Z", errors)
     assert found, errors
     assert "Traceback" not in errors
     assert found[2] == "run the same command with --resume to go on"

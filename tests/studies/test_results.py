@@ -424,7 +424,7 @@ def test_processes_draw_what_the_last_one_measures(tmp_path, monkeypatch) -> Non
     monkeypatch.setattr(row_pictures, "draw_batch", lambda *_: pytest.fail("drawn again"))
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     job = build(CompareConfig, model=str(tiny_model(tmp_path / "tiny")), rows=("ddim:2@1", "ddim:1@1"), images=4,
-                batch_size=2, prompt_file=tmp_path / "prompts.txt", device="cpu")  # fmt: skip
+                batch_size=2, prompt_file=tmp_path / "prompts.txt", device="cpu", dtype="fp32")  # fmt: skip
     (done,) = results.jobs.measured(config(tmp_path, processes=2), [job])
     assert [row["row"] for row in done.document["rows"]] == list(job.rows)
     broken = job.model_copy(update={"model": str(tmp_path / "nothing")})
