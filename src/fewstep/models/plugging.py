@@ -22,7 +22,7 @@ Share = tuple[Adapter, float]  # one adapter's part in the sum of one module
 StoredWeights = Callable[[str], Tensor | None]  # module name -> W0, in the type it is stored in; None: not in a file
 
 ATTACHED = "sum"  # what the one adapter of `attach` is called
-BLOCK = 2**18  # values of a weight that are computed at once on a CPU: a few of them fit into its cache
+BLOCK = 2**20  # values of a weight that are computed at once on a CPU: the sum stays in its cache on the way
 
 
 class Folding:
