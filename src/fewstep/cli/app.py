@@ -129,7 +129,7 @@ def with_options(kind: type[C]) -> type[C]:
         for typed in field.metadata:
             if isinstance(typed, Typed):
                 parameter = Parameter(
-                    parse=not typed.as_argument, show_default=typed.default_shown, consume_multiple=typed.several
+                    parse=not typed.as_argument, show_default=typed.with_default, consume_multiple=typed.several
                 )
                 fields[name] = (Annotated[field.annotation, parameter], field)
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields) if fields else kind

@@ -17,7 +17,7 @@ class Typed:
     """How a person types a field, where that is not as an option with its default shown in help."""
 
     as_argument: bool = False  # without an option
-    default_shown: bool = True
+    with_default: bool = True
     several: bool = False  # many values may follow the option
 
 

@@ -48,7 +48,7 @@ class Drawing(Config, Generic[File]):
     else 20."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
     """How strictly the prompt is followed. 1 = off; by default what the LoRA was trained for, else 7.5."""
-    negative_prompt: Annotated[str, Typed(default_shown=False)] = ""
+    negative_prompt: Annotated[str, Typed(with_default=False)] = ""
     """What to keep away from. It works with a guidance scale above 1, or with --nag-scale."""
     nag_scale: Annotated[float, Field(ge=1, le=50)] = 1.0
     """Leads attention away from --negative-prompt, which works at guidance 1 too. 1 = off; 5 is usual."""

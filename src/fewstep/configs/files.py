@@ -66,7 +66,7 @@ class ExportConfig(Config):
     """Write a model with its LoRAs folded in, ready for another program, its sampler and a model card with it."""
 
     model: ModelName = "emoji"
-    loras: Annotated[tuple[str, ...], Typed(default_shown=False)] = ()
+    loras: Annotated[tuple[str, ...], Typed(with_default=False)] = ()
     """FILE or FILE:WEIGHT, several times to add several LoRAs, as sample takes them; lcm is the default for emoji."""
     to: Literal["diffusers"] = "diffusers"
     """diffusers: a model folder for its pipelines, and for every program that reads such folders."""

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from fewstep.configs.base import Config, Device, ModelName, Typed
 
-Loras = Annotated[tuple[str, ...], Typed(default_shown=False)]
+Loras = Annotated[tuple[str, ...], Typed(with_default=False)]
 EngineName = Annotated[str, Field(description="What runs the networks; auto is torch.")]
 DType = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
