@@ -107,6 +107,17 @@ def test_a_lora_that_does_not_load_leaves_the_session_as_it_was(tiny_model_folde
             assert opened.loras == plugged
 
 
+def test_layers_touched_for_the_first_time_are_as_they_were_after_a_failure(tiny_model_folder, loras, tmp_path):
+    data = bytearray(Path(loras[0]).read_bytes())
+    data[-4:] = torch.tensor(float("nan")).numpy().tobytes()
+    (tmp_path / "damaged.safetensors").write_bytes(data)
+    with session(tiny_model_folder) as opened:
+        before = weights(opened)
+        with pytest.raises(FewstepError, match="damaged"):
+            opened.plug([loras[2], loras[1], str(tmp_path / "damaged.safetensors")])
+        assert same(weights(opened), before)
+
+
 def test_where_there_is_no_file_the_touched_layers_are_kept(tiny_model_folder, loras, monkeypatch):
     from fewstep.models import plugging
 

@@ -38,6 +38,7 @@ class Folding:
         self._shares: dict[str, tuple[Share, ...]] = {}  # what is in each touched module
         self._roundings: dict[str, Rounding] = {}  # of each of them
         self._kept: dict[str, Tensor] = {}
+        self._checked: set[str] = set()  # modules whose W0 was compared with its file, before anything was written
 
     @doing("plugging the LoRAs in")
     def plug(self, terms: Sequence[WeightedAdapter]) -> None:
@@ -77,9 +78,9 @@ class Folding:
         stored = None if self._base is None else self._base(name)
         if stored is not None:
             stored = stored.reshape(weight.shape)
-        untouched = name not in self._shares
-        if stored is None or (untouched and not same_row(stored, weight)):
+        if stored is None or (name not in self._checked and not same_row(stored, weight)):
             stored = self._kept[name] = weight.detach().to("cpu", copy=True)
+        self._checked.add(name)
         return stored
 
 
