@@ -167,7 +167,7 @@ def test_quadratic_grid_descends_through_the_training_grid(steps, k, T):
 @pytest.mark.parametrize("quadratic", [False, True])
 def test_the_training_grid_is_never_left(quadratic):
     assert lcm_grid(10, 100, quadratic=quadratic) == skipping_grid(100)[::-1]
-    with pytest.raises(UsageError, match=r"^steps = 11 are more than the 10 timesteps of the training grid, k = 100"):
+    with pytest.raises(UsageError, match=r"^steps = 11 is more than the 10 timesteps of the training grid, k = 100"):
         lcm_grid(11, 100, quadratic=quadratic)
     with pytest.raises(UsageError, match=r"^skipping step k = 100 is outside 1 to 60"):
         lcm_grid(1, 100, 60, quadratic)

@@ -33,7 +33,7 @@ def consistency(denoise: Denoiser, x_s: Tensor, s: NoiseLevel) -> Tensor:
 
 @dataclass(frozen=True)
 class ConsistencyDenoiser:
-    """A denoiser whose estimate is the consistency function of another's: what LCM's sampler steps with."""
+    """A denoiser that returns another one's consistency function f(x_s, s). LCM's sampler steps with it."""
 
     denoise: Denoiser
 

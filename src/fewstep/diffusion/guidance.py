@@ -12,32 +12,32 @@ from fewstep.diffusion.schedule import NoiseLevel
 
 
 class Conditioning(NamedTuple):
-    """What the network gets besides x and t; None stands for what this kind of network does not take."""
+    """The network's inputs besides x and t. A part is None when this kind of network does not take it."""
 
     text: Tensor  # (B, L, D) text embeddings
-    pooled: Tensor | None = None  # (B, P) the whole text in one vector (SDXL)
-    sizes: Tensor | None = None  # (B, 6) original height and width, crop's top and left, target height and width (SDXL)
-    mask_and_latents: Tensor | None = None  # (B, 1 + C, H, W) mask, and latents of what is kept (inpainting UNets)
-    control: Tensor | None = None  # (B, 3, 8 H, 8 W) in [0, 1], the picture a ControlNet follows
-    negative: Tensor | None = None  # (B, L, D) text that attention is led away from (NAG)
+    pooled: Tensor | None = None  # (B, P) one embedding of the whole text (SDXL)
+    sizes: Tensor | None = None  # (B, 6) original height, width; crop's top, left; target height, width (SDXL)
+    mask_and_latents: Tensor | None = None  # (B, 1 + C, H, W) mask and latents of the kept part (inpainting UNets)
+    control: Tensor | None = None  # (B, 3, 8 H, 8 W) in [0, 1], the picture that a ControlNet follows
+    negative: Tensor | None = None  # (B, L, D) the negative text that NAG steers attention away from
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        """Every part changed alike."""
+        """This conditioning with `change` applied to every part that is not None."""
         return Conditioning(*(None if part is None else change(part) for part in self))  # type: ignore[arg-type]
 
     def expand(self, batch: int) -> "Conditioning":
-        """This one conditioning for `batch` images."""
+        """This conditioning (batch size 1) repeated for `batch` images."""
         return self.map(lambda part: part.expand(batch, *part.shape[1:]))
 
     def to(self, device: torch.device | str) -> "Conditioning":
-        """On the device."""
+        """This conditioning on the device."""
         return self.map(lambda part: part.to(device))
 
     def __getitem__(self, index: slice) -> "Conditioning":  # type: ignore[override]
         return self.map(lambda part: part[index])
 
     def where(self, mask: Tensor, other: "Conditioning") -> "Conditioning":
-        """This one's rows where mask (B,) is true, the other's elsewhere."""
+        """Rows of this conditioning where mask (B,) is true, rows of the other elsewhere."""
         pairs = zip(self, other, strict=True)
         return Conditioning(
             *(None if a is None or b is None else torch.where(mask.view(-1, *(1,) * (a.dim() - 1)), a, b)
@@ -46,7 +46,7 @@ class Conditioning(NamedTuple):
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    """The conditionings one after another, along the batch."""
+    """One conditioning: these, joined along the batch."""
     return Conditioning(
         *(None if pieces[0] is None else torch.cat(pieces) for pieces in zip(*parts, strict=True))  # type: ignore[arg-type]
     )
@@ -59,14 +59,14 @@ class Network(Protocol):
 
 
 class Denoiser(Protocol):
-    """x_0 estimate from x_t (B, C, H, W) at a noise level."""
+    """Estimates x_0 from x_t (B, C, H, W) at a noise level."""
 
     def __call__(self, x_t: Tensor, level: NoiseLevel) -> Tensor: ...
 
 
 @dataclass
 class Evaluations:
-    """Network rows evaluated so far; divided by the images it is NFE (trap 11)."""
+    """The count of network rows evaluated so far. Divided by the number of images, it is NFE (trap 11)."""
 
     rows: int = 0
 
@@ -75,12 +75,12 @@ class Evaluations:
 class GuidedDenoiser:
     """x_0 = x_0(empty) + guidance_scale * (x_0(c) - x_0(empty)) (arXiv 2207.12598, eq. 6).
 
-    For eps-, v- and x_0-networks alike guiding x_0 is guiding the output: each conversion is affine
-    with the same x_t. A solver of more than one stage then steps along the guided ODE; Algorithm 1's
-    (1 + w) Psi(c) - w Psi(empty) agrees with that at first order, and exactly for DDIM (trap 8).
+    Guiding x_0 is the same as guiding the network's output (eps, v or x_0), because each conversion is affine
+    with the same x_t. A solver of more than one stage then steps along the guided ODE. Algorithm 1's
+    (1 + w) Psi(c) - w Psi(empty) agrees with that to first order, and exactly for DDIM (trap 8).
 
-    guidance_scale: 1 = off, one network row an image; else both branches run in one batch, two rows.
-    A tensor (B,) sets it per image, both branches running.
+    guidance_scale: 1 = off, one network row an image. Otherwise both branches run in one batch, two rows an image.
+    A tensor (B,) sets the scale per image; then both branches always run.
     """
 
     network: Network
@@ -91,7 +91,7 @@ class GuidedDenoiser:
     evaluations: Evaluations = field(default_factory=Evaluations)
 
     def __call__(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """x_t (B, C, H, W) -> x_0 estimate of the same shape."""
+        """The guided estimate of x_0, of the shape of x_t (B, C, H, W)."""
         t = level.t.expand(len(x_t))
         if not isinstance(self.guidance_scale, Tensor) and self.guidance_scale == 1:
             self.evaluations.rows += len(x_t)

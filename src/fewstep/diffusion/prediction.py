@@ -1,4 +1,4 @@
-"""eps, v and x_0 conversion: the only file that knows prediction types."""
+"""Conversion between eps, v and x_0. No other file knows prediction types."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,16 +10,16 @@ from fewstep.errors import FewstepError
 
 
 class Prediction(Protocol):
-    """What a network's output (B, C, H, W) means at a noise level."""
+    """The meaning of a network's output (B, C, H, W) at a noise level."""
 
     def to_x_0(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """The clean estimate the output stands for."""
+        """The estimate of x_0 that the output stands for."""
 
     def from_x_0(self, x_0: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """The output that stands for a clean estimate; sigma > 0."""
+        """The output that stands for an estimate of x_0. Needs sigma > 0."""
 
     def aim(self, x_0: Tensor, eps: Tensor, level: NoiseLevel) -> Tensor:
-        """What the network is trained to output at alpha * x_0 + sigma * eps."""
+        """The output that the network is trained to give at x_t = alpha * x_0 + sigma * eps."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,26 @@ PREDICTIONS: dict[str, Prediction] = {"epsilon": Eps(), "v_prediction": V(), "sa
 
 
 def refuse_blind(name: str, zero_terminal_snr: bool, where: str = "") -> None:
-    """Raise FewstepError for epsilon prediction from pure noise, which says nothing of the image (arXiv 2305.08891).
+    """Raise FewstepError for epsilon prediction on a zero-terminal-SNR schedule.
 
-    where: what has it, for the message.
+    At pure noise, eps carries no information about the image (arXiv 2305.08891).
+    where: the words at the beginning of the message, which name the model.
     """
     if zero_terminal_snr and name == "epsilon":
         raise FewstepError(
-            f"{where}epsilon prediction on a zero-terminal-SNR schedule, where the noise says nothing of the image",
-            "such models predict v: set prediction_type to v_prediction (of a single file: `parameterization: v` in a"
-            " .yaml of its name), or rescale_betas_zero_snr to false",
+            f"{where}epsilon prediction does not work on a zero-terminal-SNR schedule: pure noise holds no image",
+            "such models predict v: set prediction_type to v_prediction (for a single file, put `parameterization: v`"
+            " in a .yaml file of the same name), or set rescale_betas_zero_snr to false",
         )
 
 
 def prediction_named(name: str) -> Prediction:
-    """The prediction a diffusers config calls `name`: epsilon, v_prediction or sample."""
+    """The prediction that a diffusers config calls `name`: epsilon, v_prediction or sample."""
     if name not in PREDICTIONS:
         raise FewstepError(f"unknown prediction_type {name!r}", f"known ones: {', '.join(PREDICTIONS)}")
     return PREDICTIONS[name]
 
 
 def eps_from_x_0(x_0: Tensor, x_t: Tensor, level: NoiseLevel) -> Tensor:
-    """The noise in x_t if its clean end is x_0: (x_t - alpha x_0) / sigma; sigma > 0."""
+    """The noise in x_t, given x_0: (x_t - alpha x_0) / sigma. Needs sigma > 0."""
     return (x_t - level.alpha * x_0) / level.sigma

@@ -1,4 +1,4 @@
-"""sample(): the one loop. DDIM, DPM-Solver and LCM differ in two of its arguments."""
+"""sample(): the one sampling loop. DDIM, DPM-Solver and LCM differ only in two of its arguments."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -14,7 +14,7 @@ OnStep = Callable[[int, NoiseLevel, Tensor], object]
 
 
 def ignore(index: int, level: NoiseLevel, x: Tensor) -> None:
-    """Nothing, after a step."""
+    """Do nothing after a step."""
 
 
 def sample(
@@ -26,11 +26,11 @@ def sample(
     noise: Noise,
     on_step: OnStep = ignore,
 ) -> Tensor:
-    """x (B, C, H, W) at levels[-1], from x at levels[0].
+    """x (B, C, H, W) at levels[-1], solved from x at levels[0].
 
-    levels: N + 1 of them for N steps, noisiest first, each for one image or for B.
-    noise: draws (B, C, H, W) standard normal values; called only by solvers that add noise.
-    on_step: told the step's index, the level reached and x there.
+    levels: N + 1 of them for N steps, noisiest first. Each is for one image or for B.
+    noise: draws standard normal values (B, C, H, W). Only solvers that add noise call it.
+    on_step: called after each step with its index, the level reached and x there.
     """
     state = None
     for index, (s, t) in enumerate(pairwise(levels)):
@@ -45,7 +45,7 @@ def sampling_levels(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> list[NoiseLevel]:
-    """The levels of a descending timestep grid, each for one image, ended by the clean level."""
+    """The levels of a descending timestep grid, then the clean level. Each is for one image."""
     if any(s <= t for s, t in pairwise(timesteps)):
         raise ValueError(f"timesteps must descend: {list(timesteps)}")
     levels = [schedule.at(float(t), dtype) for t in timesteps] + [clean_level(1, dtype)]
@@ -53,14 +53,14 @@ def sampling_levels(
 
 
 class ImageNoise:
-    """Standard normal draws from one CPU generator per image: they depend on the image's seed alone."""
+    """Draws standard normal noise from one CPU generator per image. An image's noise depends on its seed alone."""
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
-        """seeds: one per image. shape: (C, H, W) of a draw. device: where draws are sent."""
+        """seeds: one per image. shape: (C, H, W) of one image's noise. device: where the noise is sent."""
         self.generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         self.shape = tuple(shape)
         self.device = device
 
     def __call__(self) -> Tensor:
-        """(B, C, H, W) float32."""
+        """Fresh noise (B, C, H, W), float32."""
         return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)

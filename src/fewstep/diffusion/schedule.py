@@ -1,4 +1,4 @@
-"""Noise levels, variance-preserving schedules and the timestep grids."""
+"""Noise levels, variance-preserving schedules and timestep grids."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from fewstep.errors import FewstepError, UsageError
 class NoiseLevel(NamedTuple):
     """One point of the forward process, x_t = alpha * x_0 + sigma * eps."""
 
-    t: Tensor  # (B,) float             timestep the network is told: whole on the trained grid
+    t: Tensor  # (B,) float             timestep given to the network; a whole number on the trained grid
     alpha: Tensor  # (B, 1, 1, 1) float     signal scale
     sigma: Tensor  # (B, 1, 1, 1) float     noise scale; alpha**2 + sigma**2 == 1
 
@@ -24,7 +24,7 @@ class NoiseLevel(NamedTuple):
         return self.alpha.log() - self.sigma.log()
 
     def expand(self, batch: int) -> "NoiseLevel":
-        """This one level for `batch` images."""
+        """This level (batch size 1) repeated for `batch` images."""
         return NoiseLevel(*(x.expand(batch, *x.shape[1:]) for x in self))
 
     def to(self, device: torch.device | str) -> "NoiseLevel":
@@ -33,7 +33,7 @@ class NoiseLevel(NamedTuple):
 
 
 def level_from_half_log_snr(t: Tensor, half_log_snr: Tensor, dtype: torch.dtype = torch.float32) -> NoiseLevel:
-    """The variance-preserving level with the given half_log_snr (B,), told to the network as t (B,)."""
+    """The variance-preserving level with this half_log_snr (B,). The network gets t (B,) for it."""
     half_log_snr = half_log_snr.double().view(-1, 1, 1, 1)
     alpha = torch.sigmoid(2 * half_log_snr).sqrt()
     sigma = torch.sigmoid(-2 * half_log_snr).sqrt()
@@ -41,14 +41,14 @@ def level_from_half_log_snr(t: Tensor, half_log_snr: Tensor, dtype: torch.dtype 
 
 
 def clean_level(batch: int = 1, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> NoiseLevel:
-    """The clean end of the process: t = 0, alpha = 1, sigma = 0. It is not on the table (trap 2)."""
+    """The clean end of the process: t = 0, alpha = 1, sigma = 0. The schedule's table does not hold it (trap 2)."""
     one = torch.ones(batch, 1, 1, 1, dtype=dtype, device=device)
     return NoiseLevel(torch.zeros(batch, dtype=dtype, device=device), one, torch.zeros_like(one))
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A variance-preserving schedule on T whole timesteps (DDPM, arXiv 2006.11239).
+    """A variance-preserving schedule with T whole timesteps (DDPM, arXiv 2006.11239).
 
     alpha_bar: (T,) float64, decreasing, in [0, 1): alpha(t)**2 at timesteps 0 ... T - 1.
     """
@@ -76,7 +76,7 @@ class NoiseSchedule:
         return 0.5 * (self.alpha_bar.log() - torch.log1p(-self.alpha_bar))
 
     def at(self, t: Tensor | Sequence[float] | float, dtype: torch.dtype = torch.float32) -> NoiseLevel:
-        """The level at timesteps t (B,) in [0, T - 1]; between whole ones half_log_snr is linear in t."""
+        """The level at timesteps t (B,) in [0, T - 1]. Between whole timesteps, half_log_snr is linear in t."""
         given = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
         t, table = _on_cpu(given), self.half_log_snr()
         low = t.floor().long().clamp(0, len(self) - 1)
@@ -86,9 +86,9 @@ class NoiseSchedule:
         return level_from_half_log_snr(t, torch.where(part == 0, table[low], between), dtype).to(given.device)
 
     def at_half_log_snr(self, half_log_snr: Tensor, dtype: torch.dtype = torch.float32) -> NoiseLevel:
-        """The level with the given half_log_snr (B, 1, 1, 1) or (B,), its timestep found by inverting `at`.
+        """The level with this half_log_snr (B, 1, 1, 1) or (B,). Its timestep comes from the inverse of `at`.
 
-        Outside the table the timestep is clamped to its ends.
+        Outside the table, the timestep is the nearest end of the table.
         """
         target, table = _on_cpu(half_log_snr), self.half_log_snr().flip(0)  # ascending
         right = torch.searchsorted(table, target).clamp(1, len(self) - 1)
@@ -97,11 +97,11 @@ class NoiseSchedule:
 
 
 def _on_cpu(values: Tensor) -> Tensor:
-    """Flat float64 values on the CPU: where the table is, and Apple's GPUs have no float64."""
+    """The values flat, in float64, on the CPU. The table is there, and Apple's GPUs have no float64."""
     return values.to("cpu").double().reshape(-1)
 
 
-SCHEDULE_KEYS = (  # of a diffusers scheduler's config: what it says of the noise, whatever steps through it
+SCHEDULE_KEYS = (  # keys of a diffusers scheduler config that describe the noise, whichever solver uses it
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -112,7 +112,7 @@ SCHEDULE_KEYS = (  # of a diffusers scheduler's config: what it says of the nois
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
-    """The schedule a diffusers scheduler config describes.
+    """The schedule that a diffusers scheduler config describes.
 
     Reads num_train_timesteps, beta_start, beta_end, beta_schedule (linear, scaled_linear,
     squaredcos_cap_v2), trained_betas and rescale_betas_zero_snr.
@@ -165,17 +165,17 @@ def skipping_grid(k: int = 20, T: int = 1000) -> list[int]:
 
 
 def lcm_grid(steps: int, k: int = 20, T: int = 1000, quadratic: bool = False) -> list[int]:
-    """`steps` timesteps of LCM's training grid, descending from its end, evenly by index.
+    """`steps` timesteps of LCM's training grid, descending from its last one, evenly spaced by index.
 
-    quadratic: by the squares of evenly spaced numbers instead, denser towards the clean end, so that the last step
-    has less left to guess (DDIM, arXiv 2010.02502, appendix D.2).
-    Raises UsageError where the grid has fewer timesteps than that.
+    quadratic: the indices are squares of evenly spaced numbers instead. The timesteps are then denser towards the
+    clean end, so that the last step is shorter (DDIM, arXiv 2010.02502, appendix D.2).
+    Raises UsageError when the grid has fewer than `steps` timesteps.
     """
     _check_steps(steps, T)
     points = skipping_grid(k, T)[::-1]
     n = len(points)
     if steps > n:
-        raise UsageError(f"steps = {steps} are more than the {n} timesteps of the training grid, k = {k}", f"use {n}")
+        raise UsageError(f"steps = {steps} is more than the {n} timesteps of the training grid, k = {k}", f"use {n}")
     if not quadratic:
         return [points[math.floor(i * n / steps)] for i in range(steps)]
     left = [round(n * ((steps - i) / steps) ** 2) for i in range(steps)]
@@ -183,15 +183,15 @@ def lcm_grid(steps: int, k: int = 20, T: int = 1000, quadratic: bool = False) ->
 
 
 def trailing_grid(steps: int, T: int = 1000) -> list[int]:
-    """`steps` timesteps descending from T - 1, evenly spaced, the last near T / steps (arXiv 2305.08891)."""
+    """`steps` timesteps, evenly spaced, descending from T - 1 to about T / steps (arXiv 2305.08891)."""
     _check_steps(steps, T)
     return [round(T - i * T / steps) - 1 for i in range(steps)]
 
 
 def leading_grid(steps: int, T: int = 1000, offset: int = 1) -> list[int]:
-    """`steps` multiples of T // steps, plus offset, descending: Stable Diffusion's own DDIM and PNDM grid.
+    """`steps` multiples of T // steps plus `offset`, descending: Stable Diffusion's own grid for DDIM and PNDM.
 
-    The offset is cut where it would lead past T - 1: for an offset of 1 only when steps = T.
+    The offset is made smaller when a timestep would exceed T - 1. An offset of 1 is smaller only when steps = T.
     """
     _check_steps(steps, T)
     stride = T // steps
@@ -200,7 +200,7 @@ def leading_grid(steps: int, T: int = 1000, offset: int = 1) -> list[int]:
 
 
 def linspace_grid(steps: int, T: int = 1000) -> list[int]:
-    """`steps` timesteps evenly from T - 1 down to 0, both included."""
+    """`steps` evenly spaced timesteps from T - 1 down to 0, both included."""
     _check_steps(steps, T)
     return [round(i * (T - 1) / max(steps - 1, 1)) for i in range(steps)][::-1] if steps > 1 else [T - 1]
 

@@ -1,4 +1,4 @@
-"""Engines: what runs a model's networks. Each is one file in this folder, called as people type it, with an ENGINE."""
+"""Engines run a model's networks. Each is a file in this folder, named as people type it, that defines ENGINE."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -22,12 +22,12 @@ __all__ = [
 
 
 def engine_names() -> list[str]:
-    """The engines there are; none is imported."""
+    """The names of the engines. None is imported."""
     return [file.name for file in iter_modules(__path__) if file.name != "engine"]
 
 
 def engine_kind(name: str) -> type[Engine]:
-    """The engine of that name, auto being the default one. Raises UsageError for an unknown name."""
+    """The engine of that name; auto is the default engine. Raises UsageError for an unknown name."""
     name = DEFAULT if name == "auto" else name
     if name not in engine_names():
         raise UsageError(f"unknown engine {name!r}", f"known ones: auto, {', '.join(engine_names())}")
@@ -38,7 +38,8 @@ def engine_kind(name: str) -> type[Engine]:
 def open_engine(where: Where) -> Engine:
     """The engine that `where` asks for, with its model loaded.
 
-    Raises UsageError for what this engine cannot do, before anything is loaded, and FewstepError for what cannot be.
+    Raises UsageError before anything is loaded when `where` asks for what this engine cannot do. Raises FewstepError
+    when the model cannot be loaded.
     """
     kind = engine_kind(where.engine)
     check_supported(kind.supports, where, where.engine)
@@ -46,7 +47,7 @@ def open_engine(where: Where) -> Engine:
 
 
 def check_supported(supports: Capabilities, config: Config, name: str) -> None:
-    """Raise UsageError for a field of the config, a Where or a Draw, that an engine does not take."""
+    """Raise UsageError when the config (a Where or a Draw) sets a field that the engine does not take."""
     fields = type(config).model_fields
     for field in sorted(OPTIONAL & fields.keys()):
         if field not in supports.fields and getattr(config, field) not in (fields[field].default, ()):

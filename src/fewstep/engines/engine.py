@@ -1,4 +1,4 @@
-"""What an engine is: it runs the networks of one model, and does nothing else."""
+"""The engine protocol: an engine runs the networks of one model, and does nothing else."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,95 +22,95 @@ OPTIONAL = frozenset({"loras", "live_lora", "controlnet", "nag_scale", "image"})
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do, known before anything is loaded."""
+    """The abilities of an engine, known before anything is loaded."""
 
-    fields: frozenset[str] = OPTIONAL  # those of OPTIONAL that it takes, of Where and Draw
-    replug_at_once: bool = True  # other LoRAs need no building anew
+    fields: frozenset[str] = OPTIONAL  # the fields of OPTIONAL that it takes, from Where and Draw
+    replug_at_once: bool = True  # it can change LoRAs without building the model again
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a session has to know of a model to plan and to draw."""
+    """Facts about a model that a session needs to plan and to draw."""
 
     path: Path  # a folder in diffusers' layout, or a single file
     family: str
     schedule: NoiseSchedule
     prediction_type: str
-    recipe: Recipe | None  # of a model that was distilled whole
-    height: int  # pixels of the pictures it was trained on
+    recipe: Recipe | None  # recipe of a model that was distilled whole; None for other models
+    height: int  # of the pictures it was trained on, in pixels
     width: int
     factor: int  # pixels per latent, in each direction
     channels: int  # of the latents
-    inpaints: bool  # whether the network takes a mask and what is kept, beside x
+    inpaints: bool  # whether the network takes a mask and the kept latents as well as x
 
     @property
     def prediction(self) -> Prediction:
-        """What the network's output means."""
+        """The meaning of the network's output."""
         return prediction_named(self.prediction_type)
 
     @property
     def size(self) -> int:
-        """Side of the square pictures it was trained on, in pixels."""
+        """The side, in pixels, of the square pictures that the model was trained on."""
         return min(self.height, self.width)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of a picture of so many pixels."""
+        """The shape (C, h, w) of the latents of a picture of height x width pixels."""
         return self.channels, height // self.factor, width // self.factor
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """How the network is to run for some pictures."""
+    """Options of the network for one group of pictures."""
 
-    nag_scale: float = 1.0  # of attention to the negative text that the conditioning holds; 1 = off
-    control_scale: float = 1.0  # of the ControlNet's residuals, where the conditioning holds a picture for it
+    nag_scale: float = 1.0  # strength of NAG against the negative text in the conditioning; 1 = off
+    control_scale: float = 1.0  # factor of the ControlNet's residuals, when the conditioning holds a picture for it
 
 
 class Engine(Protocol):
-    """Runs the networks of one model; what it cannot do, `supports` says before anything is loaded."""
+    """Runs the networks of one model. `supports` says what it can do before anything is loaded."""
 
     supports: ClassVar[Capabilities]
 
     @classmethod
     def open(cls, where: Where) -> "Engine":
-        """The engine with the model that `where` names. Raises FewstepError for what is missing or does not fit."""
+        """The engine with the model that `where` names. Raises FewstepError when a part is missing or does not fit."""
 
     @property
     def facts(self) -> Facts:
-        """Of the model."""
+        """Facts about the model."""
 
     @property
     def shapes(self) -> Mapping[str, ModuleShape]:
-        """Every module that a LoRA can adapt: its name in checkpoints -> the shape of its weight."""
+        """Module name in checkpoints -> shape of its weight, for every module that a LoRA can adapt."""
 
     @property
     def dtype(self) -> str:
-        """The precision that the network computes in: fp32, bf16, fp16."""
+        """The precision in which the network computes: fp32, bf16 or fp16."""
 
     @property
     def device(self) -> torch.device:
-        """Where x and the conditioning of `network` are to be."""
+        """The device on which `network` expects x and the conditioning."""
 
     def embed(self, texts: Sequence[str], height: int, width: int) -> Conditioning:
-        """What the texts (B of them) tell the network of pictures of so many pixels."""
+        """The conditioning of B texts, for pictures of height x width pixels."""
 
     def network(self, options: NetworkOptions) -> AbstractContextManager[Network]:
-        """The network with these options, for the time of a block: it is left as it was found."""
+        """The network with these options, inside a `with` block. After the block it is as it was before."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents (B, C, h, w) float32, scaled, of pixels (B, 3, H, W) in [-1, 1]."""
+        """Scaled latents (B, C, h, w), float32, of pixels (B, 3, H, W) in [-1, 1]."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) float32 in [-1, 1] of scaled latents (B, C, h, w)."""
+        """Pixels (B, 3, H, W), float32 in [-1, 1], of scaled latents (B, C, h, w)."""
 
     def hides(self, pixels: Tensor) -> bool:
-        """Whether the safety checker that the model brings would not show the picture (3, H, W) in [-1, 1]."""
+        """Whether the model's own safety checker rejects the picture, (3, H, W) in [-1, 1]."""
 
     def original_weight(self, module: str) -> Tensor:
-        """W0 of a module, whatever is plugged in."""
+        """W0 of a module: its weight without any LoRA, whatever is plugged in."""
 
     def plug(self, terms: Sequence[WeightedAdapter]) -> None:
-        """Make the model's weights W0 + sum_i w_i B_i A_i, whatever was plugged in before.
+        """Set the model's weights to W0 + sum_i w_i B_i A_i, whatever was plugged in before.
 
         An error leaves the weights as they were.
         """

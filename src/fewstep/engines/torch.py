@@ -1,4 +1,4 @@
-"""The engine that runs the networks as they are, in torch; every device, every option."""
+"""The engine that runs the networks in torch, unchanged. It supports every device and every option."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,18 +25,18 @@ from fewstep.models.weights import stored_weights
 
 
 class TorchEngine:
-    """A model's networks in torch, LoRAs folded into their weights or beside them."""
+    """A model's networks in torch. LoRAs are folded into the weights, or run next to them (`live`)."""
 
     supports: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, model: Model, controlnet: Any = None, live: bool = False) -> None:
-        """controlnet: a ControlNetModel that fits the model's network. live: LoRAs go beside the layers."""
+        """controlnet: a ControlNetModel that fits the model's network. live: LoRAs run next to the layers, unfolded."""
         self.model, self.controlnet, self.live = model, controlnet, live
         self._attached: LoraLayers | None = None
 
     @classmethod
     def open(cls, where: Where) -> "TorchEngine":
-        """The engine of the model that `where` names. Raises FewstepError for what is missing or does not fit."""
+        """The engine with the model that `where` names. Raises FewstepError when a part is missing or does not fit."""
         device = pick_device(where.device)
         dtype = fast_dtype(device) if where.dtype == "auto" else DTYPES[where.dtype]
         model = load_model(where.model, dtype, device, not where.no_safety_checker)

@@ -1,4 +1,4 @@
-"""The Stable Diffusion families: the networks each is built from, their modules that a LoRA can adapt."""
+"""The Stable Diffusion families: their networks, and the modules of these that a LoRA can adapt."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from fewstep.configs import Modules
 
 TABLES = Path(__file__).parent
 
-# The 14 module names LCM-LoRA adapts (LCM-LoRA report, Table 1: at rank 64 they give its parameter counts).
+# The 14 module names that LCM-LoRA adapts. At rank 64 they give the parameter counts of LCM-LoRA's Table 1.
 TARGET_SUFFIXES = (
     "to_q",
     "to_k",
@@ -39,7 +39,7 @@ PLACES: dict[Modules, str] = {  # in a module's name
 
 
 def is_target(name: str, modules: Modules = "all") -> bool:
-    """Whether a LoRA of these modules adapts the one of this dotted name: of those that LCM-LoRA does, which is all."""
+    """Whether a LoRA of this kind adapts the module of this dotted name. `all` means all that LCM-LoRA adapts."""
     adapted = any(f".{name}".endswith(f".{suffix}") for suffix in TARGET_SUFFIXES)
     return adapted and PLACES[modules] in f".{name}"
 
@@ -49,28 +49,28 @@ class ModuleShape(NamedTuple):
 
     out: int
     in_: int
-    kernel: int  # side of a Conv2d's kernel; 0 for a Linear
+    kernel: int  # side of the square kernel of a Conv2d; 0 for a Linear
 
     def lora_parameters(self, rank: int) -> int:
-        """Values in A and B: the k x k kernel is A's, B is 1 x 1."""
+        """The number of values in A and B. For a Conv2d, A has the k x k kernel and B is 1 x 1."""
         return rank * (self.in_ * max(self.kernel, 1) ** 2 + self.out)
 
 
 class TextEncoder(NamedTuple):
-    """What shapes a CLIP text encoder, as far as LoRAs adapt it."""
+    """The sizes of a CLIP text encoder that decide the shapes of its modules."""
 
     layers: int
     width: int
     mlp: int  # width between fc1 and fc2
     heads: int
-    projection: bool = False  # whether text_projection, width -> width, ends it
+    projection: bool = False  # whether it ends with text_projection, width -> width
     activation: str = "gelu"
-    vocabulary: int = 49408  # tokens
-    length: int = 77  # tokens of a prompt
-    padding: str = "!"  # the token that fills a short prompt up
+    vocabulary: int = 49408  # number of different tokens
+    length: int = 77  # tokens in a prompt
+    padding: str = "!"  # the token that pads a short prompt
 
     def config(self) -> dict[str, Any]:
-        """Arguments of transformers' CLIPTextConfig; its end-of-text is found as the largest token, as CLIP does."""
+        """Arguments for transformers' CLIPTextConfig. The largest token is the end of the text, as in CLIP."""
         return {
             "hidden_size": self.width,
             "intermediate_size": self.mlp,
@@ -84,9 +84,9 @@ class TextEncoder(NamedTuple):
         }
 
     def modules(self) -> dict[str, ModuleShape]:
-        """Name -> shape of every Linear, in the network's order, as its checkpoints spell it.
+        """Name in checkpoints -> shape, for every Linear, in the network's order.
 
-        transformers 5 drops the `text_model.` level from the module names of a CLIPTextModel, not from its files.
+        transformers 5 leaves out the level `text_model.` in the module names of a CLIPTextModel. Its files keep it.
         """
         square = ModuleShape(self.width, self.width, 0)
         layer = {f"self_attn.{name}": square for name in ("k_proj", "v_proj", "q_proj", "out_proj")}
@@ -96,38 +96,39 @@ class TextEncoder(NamedTuple):
 
 
 class Naming(NamedTuple):
-    """What the metadata and the keys of LoRA files call a family, as kohya's sd-scripts began it.
+    """The names of a family in the metadata and keys of LoRA files, as kohya's sd-scripts introduced them.
 
     Source: github.com/kohya-ss/sd-scripts (library/model_util.py, sdxl_model_util.py, sai_model_spec.py). It has no
-    SSD-1B; `segmind-stable-diffusion-1b` is SwarmUI's name, and AUTOMATIC1111 takes what begins with `sdxl_` for SDXL.
+    SSD-1B: `segmind-stable-diffusion-1b` is SwarmUI's name. AUTOMATIC1111 takes every name that begins with `sdxl_`
+    for SDXL.
     """
 
-    version: str  # ss_base_model_version, by prediction type where there are several
-    architecture: str  # modelspec.architecture, likewise
-    v_version: str = ""  # of v-prediction; "" = the same
+    version: str  # ss_base_model_version of epsilon models
+    architecture: str  # modelspec.architecture of epsilon models
+    v_version: str = ""  # ss_base_model_version of v-prediction models; "" = version
     v_architecture: str = ""
-    original: bool = False  # whether its UNet's modules go by the names of the original code (fewstep.families.ldm)
+    original: bool = False  # whether the UNet's modules have the names of the original code (fewstep.families.ldm)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family of models: its name and what shapes its networks."""
+    """One family of models: its name and the configs of its networks."""
 
     name: str
-    unet: Mapping[str, Any]  # diffusers UNet2DConditionModel arguments
+    unet: Mapping[str, Any]  # arguments for diffusers' UNet2DConditionModel
     text_encoders: tuple[TextEncoder, ...]
-    vae: Mapping[str, Any]  # diffusers AutoencoderKL arguments
+    vae: Mapping[str, Any]  # arguments for diffusers' AutoencoderKL
     prediction_type: str = "epsilon"
     naming: Naming | None = None  # None = no other tool knows it
 
     def modules(self) -> dict[str, ModuleShape]:
-        """The UNet's modules that LCM-LoRA adapts: name -> shape, in the UNet's order."""
+        """Name -> shape, in the UNet's order, for the UNet's modules that LCM-LoRA adapts."""
         return {name: shape for name, shape in _table(self.name).items() if is_target(name)}
 
     def all_modules(self) -> dict[str, ModuleShape]:
-        """Every module that some LoRA may adapt: name -> shape, in the networks' order.
+        """Name -> shape, in the networks' order, for every module that some LoRA may adapt.
 
-        The UNet's names are bare; the text encoders' begin with `text_encoder.` and `text_encoder_2.`.
+        The UNet's names have no prefix. Those of the text encoders begin with `text_encoder.` and `text_encoder_2.`.
         """
         modules = dict(_table(self.name))
         for prefix, encoder in zip(("text_encoder", "text_encoder_2"), self.text_encoders, strict=False):
@@ -186,7 +187,7 @@ _EMOJI = {  # the model that ships; made by recipes/emoji
 
 END = "<|endoftext|>"
 _CLIP_L = TextEncoder(layers=12, width=768, mlp=3072, heads=12, activation="quick_gelu", padding=END)
-_OPENCLIP_H = TextEncoder(layers=23, width=1024, mlp=4096, heads=16)  # SD 2.1 does without the last of its 24 layers
+_OPENCLIP_H = TextEncoder(layers=23, width=1024, mlp=4096, heads=16)  # SD 2.1 leaves out the last of 24 layers
 _OPENCLIP_BIG_G = TextEncoder(layers=32, width=1280, mlp=5120, heads=20, projection=True)
 _EMOJI_TEXT = TextEncoder(4, 128, 512, heads=4, activation="quick_gelu", vocabulary=2000, length=32, padding=END)
 
@@ -206,7 +207,7 @@ def _vae(widths: tuple[int, ...], size: int, scaling_factor: float, **more: Any)
 _SD_VAE = _vae((128, 256, 512, 512), 512, 0.18215)
 _SDXL_VAE = _vae((128, 256, 512, 512), 1024, 0.13025)
 _EMOJI_VAE = _vae((16, 32, 64, 128), 128, 0.52504, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False)
-SCHEDULER = {  # Stable Diffusion's, of all families
+SCHEDULER = {  # Stable Diffusion's scheduler config, the same for all families
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -234,9 +235,9 @@ FAMILIES = {
 
 
 def family_of(shapes: Mapping[str, ModuleShape]) -> str:
-    """The label of the family whose target modules and shapes these are exactly, else `custom`.
+    """The label of the family that has exactly these target modules and shapes; `custom` if none has.
 
-    What fits is decided by names and shapes; the label is for people.
+    Names and shapes decide whether a LoRA fits. The label is for people.
     """
     targets = {name: shape for name, shape in shapes.items() if is_target(name)}
     return next((family.name for family in FAMILIES.values() if family.modules() == targets), "custom")

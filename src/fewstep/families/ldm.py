@@ -1,4 +1,4 @@
-"""What the original latent diffusion code ("LDM", "sgm") calls the modules of a diffusers UNet."""
+"""The names that the original latent diffusion code ("LDM", "sgm") has for the modules of a diffusers UNet."""
 
 from collections.abc import Iterable, Set
 from itertools import count, takewhile
@@ -26,10 +26,10 @@ _INSIDE = {
 
 
 def ldm_names(names: Iterable[str]) -> dict[str, str]:
-    """Dotted module name in diffusers' UNet -> the one of the original layout, in the order of `names`.
+    """Dotted module name in diffusers' UNet -> its name in the original layout, in the order of `names`.
 
-    names: of all modules of one UNet that own parameters. Positions follow from how many resnets each block has
-    and from what stands beside them. A name that the original layout has no place for is left out.
+    names: all modules of one UNet that own parameters. The number of resnets in each block, and the attentions and
+    samplers next to them, decide the positions. A name without a place in the original layout is left out.
     """
     names = tuple(names)
     positions = _positions({name[:i] for name in names for i, letter in enumerate(name) if letter == "."})
@@ -38,9 +38,9 @@ def ldm_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _positions(parts: Set[str]) -> dict[str, str]:
-    """Where the resnets, attentions and samplers go: up_blocks.1.attentions.0 -> output_blocks.3.1.
+    """Resnets, attentions and samplers -> their positions: up_blocks.1.attentions.0 -> output_blocks.3.1.
 
-    parts: every beginning of a module name. Positions of parts that are not among them mean nothing.
+    parts: every beginning of a module name. Ignore the positions of parts that are not among them.
     """
     positions: dict[str, str] = {}
     inputs, outputs = count(1), count()  # input_blocks.0 is conv_in

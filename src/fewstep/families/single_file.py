@@ -1,4 +1,4 @@
-"""Where the original latent diffusion code keeps each tensor of a model in its one file ("checkpoint")."""
+"""The place of each tensor of a model in a single file ("checkpoint") of the original latent diffusion code."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from fewstep.families.ldm import ldm_names
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
-TEXT = {  # of the one encoder of SD 1.x and 2.x, of SDXL's first and second; CLIP's or OpenCLIP's names follow
+TEXT = {  # prefix of the encoder of SD 1.x, of 2.x, of SDXL's two; CLIP's or OpenCLIP's names follow it
     "text_encoder": (
         "cond_stage_model.transformer.",
         "conditioner.embedders.0.transformer.",
@@ -16,9 +16,9 @@ TEXT = {  # of the one encoder of SD 1.x and 2.x, of SDXL's first and second; CL
     ),
     "text_encoder_2": ("conditioner.embedders.1.model.",),
 }
-OPEN = ".model."  # ends the prefix of encoders with OpenCLIP's names
+OPEN = ".model."  # a prefix that ends so is followed by OpenCLIP's names
 LEVEL, WITHOUT_LEVEL = "text_model.", "-text_model."
-UNUSED = re.compile(  # what checkpoints hold beside the networks, or of networks beyond what is run
+UNUSED = re.compile(  # tensors of checkpoints that no network needs
     r"model_ema\..*|(.*\.)?position_ids|.*\.logit_scale|betas|(sqrt_|log_|posterior_|alphas_cumprod).*|logvar|scale_factor"
     r"|cond_stage_model\.model\.(text_projection|transformer\.resblocks\.23\..*)|denoiser\.sigmas|loss\..*"
     r"|v_pred|ztsnr|edm_.*|global_step|sd_merge_.*|__.*__"
@@ -34,7 +34,7 @@ _OPENCLIP = (  # transformers' spelling -> OpenCLIP's, first match
     (r"text_model\.encoder\.layers\.(\d+)\.self_attn\.[qkv]_proj\.(.*)", r"transformer.resblocks.\1.attn.in_proj_\2"),
     (r"text_projection\.weight", "text_projection"),
 )  # fmt: skip
-_VAE = (  # diffusers' spelling -> the original's, each wherever it stands
+_VAE = (  # diffusers' spelling -> the original one, replaced anywhere in a name
     (r"\bconv_norm_out\b", "norm_out"),
     (r"\bdown_blocks\.(\d+)\.resnets\.(\d+)\b", r"down.\1.block.\2"),
     (r"\bdown_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample."),
@@ -48,15 +48,15 @@ _VAE = (  # diffusers' spelling -> the original's, each wherever it stands
 
 
 class Origin(NamedTuple):
-    """Where a tensor of a network lies in a single file."""
+    """The place of a network's tensor in a single file."""
 
     key: str
-    third: int | None = None  # which third of the rows it is: query, key or value in one tensor
+    third: int | None = None  # 0, 1, 2: query, key or value, a third of the rows of one tensor; None = the whole tensor
     transposed: bool = False
 
 
 def unet_origins(tensors: Iterable[str]) -> dict[str, Origin]:
-    """Tensor of a diffusers UNet -> its origin; one that the layout has no place for is left out."""
+    """Tensor of a diffusers UNet -> its origin. A tensor without a place in the layout is left out."""
     split = {tensor: tensor.rpartition(".") for tensor in tensors}
     names = ldm_names(dict.fromkeys(module for module, _, _ in split.values()))
     return {
@@ -67,7 +67,7 @@ def unet_origins(tensors: Iterable[str]) -> dict[str, Origin]:
 
 
 def vae_origins(tensors: Iterable[str]) -> dict[str, Origin]:
-    """Tensor of a diffusers AutoencoderKL -> its origin. The original counts a decoder's blocks from the other end."""
+    """Tensor of a diffusers AutoencoderKL -> its origin. The original counts the decoder's blocks in reverse."""
     tensors = tuple(tensors)
     last = max((int(n) for tensor in tensors for n in re.findall(r"\bup_blocks\.(\d+)", tensor)), default=0)
 
@@ -82,9 +82,9 @@ def vae_origins(tensors: Iterable[str]) -> dict[str, Origin]:
 
 
 def text_prefix(part: str, keys: Iterable[str]) -> str | None:
-    """What the names of a text encoder begin with in a file of these keys; None when it has no such encoder.
+    """The prefix of a text encoder's names in a file with these keys; None when the file has no such encoder.
 
-    Some files of SD 1.x leave out CLIP's level text_model: then WITHOUT_LEVEL follows it.
+    Some files of SD 1.x leave out CLIP's level text_model. Then WITHOUT_LEVEL follows the prefix.
     """
     keys = tuple(keys)
     prefix = next((prefix for prefix in TEXT[part] if any(key.startswith(prefix) for key in keys)), None)
@@ -94,7 +94,7 @@ def text_prefix(part: str, keys: Iterable[str]) -> str | None:
 
 
 def text_origins(tensors: Iterable[str], prefix: str) -> dict[str, Origin]:
-    """Tensor of a CLIP text encoder, with the level text_model, -> its origin under what `text_prefix` gives."""
+    """Tensor of a CLIP text encoder, named with the level text_model -> its origin. prefix: from `text_prefix`."""
     if prefix.endswith(OPEN):
         return {tensor: _openclip(tensor, prefix) for tensor in tensors}
     if prefix.endswith(WITHOUT_LEVEL):

@@ -1,7 +1,7 @@
-"""The solvers, by the names people type: one file each, found by being in this folder.
+"""The solvers by the names that people type. Each file in this folder is found without being listed.
 
-A file names its solvers in a dict SOLVERS, and with that they are everywhere: in --solver, plans, rows of comparisons,
-the diffusers scheduler.
+A file names its solvers in a dict SOLVERS. That is enough: --solver, plans, the rows of comparisons and the diffusers
+scheduler then know them.
 """
 
 from importlib import import_module

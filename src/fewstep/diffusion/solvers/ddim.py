@@ -14,9 +14,9 @@ from fewstep.diffusion.solvers.base import Ask, EndsOnly, Levels, Noise, Solver,
 
 
 def jump_to(end: NoiseLevel) -> Callable[[Denoiser, Tensor, NoiseLevel], Tensor]:
-    """DDIM's step to a level, from any noisier one: TCD's first-order TCF in eps (arXiv 2402.19159, section 4.1).
+    """DDIM's step from any noisier level to `end`: TCD's first-order TCF in eps (arXiv 2402.19159, section 4.1).
 
-    Where it has no length it is x itself, the boundary condition. end: per sample.
+    A step of no length returns x itself, which is the boundary condition. end: one level per sample.
     """
 
     def jump(denoise: Denoiser, x_s: Tensor, s: NoiseLevel) -> Tensor:
@@ -29,12 +29,12 @@ def jump_to(end: NoiseLevel) -> Callable[[Denoiser, Tensor, NoiseLevel], Tensor]
 @final
 @dataclass(frozen=True)
 class DDIM(EndsOnly):
-    """DDIM: first order, one network call a step; also DPM-Solver-1 and DPM-Solver++(1) (eq. 12, eta = 0).
+    """DDIM: first order, one network call a step. It equals DPM-Solver-1 and DPM-Solver++(1) (eq. 12, eta = 0).
 
-    It is Euler's step too, of x / alpha in sigma / alpha (arXiv 2206.00364); and at eta = 1, DDPM's,
-    it is k-diffusion's ancestral Euler step. Both are equalities, and tested.
+    It also equals Euler's step of x / alpha in sigma / alpha (arXiv 2206.00364). At eta = 1, which is DDPM, it equals
+    k-diffusion's ancestral Euler step. Tests hold both equalities.
 
-    eta: 0 is deterministic; above, up to 1, that part of DDPM's noise is replaced by fresh noise (eq. 16).
+    eta: 0 is deterministic; 1 adds as much fresh noise as DDPM (eq. 16).
     """
 
     eta: float = 0.0
@@ -42,11 +42,11 @@ class DDIM(EndsOnly):
 
     @property
     def order(self) -> int:
-        """1, or 0 where noise is added."""
+        """1 without fresh noise, 0 with it."""
         return 1 if self.eta == 0 else 0
 
     def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
-        """x_t = alpha_t x_0 + sigma_t eps, both taken from x_s (B, C, H, W); with eta, eps is partly fresh."""
+        """x_t = alpha_t x_0 + sigma_t eps, both estimated at x_s (B, C, H, W). With eta > 0, eps is partly fresh."""
         s, t = levels
         x_0 = yield Ask(x_s, s)
         eps = eps_from_x_0(x_0, x_s, s)
@@ -59,7 +59,7 @@ class DDIM(EndsOnly):
 
 SOLVERS: dict[str, Solver] = {
     "ddim": DDIM(),
-    "euler": DDIM(),  # the same step (see DDIM), by the name it has elsewhere
-    "dpm-solver-1": DDIM(),  # likewise
+    "euler": DDIM(),  # other tools' name for the same step (see DDIM)
+    "dpm-solver-1": DDIM(),  # another name for the same step
     "euler-a": DDIM(eta=1.0),
 }

@@ -11,7 +11,7 @@ from fewstep.diffusion.solvers.base import Ask, Levels, Midpoint, Noise, Solver,
 
 
 def first_order_weight(s: NoiseLevel, t: NoiseLevel) -> Tensor:
-    """sigma_t (e^h - 1), h = lambda_t - lambda_s, in a form that is finite at the clean end: (B, 1, 1, 1)."""
+    """sigma_t (e^h - 1) with h = lambda_t - lambda_s, (B, 1, 1, 1), in a form that is finite at the clean end."""
     return t.alpha * s.sigma / s.alpha - t.sigma
 
 
@@ -19,8 +19,8 @@ def first_order_weight(s: NoiseLevel, t: NoiseLevel) -> Tensor:
 class DPMSolver2(Midpoint):
     """DPM-Solver-2, single-step: second order, two network calls a step (Algorithm 4, any inner level).
 
-    It divides by alpha, so zero-terminal-SNR schedules are refused by the plan (trap 10). A step to the
-    clean end is two first-order ones through the inner level.
+    It divides by alpha, so the plan refuses it for zero-terminal-SNR schedules (trap 10). A step to the clean end
+    consists of two first-order steps through the inner level.
     """
 
     calls: ClassVar[int] = 2
@@ -28,7 +28,7 @@ class DPMSolver2(Midpoint):
     divides_by_alpha: ClassVar[bool] = True
 
     def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
-        """x_s (B, C, H, W) -> x_t, with the slope of eps taken between s and the inner level u."""
+        """x_t from x_s (B, C, H, W). The slope of eps is taken between s and the inner level u."""
         s, u, t = levels
         eps_s = eps_from_x_0((yield Ask(x_s, s)), x_s, s)
         x_u = u.alpha / s.alpha * x_s - first_order_weight(s, u) * eps_s
@@ -44,8 +44,8 @@ class DPMSolver2(Midpoint):
 class DPMSolver3(Thirds):
     """DPM-Solver-3, single-step: third order, three network calls a step (Algorithm 5; r1 = 1/3, r2 = 2/3).
 
-    Another r2 makes it second order. It divides by alpha, so zero-terminal-SNR schedules are refused by the
-    plan (trap 10). A step to the clean end is three first-order ones through the inner levels.
+    Another r2 would make it second order. It divides by alpha, so the plan refuses it for zero-terminal-SNR
+    schedules (trap 10). A step to the clean end consists of three first-order steps through the inner levels.
     """
 
     calls: ClassVar[int] = 3
@@ -53,7 +53,7 @@ class DPMSolver3(Thirds):
     divides_by_alpha: ClassVar[bool] = True
 
     def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
-        """x_s (B, C, H, W) -> x_t, with the slope of eps taken between s and the second inner level v."""
+        """x_t from x_s (B, C, H, W). The slope of eps is taken between s and the second inner level v."""
         s, u, v, t = levels
         h_u, h_v, h = (level.half_log_snr - s.half_log_snr for level in (u, v, t))
         eps_s = eps_from_x_0((yield Ask(x_s, s)), x_s, s)

@@ -10,7 +10,7 @@ from fewstep.diffusion.solvers.base import Ask, EndsOnly, Levels, Midpoint, Nois
 
 
 def data_step(x_s: Tensor, x_0: Tensor, s: NoiseLevel, t: NoiseLevel) -> Tensor:
-    """sigma_t / sigma_s x_s - alpha_t (e^-h - 1) x_0: exact if x_0 were constant on the way (eq. 8)."""
+    """sigma_t / sigma_s x_s - alpha_t (e^-h - 1) x_0, exact when x_0 is constant between s and t (eq. 8)."""
     h = t.half_log_snr - s.half_log_snr
     return t.sigma / s.sigma * x_s - t.alpha * torch.expm1(-h) * x_0
 
@@ -24,7 +24,7 @@ class DPMSolverPP2M(EndsOnly):
     multistep: ClassVar[bool] = True
 
     def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
-        """x_s (B, C, H, W) -> x_t and the history (x_0, h); first order without history and to the clean end."""
+        """x_t from x_s (B, C, H, W), and the history (x_0, h). First order without history and to the clean end."""
         s, t = levels
         x_0, h = (yield Ask(x_s, s)), t.half_log_snr - s.half_log_snr
         x_0_bar = x_0
@@ -38,14 +38,14 @@ class DPMSolverPP2M(EndsOnly):
 class DPMSolverPP2S(Midpoint):
     """DPM-Solver++(2S), single-step: second order, two network calls a step (Algorithm 1, any inner level).
 
-    A step from pure noise or to the clean end is two first-order ones through the inner level.
+    A step from pure noise or to the clean end consists of two first-order steps through the inner level.
     """
 
     calls: ClassVar[int] = 2
     order: ClassVar[int] = 2
 
     def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
-        """x_s (B, C, H, W) -> x_t, with the slope of x_0 taken between s and the inner level u."""
+        """x_t from x_s (B, C, H, W). The slope of x_0 is taken between s and the inner level u."""
         s, u, t = levels
         x_0_s = yield Ask(x_s, s)
         x_u = data_step(x_s, x_0_s, s, u)
@@ -57,11 +57,11 @@ class DPMSolverPP2S(Midpoint):
 
 @final
 class DPMSolverPP3M(EndsOnly):
-    """DPM-Solver++(3M): third order, one network call a step (section 4, at three known estimates of x_0).
+    """DPM-Solver++(3M): third order, one network call a step (section 4, from three estimates of x_0).
 
-    The published code, and diffusers, take half the second difference here (`bend`), which is only second order.
-    Its first two steps have no full history and are those of 2M: at many steps their error is what remains,
-    so a cold start leaves second order; third is what it has from exact starting values.
+    The published code and diffusers take half the second difference here (`bend`), which is only second order.
+    The first two steps lack a full history and are steps of 2M. With many steps, the error of these two dominates:
+    the order is then 2. It is 3 when the starting values are exact.
     """
 
     calls: ClassVar[int] = 1
@@ -69,7 +69,7 @@ class DPMSolverPP3M(EndsOnly):
     multistep: ClassVar[bool] = True
 
     def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
-        """x_s (B, C, H, W) -> x_t and the last two (x_0, h), newest first; first order to the clean end."""
+        """x_t from x_s (B, C, H, W), and the last two (x_0, h), newest first. First order to the clean end."""
         s, t = levels
         x_0, h = (yield Ask(x_s, s)), t.half_log_snr - s.half_log_snr
         history = ((x_0, h), *(state or ()))[:2]

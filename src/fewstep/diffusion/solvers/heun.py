@@ -26,8 +26,8 @@ from fewstep.diffusion.solvers.dpm_solver import first_order_weight
 class Heun(SolverFacts):
     """Heun's step of x / alpha in sigma / alpha: second order, two network calls a step (Algorithm 1, no churn).
 
-    Its inner level is t itself: DPM-Solver-2 with r = 1. A step from pure noise or to the clean end is two
-    first-order ones through the level halfway in time; EDM's last step is one Euler step of one call.
+    Its inner level is t itself: DPM-Solver-2 with r = 1. A step from pure noise or to the clean end consists of two
+    first-order steps through the level halfway in time. EDM's last step is one Euler step of one call instead.
     """
 
     calls: ClassVar[int] = 2
@@ -37,7 +37,7 @@ class Heun(SolverFacts):
         return s, either(at_an_end(s, t), inner_level(schedule, s, t, 1 / 2), t), t
 
     def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
-        """x_s (B, C, H, W) -> x_t along the mean of eps at s and at the Euler step's end."""
+        """x_t from x_s (B, C, H, W), along the mean of eps at s and eps at the end of the Euler step."""
         s, u, t = levels
         x_0_s = yield Ask(x_s, s)
         eps_s = eps_from_x_0(x_0_s, x_s, s)

@@ -9,7 +9,7 @@ from fewstep.diffusion.solvers.base import Ask, EndsOnly, Levels, Noise, Solver,
 
 @final
 class LCM(EndsOnly):
-    """Jump to the clean end, where the consistency function is, then add fresh noise for the next level."""
+    """Jumps to the clean end with the consistency function, then adds fresh noise for the next level."""
 
     calls: ClassVar[int] = 1
     order: ClassVar[int] = 0
@@ -17,7 +17,7 @@ class LCM(EndsOnly):
     follows_consistency: ClassVar[bool] = True
 
     def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
-        """x_t = alpha_t f(x_s, s) + sigma_t z; nothing is drawn on the way to the clean end."""
+        """x_t = alpha_t f(x_s, s) + sigma_t z. The step to the clean end draws no noise z."""
         s, t = levels
         x_0 = yield Ask(x_s, s)
         if not bool((t.sigma > 0).any()):

@@ -13,9 +13,9 @@ from fewstep.diffusion.solvers.base import Ask, Levels, Noise, Solver, SolverFac
 @final
 @dataclass(frozen=True)
 class TCD(SolverFacts):
-    """A deterministic jump past t, to timestep (1 - gamma) t, then fresh noise up to t.
+    """Jumps deterministically past t to timestep (1 - gamma) t, then adds fresh noise up to t.
 
-    gamma: 0 is DDIM; 1 jumps to the lowest level as LCM does; the paper's default is 0.3.
+    gamma: 0 is DDIM. 1 jumps to the lowest level, as LCM does. The paper's default is 0.3.
     """
 
     gamma: float = 0.3
@@ -24,11 +24,11 @@ class TCD(SolverFacts):
     distilled_only: ClassVar[bool] = True
 
     def levels(self, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Levels:
-        past = schedule.at(((1 - self.gamma) * t.t).floor(), t.alpha.dtype)  # whole, as in the published code
+        past = schedule.at(((1 - self.gamma) * t.t).floor(), t.alpha.dtype)  # whole, as the published code has it
         return s, either(t.sigma == 0, t, past), t
 
     def step(self, x_s: Tensor, levels: Levels, state: State, noise: Noise | None) -> Step:
-        """x_s (B, C, H, W) -> x_t through the inner level u; nothing is drawn on the way to the clean end."""
+        """x_t from x_s (B, C, H, W), through the inner level u. The step to the clean end draws no noise."""
         s, u, t = levels
         x_0 = yield Ask(x_s, s)
         x_u = u.alpha * x_0 + u.sigma * eps_from_x_0(x_0, x_s, s)
