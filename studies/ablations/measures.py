@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fewstep import __version__
 from fewstep.evaluate.prompts import Prompt, bare_prompts
@@ -14,6 +12,7 @@ from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.io import read_json, write_bytes
 from fewstep.metrics.estimate import Estimate, estimate
 from fewstep.metrics.frechet import Statistics
+from fewstep.metrics.sharpness import sharpness
 from fewstep.sheets import SheetRow, grid, small_jpeg
 from studies.ablations.config import AblationsConfig
 from studies.ablations.groups import BASE, Group
@@ -70,7 +69,7 @@ class Bench(NamedTuple):
         """The measures of pictures from the teacher's noise."""
         distances, sharp, of_teacher = (
             self.lab.distances(pictures, self.teacher),
-            sharpness(pictures),
+            sharpness(pictures.batches()),
             self.teacher_sharpness,
         )
         return Measured(
@@ -87,13 +86,7 @@ def bench_of(config: AblationsConfig) -> Bench:
     target = drawings_of(lab.reference, base_styles())
     teacher = lab.draw([prompt.text for prompt in prompts], config.model, title="teacher", solver="ddim",
                        steps=TEACHER_STEPS, guidance_scale=BASE["guidance_scale"])  # fmt: skip
-    return Bench(lab, prompts, target, teacher, sharpness(teacher))
-
-
-def sharpness(pictures: RowPictures) -> Tensor:
-    """Variance of each picture's Laplacian, (N,): how much fine detail it has (Pech-Pacheco et al. 2000)."""
-    kernel = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]).view(1, 1, 3, 3)
-    return torch.cat([F.conv2d(x.mean(1, keepdim=True), kernel).var((1, 2, 3)) for x in pictures.batches()]).double()
+    return Bench(lab, prompts, target, teacher, sharpness(teacher.batches()))
 
 
 def measure(

@@ -8,7 +8,7 @@ import torch
 from fewstep.errors import FewstepError
 from fewstep.metrics import kid as module
 from fewstep.metrics.estimate import student_t
-from fewstep.metrics.kid import kid, polynomial_mmd
+from fewstep.metrics.kid import kid, kid_of_prompts, polynomial_mmd
 
 
 def features(count: int, seed: int, shift: float = 0.0, dim: int = 8) -> torch.Tensor:
@@ -95,3 +95,84 @@ def test_too_few_images_are_refused():
 def test_student_t_is_scipys(freedom, confidence):
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
     assert student_t(confidence, freedom) == pytest.approx(stats.t.ppf((1 + confidence) / 2, freedom), rel=0.01)
+
+
+# --- of the same prompts ------------------------------------------------------------------------------------
+
+
+def of_prompts(prompts: int, each: int, seed: int, shift: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of pictures of prompts that differ much more than pictures of one prompt do, and their prompts."""
+    number = torch.arange(prompts * each) % prompts
+    return features(prompts, 0)[number] + 0.3 * features(len(number), seed, shift), number
+
+
+def by_pairs(x, y, of_x, of_y) -> float:
+    """The definition, a pair of prompts at a time."""
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float(((a @ b.T / a.shape[1] + 1) ** 3).mean())
+
+    P = int(of_x.max()) + 1
+    parts = [(x[of_x == p], y[of_y == p]) for p in range(P)]
+    h = [
+        kernel(a, c) + kernel(b, d) - kernel(a, d) - kernel(b, c)
+        for i, (a, b) in enumerate(parts)
+        for j, (c, d) in enumerate(parts)
+        if i != j
+    ]
+    return sum(h) / len(h)
+
+
+@pytest.mark.parametrize("chunk", [3, 2048])
+def test_of_prompts_it_equals_the_definition(monkeypatch, chunk):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    (x, of_x), (y, of_y) = of_prompts(8, 1, 1, 0.5), of_prompts(8, 2, 2)
+    found = kid_of_prompts(x, y, of_x, of_y, groups=4)
+    assert found.value == pytest.approx(by_pairs(x, y, of_x, of_y), rel=1e-10)
+    keep_x, keep_y = of_x % 4 != 1, of_y % 4 != 1
+    renumbered = (side - side.div(4, rounding_mode="floor") - (side % 4 > 1).long() for side in (of_x, of_y))
+    of_x, of_y = renumbered
+    without = by_pairs(x[keep_x], y[keep_y], of_x[keep_x], of_y[keep_y])
+    assert found.without[1] == pytest.approx(without, rel=1e-10)
+
+
+@pytest.mark.parametrize(("prompts", "each"), [(6, 1), (6, 3), (40, 2)])
+def test_of_prompts_it_is_unbiased_where_the_plain_one_is_not(prompts, each):
+    pairs = [(of_prompts(prompts, each, 2 * i + 1), of_prompts(prompts, each, 2 * i + 2)) for i in range(300)]
+    values = torch.tensor([kid_of_prompts(x, y, of_x, of_y).value for (x, of_x), (y, of_y) in pairs])
+    assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(values))
+    plain = torch.tensor([polynomial_mmd(x, y) for (x, _), (y, _) in pairs])
+    assert plain.mean() < -10 * plain.std() / math.sqrt(len(plain))  # pictures of one prompt are alike
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_of_prompts_its_interval_covers_the_true_one(shift):
+    def draw(seed: int, moved: float) -> torch.Tensor:
+        prompts = features(96, 100_000 + seed // 2)  # other prompts each time: they are sampled too
+        return prompts + 0.3 * features(96, seed, moved)
+
+    number, hits, values = torch.arange(96), 0, []
+    found = [kid_of_prompts(draw(2 * i, shift), draw(2 * i + 1, 0), number, number) for i in range(150)]
+    true = 0.0 if shift == 0 else sum(one.value for one in found) / len(found)  # unbiased, as shown above
+    for one in found:
+        low, high = one.interval()
+        hits += low <= true <= high
+        values.append(one.value)
+    assert hits >= 0.9 * len(found)
+    told, spread = sum(one.error for one in found) / len(found), float(torch.tensor(values).std())
+    assert 0.8 < told / spread < 1.7
+
+
+def test_of_prompts_a_difference_is_paired():
+    (x, number), (y, _) = of_prompts(64, 1, 1, 0.5), of_prompts(64, 1, 2)
+    other = x + 0.02 * features(64, 3)
+    first, second = (kid_of_prompts(side, y, number, number) for side in (x, other))
+    assert second.less(first).error < 0.2 * first.error
+
+
+def test_of_prompts_on_one_side_or_too_few_it_is_refused():
+    x, number = of_prompts(4, 1, 1)
+    with pytest.raises(FewstepError, match="at least 4, each on both sides"):
+        kid_of_prompts(x, x[:3], number, number[:3])
+    with pytest.raises(FewstepError, match="at least 4"):
+        kid_of_prompts(x[:3], x[:3], number[:3], number[:3])

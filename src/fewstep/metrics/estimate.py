@@ -63,6 +63,22 @@ def estimate(of: Callable[[Tensor], float], count: int, groups: int = GROUPS) ->
     return Estimate(of(images), tuple(of(images[images % G != g]) for g in range(G)))
 
 
+def grouped(of: Callable[..., float], *groups: Tensor) -> Estimate:
+    """What `of` makes of the numbers of all images of each side, and of those without each group.
+
+    groups: of each side, the group of every image, (N,) of 0...G - 1; a group is left out of all sides together.
+    """
+    whole = [torch.arange(len(side)) for side in groups]
+    G = 1 + max(int(side.max()) for side in groups)
+    without = (of(*(images[side != g] for images, side in zip(whole, groups, strict=True))) for g in range(G))
+    return Estimate(of(*whole), tuple(without))
+
+
+def prompt_groups(prompts: Tensor, groups: int = GROUPS) -> Tensor:
+    """The group of each image, (N,), by the number of its prompt, (N,): prompts are what is sampled, not images."""
+    return prompts % min(groups, int(prompts.max()) + 1)
+
+
 def mean(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of numbers of as many images each; their groups of the same number are left out together."""
     return Estimate(

@@ -46,6 +46,24 @@ class Batches(Protocol):
         """Pixels (B, 3, H, W) in [-1, 1], batch by batch."""
 
 
+class Quarters(NamedTuple):
+    """The four quarters of each picture, as pictures of their own; features of them see what is fine in a whole one."""
+
+    pictures: Batches
+
+    @property
+    def files(self) -> list[Path]:
+        """One a batch, in order; they need not be there: features of the quarters are kept beside them."""
+        return [file.with_suffix(".quarters.safetensors") for file in self.pictures.files]
+
+    def batches(self) -> Iterator[Tensor]:
+        """Pixels (4 B, 3, ceil(H / 2), ceil(W / 2)) in [-1, 1]: the quarters of a picture one after another."""
+        for x in self.pictures.batches():
+            h, w = (-(-side // 2) for side in x.shape[-2:])
+            corners = (x[..., :h, :w], x[..., :h, -w:], x[..., -h:, :w], x[..., -h:, -w:])
+            yield torch.stack(corners, dim=1).flatten(0, 1)
+
+
 class RealImage(Protocol):
     """An image that is not read yet, as a sample of a source is."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import FewstepError
-from fewstep.metrics.estimate import CONFIDENCE, student_t
+from fewstep.metrics.estimate import CONFIDENCE, GROUPS, Estimate, grouped, prompt_groups, student_t
 
 CHUNK = 2048  # rows of a kernel matrix held at a time
 FEWEST = 2  # images in a block
@@ -77,6 +77,37 @@ def kid(x: Tensor, y: Tensor, blocks: int = 10, confidence: float = CONFIDENCE, 
     )
     values = tuple(polynomial_mmd(x[i], y[j]) for i, j in zip(of_x, of_y, strict=True))
     return KID(*mean_interval(values, confidence), blocks, fewest // blocks, values)
+
+
+def kid_of_prompts(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor, groups: int = GROUPS) -> Estimate:
+    """KID of pictures of the same prompts, unbiased, with its error by the jackknife over groups of prompts.
+
+    x (N, D), y (M, D): features. of_x (N,), of_y (M,): the number of each picture's prompt, 0...P - 1, each on both
+    sides. Two pictures of one prompt are alike whoever drew them, so only pairs of different prompts are compared:
+    the mean over prompts p != q of h(p, q) = k(x_p, x_q) + k(y_p, y_q) - k(x_p, y_q) - k(y_p, x_q), k that of
+    `polynomial_mmd`, averaged over the pictures of a prompt. Its mean is 0 where both draw every prompt alike. A group
+    of prompts is left out of both sides together. Where the two are alike the error is too large, by a factor of up
+    to the square root of 2, as a degenerate U-statistic's is by the jackknife.
+    """
+    P = 1 + int(max(of_x.max(), of_y.max()))
+    if P < 2 * FEWEST or any(int(side.bincount(minlength=P).min()) == 0 for side in (of_x, of_y)):
+        raise FewstepError(f"KID of prompts needs at least {2 * FEWEST}, each on both sides", "give more prompts")
+    z = torch.cat([x, y]).detach().to("cpu", torch.float64)
+    prompts = torch.cat([of_x, of_y])
+    sign = torch.cat([weights(of_x, P), -weights(of_y, P)])
+    differences = torch.zeros(P, P, dtype=torch.float64)  # h(p, q)
+    for rows, own, scale in zip(*(torch.split(part, CHUNK) for part in (z, prompts, sign)), strict=True):
+        kernel = (rows @ z.T / z.shape[1] + 1).pow(3) * scale[:, None] * sign
+        by_column = torch.zeros(len(rows), P, dtype=torch.float64).index_add_(1, prompts, kernel)
+        differences.index_add_(0, own, by_column)
+    differences.fill_diagonal_(0)
+    group = prompt_groups(torch.arange(P), groups)
+    return grouped(lambda p: float(differences[p][:, p].sum()) / (len(p) * (len(p) - 1)), group)
+
+
+def weights(prompts: Tensor, count: int) -> Tensor:
+    """One over the number of pictures of each picture's own prompt, (N,)."""
+    return prompts.bincount(minlength=count).double().reciprocal()[prompts]
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
