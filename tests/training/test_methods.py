@@ -248,5 +248,5 @@ def test_a_method_is_one_file(tiny_model_folder: Path, tiny_data_folder: Path, t
     assert "--psi: without effect on --method toy" in done.stderr
     shown = " ".join(re.findall(r"[\w+-]+", done.stdout))
     assert "toy A toy of no use to anyone" in shown
-    assert re.search(r"choices lcd lcf tcd toy", shown)
+    assert re.search(r"choices lcd lcf pcm tcd toy", shown)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == "toy"

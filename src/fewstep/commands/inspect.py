@@ -31,6 +31,7 @@ SAMPLING = (
     "guidance_scale",
     "k",
     "grid",
+    "edges",
     "teacher_guidance_scale",
     "recognised_by",
     "caveat",

@@ -127,6 +127,9 @@ class DistillConfig(AdapterConfig):
     grid: Literal["lcm", "quadratic"] = "lcm"
     """Which of its training timesteps the result asks to be sampled at: evenly spaced ones, or ones denser at the
     end."""
+    phases: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Only for --method pcm: into how many phases the way is divided. A picture takes one step for each phase, or a
+    multiple. The number must divide the training grid, which has 50 timesteps at --k 20 and 40 at --k 25."""
     sampler: Literal["auto", "lcm", "tcd"] = "auto"
     """What the result asks to be sampled with; auto is tcd after --method tcd, else lcm. What tcd trained may be
     sampled with either."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 
 from fewstep import __version__
 from fewstep.configs import METHOD_NAMES, Grid, Solver
@@ -14,7 +14,7 @@ from fewstep.families import FAMILIES
 from fewstep.io import brief
 
 KEY = "fewstep.recipe"
-OF_OTHERS = ("pcm", "hyper-sd", "lightning", "dmd2", "tdm", "swd", "nitro", "turbo", "flash")
+OF_OTHERS = ("hyper-sd", "lightning", "dmd2", "tdm", "swd", "nitro", "turbo", "flash")
 ACCELERATIONS = (*METHOD_NAMES, *OF_OTHERS)  # methods that make a model a few-step one
 VERSION = "fewstep.version"  # of the program that wrote the file
 
@@ -32,6 +32,7 @@ class Recipe(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None  # to sample with, 1 = off; None likewise
     k: Annotated[int, Field(ge=1, le=1000)] | None = None  # skipping step of the training grid
     grid: Grid | None = None  # of timesteps to sample at: lcm or quadratic with a k, or trailing; None = lcm with a k
+    edges: tuple[NonNegativeInt, ...] | None = None  # timesteps at which pcm's phases begin, the noisiest first
     eta: Annotated[float, Field(ge=0, le=1)] | None = None  # of ddim; None = the solver's own
     gamma: Annotated[float, Field(ge=0, le=1)] | None = None  # of tcd, likewise
     teacher_guidance_scale: tuple[FiniteFloat, FiniteFloat] | None = None  # distilled in, lowest and highest; = 1 + w

@@ -93,6 +93,8 @@ def plan_sampling(
     grid = reachable_grid(name, steps, asked, k, len(schedule), strength)
     timesteps = lay_timesteps(name, steps, grid, k, len(schedule), strength)
     notes = _notes(name, fast, steps, guidance_scale, negative_prompt)
+    if fast and fast.edges and name == fast.solver and not stops_at(fast.edges, timesteps):
+        notes.append(jumping_over(fast.edges, strength))
     if grid != asked:
         notes.append(between_trained(strength, k))
     fresh = (_fresh_noise("eta", eta, name, fast), _fresh_noise("gamma", gamma, name, fast))
@@ -233,6 +235,20 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
     if negative_prompt and guidance_scale == 1:
         notes.append(f"the negative prompt has no effect at guidance 1: {option('nag_scale')} 5 makes it work")
     return notes
+
+
+def stops_at(edges: Sequence[int], timesteps: Sequence[int]) -> bool:
+    """Whether a step begins at each of the edges below the first."""
+    return {edge for edge in edges if edge < timesteps[0]} <= set(timesteps)
+
+
+def jumping_over(edges: Sequence[int], strength: float) -> str:
+    """What is said where a step jumps over an edge of the phases that the LoRA was trained in."""
+    advice = f": use {len(edges)} steps or a multiple" if strength == 1 else ""
+    return (
+        f"this LoRA was trained in {len(edges)} phases, which begin at {', '.join(map(str, edges))}, and these steps"
+        f" jump over some of them{advice}"
+    )
 
 
 def psi_named(name: str) -> Solver:

@@ -14,7 +14,7 @@ from fewstep.diffusion.solvers.base import either
 from fewstep.errors import UsageError, option
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
-from fewstep.session.plan import lay_timesteps, psi_named
+from fewstep.session.plan import DEFAULT_GUIDANCE_SCALE, lay_timesteps, psi_named
 from fewstep.training.adapt import Batch, describe
 from fewstep.training.losses import Distance, Jump, lcd_loss, pseudo_huber, squared
 from fewstep.training.networks import STUDENT, Networks
@@ -53,11 +53,11 @@ def consistency_players(
 
 
 def distilling_players(
-    networks: Networks, model: Model, config: DistillConfig, jump: Callable[[NoiseLevel], Jump]
+    networks: Networks, model: Model, config: DistillConfig, jump: Callable[[Pair, Batch], Jump]
 ) -> dict[str, Player]:
     """The student, which arrives from s where it does after the teacher's step from s to t.
 
-    jump: how it goes on from either, given a level between t and the clean one for each sample.
+    jump: how it goes on from either.
     """
     teacher = networks.teacher
 
@@ -65,7 +65,6 @@ def distilling_players(
         device, schedule = batch.x_0.device, model.schedule
         pair, denoiser = pair_of(config, schedule, batch), denoiser_of(model, batch)
         guided = denoiser(teacher, empty=batch.empty, guidance_scale=guidance_scales(config, batch.guidance, device))
-        end = level_at(schedule, (batch.end * (pair.ends + 2)).floor() - 1).to(device)  # of CLEAN ... t, all alike
         return lcd_loss(
             denoiser(student),
             denoiser(target),
@@ -77,7 +76,7 @@ def distilling_players(
             pair.t,
             batch.eps,
             distance_of(config),
-            jump(end),
+            jump(pair, batch),
             pair.weight,
         )
 
@@ -157,6 +156,13 @@ def distance_of(config: DistillConfig) -> Distance:
 def guidance_range(config: DistillConfig) -> tuple[float, float]:
     """The teacher's lowest and highest guidance."""
     return config.guidance_scale, config.guidance_scale_max or config.guidance_scale
+
+
+def usual_guidance(model: Model) -> float:
+    """The guidance scale that the model is sampled at without LoRAs."""
+    own = model.recipe
+    recommended = own.guidance_scale if own and not own.accelerates else None
+    return DEFAULT_GUIDANCE_SCALE if recommended is None else recommended
 
 
 def recipe_of(

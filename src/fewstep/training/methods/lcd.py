@@ -37,7 +37,7 @@ class LCD:
         check_teacher(config)
 
     def players(self, networks: Networks) -> dict[str, Player]:
-        return distilling_players(networks, self.model, self.config, lambda end: consistency)
+        return distilling_players(networks, self.model, self.config, lambda pair, batch: consistency)
 
     def recipe(self, samples: int) -> Recipe:
         return recipe_of(self.model, self.config, samples, "lcm", guidance_range(self.config), psi=self.config.psi)

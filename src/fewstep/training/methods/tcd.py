@@ -8,10 +8,14 @@ from fewstep.diffusion.solvers.ddim import jump_to
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
 from fewstep.session.plan import refuse_zero_snr
+from fewstep.training.adapt import Batch
+from fewstep.training.losses import Jump
 from fewstep.training.methods.consistency import (
+    Pair,
     check_teacher,
     distilling_players,
     guidance_range,
+    level_at,
     recipe_of,
 )
 from fewstep.training.methods.method import CONSISTENCY, TEACHER, Method
@@ -37,7 +41,12 @@ class TCD:
         check_teacher(config)
 
     def players(self, networks: Networks) -> dict[str, Player]:
-        return distilling_players(networks, self.model, self.config, jump_to)
+        return distilling_players(networks, self.model, self.config, self.jump)
+
+    def jump(self, pair: Pair, batch: Batch) -> Jump:
+        """DDIM's step to a level from t to the clean one, all as likely."""
+        end = level_at(self.model.schedule, (batch.end * (pair.ends + 2)).floor() - 1)
+        return jump_to(end.to(batch.x_0.device))
 
     def recipe(self, samples: int) -> Recipe:
         return recipe_of(self.model, self.config, samples, "tcd", guidance_range(self.config), psi=self.config.psi)
