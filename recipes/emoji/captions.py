@@ -161,10 +161,23 @@ def caption_of(row: Mapping[str, Any], colour: str | None, rng: random.Random) -
     colour: named before the label, and then no tags stand for it, nor say another colour. One thing in eight is called
     happy or cute or the like, which changes nothing about it; faces and people are, where their labels say so.
     """
+    label, tags = words_of(row, colour, rng)
+    return caption(row["style"], label, tags, rng)
+
+
+def plain_caption(row: Mapping[str, Any], colour: str | None, rng: random.Random) -> str:
+    """One of the ways to ask for the thing in this row without a style, drawn with `rng`; otherwise as caption_of."""
+    label, tags = words_of(row, colour, rng)
+    bare, thing = subject(label, tags, rng)
+    noun = rng.choice(NOUNS)
+    return rng.choice(PLAIN).format(noun=noun, a_noun=with_article(noun), label=bare, thing=thing)
+
+
+def words_of(row: Mapping[str, Any], colour: str | None, rng: random.Random) -> tuple[str, Sequence[str]]:
+    """The label of a row with its colour and perhaps a word such as "happy", and the tags that may stand beside it."""
     charm = rng.choice(CHARMS) if row["group"] not in MOODY and rng.random() < CHARM_SHARE else ""
     label = " ".join(filter(None, (charm, colour, spoken(row["label"]))))
-    tags = [tag for tag in row["tags"] if not says_colour(tag)][:1] if colour else row["tags"]
-    return caption(row["style"], label, tags, rng)
+    return label, [tag for tag in row["tags"] if not says_colour(tag)][:1] if colour else row["tags"]
 
 
 def says_colour(label: str) -> bool:

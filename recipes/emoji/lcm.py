@@ -3,11 +3,11 @@
     python -m recipes.emoji.lcm --model MODEL --data DATA --out DIR [--steps 2000 ...]
 
 Takes the options of `fewstep distill`, and does the same. DATA: the image folder, or the packed file (latents.py) on a
-machine that holds nothing else. Captions are the main ones, with the colour where it is not the drawing's own, or the
-label alone. With --guidance-scale-max, captions that name a style are guided by --guidance-scale and those that name
-none, of which the teacher is less sure, by the other.
+machine that holds nothing else. Two captions in three name no style: one is the bare name of the thing, the other is
+what a person may type. The third is the main caption. All name the colour where it is not the drawing's own.
 """
 
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,16 +22,14 @@ from fewstep.data.cache import Encoded
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.io import cache_dir
 from fewstep.models.load import load_model, pick_device
-from fewstep.training.adapt import Batch, LatentData
-from fewstep.training.draws import SampleId
+from fewstep.training.adapt import LatentData
 from fewstep.training.methods import method_of
 from fewstep.training.progress import check_folder
 from fewstep.training.run import train
-from recipes.emoji.captions import main_caption, spoken
+from recipes.emoji.captions import main_caption, plain_caption, spoken
 from recipes.emoji.latents import packed_latents
 
 AT_ONCE = 256  # captions
-STYLELESS = 3  # one caption in so many names no style: such prompts have most to decide
 
 
 class InMemory:
@@ -50,32 +48,20 @@ class InMemory:
         return Conditioning(self._text[indices].float())
 
 
-class GuidedByCaption(LatentData):
-    """Samples whose guidance is not drawn: the least where the caption names a style, else the greatest."""
-
-    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
-        drawn = super().batch(visits, device)
-        return drawn._replace(guidance=torch.tensor([float(names_no_style(visit.index)) for visit in visits]))
-
-
-def names_no_style(place: int) -> bool:
-    """Of the caption so numbered."""
-    return place % STYLELESS == 0
-
-
 def captions_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Of the drawings of these rows, and after them of those in other colours, by number; a third names no style."""
-    drawn = [(row["style"], row["label"]) for row in rows]
-    others = {
-        number: (row["style"], f"{colour} {row['label']}")
-        for row in rows
-        for colour, number in row["recoloured"].items()
-    }
-    drawn += [others[number] for number in range(len(others))]
-    return [
-        spoken(label) if names_no_style(place) else main_caption(style, label)
-        for place, (style, label) in enumerate(drawn)
-    ]
+    """A caption for each drawing of these rows, and after them for each drawing in another colour, by number."""
+    drawings: list[tuple[dict[str, Any], str | None]] = [(row, None) for row in rows]
+    others = {number: (row, colour) for row in rows for colour, number in row["recoloured"].items()}
+    drawings += [others[number] for number in range(len(others))]
+    return [caption_at(place, row, colour) for place, (row, colour) in enumerate(drawings)]
+
+
+def caption_at(place: int, row: dict[str, Any], colour: str | None) -> str:
+    """The caption of the drawing so numbered: with its style, bare, or in a person's words, in turn."""
+    if place % 3 == 2:
+        return plain_caption(row, colour, random.Random(place))
+    label = f"{colour} {row['label']}" if colour else row["label"]
+    return main_caption(row["style"], label) if place % 3 else spoken(label)
 
 
 def run(config: DistillConfig) -> None:
@@ -90,8 +76,8 @@ def run(config: DistillConfig) -> None:
     parts = [captions[start : start + AT_ONCE] for start in range(0, len(captions), AT_ONCE)]
     text = torch.cat([model.embed(part).text.half().cpu() for part in parts])
     latents = torch.cat([packed.latents, packed.recoloured])
-    encoded = cast(Encoded, InMemory(latents, text))  # read alike
-    data = GuidedByCaption(encoded, model.embed([""]).to("cpu"), config.drop_captions)
+    encoded = cast(Encoded, InMemory(latents, text))  # both are read in the same way
+    data = LatentData(encoded, model.embed([""]).to("cpu"), config.drop_captions)
     train(method, data, own=True)
 
 
