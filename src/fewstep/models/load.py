@@ -18,7 +18,7 @@ from fewstep.lora.recipe import Recipe, checked_recipe
 from fewstep.models.fitting import check_control, check_parts
 from fewstep.models.model import PARTS, Model
 from fewstep.models.part_configs import checked_config
-from fewstep.models.parts import COPY, checked_part, load_part, load_processor, load_tokenizer, loaded_part, part_config
+from fewstep.models.parts import COPY, checked_part, filled, load_part, load_processor, load_tokenizer, part_config
 from fewstep.models.quiet import quiet
 from fewstep.models.safety import SafetyChecker
 from fewstep.models.single_file import load_single_file
@@ -79,11 +79,13 @@ def load_model(
     for part, kind in parts.items():
         part_config(kind, path / part)  # of all, before any is built
     read = {part: load_tokenizer(path / part) for part in tokenizers}
-    check_parts(path, read | {part: checked_part(kind, path / part) for part, kind in parts.items()})
-    read |= {part: loaded_part(kind, path / part, dtype, device) for part, kind in parts.items()}
+    networks = {part: checked_part(kind, path / part) for part, kind in parts.items()}
+    check_parts(path, read | networks)
+    networks = {part: filled(network, path / part, dtype, device) for part, network in networks.items()}
     return Model(
         path=path,
         **read,
+        **networks,
         schedule=schedule,
         prediction_type=prediction_type,
         recipe=recipe,
@@ -100,8 +102,9 @@ def load_controlnet(name: str, model: Model) -> Any:
         raise FewstepError(
             f"controlnet {name} not found", "give the folder with its config.json and weights, or a hub id owner/name"
         )
-    check_control(name, checked_part(ControlNetModel, folder).config, model)
-    return loaded_part(ControlNetModel, folder, model.unet.dtype, model.device)
+    network = checked_part(ControlNetModel, folder)
+    check_control(name, network.config, model)
+    return filled(network, folder, model.unet.dtype, model.device)
 
 
 @quiet()

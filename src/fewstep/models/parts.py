@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from fewstep.errors import FewstepError, option
@@ -32,8 +34,7 @@ SPELLINGS = (  # of old files and of the libraries' versions -> one
 
 def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
     """The network of a folder with its config.json and its weights, checked, then loaded."""
-    checked_part(kind, folder)
-    return loaded_part(kind, folder, dtype, device)
+    return filled(checked_part(kind, folder), folder, dtype, device)
 
 
 def part_config(kind: Any, folder: Path) -> dict[str, Any]:
@@ -60,35 +61,48 @@ def checked_part(kind: Any, folder: Path) -> Any:
     return network
 
 
-def loaded_part(kind: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """The network of a folder that was checked, in evaluation mode.
+def filled(network: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """The network that `checked_part` built of a folder, with the folder's weights, in evaluation mode.
 
-    Raises FewstepError for weights that are missing, that no module takes, or that are not finite.
+    Weights that are of `dtype` already stay mapped from their file on a CPU. Raises FewstepError for weights that are
+    missing, that no module takes, or that are not finite.
     """
     path = folder / "config.json"
-    try:
-        part, info = kind.from_pretrained(
-            folder,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            variant=variant(folder),
-        )
-    except Exception as error:  # of any kind: it is the libraries that read here
-        raise FewstepError(f"cannot load {folder} ({reason(error)})", COPY) from error
-    if info["missing_keys"]:  # which the libraries would leave random
-        lost = min(info["missing_keys"])
-        raise FewstepError(f"{path} asks for {lost}, which the weights beside it lack", COPY)
-    unknown = sorted(key for key in info["unexpected_keys"] if not UNUSED.fullmatch(key))
+    names = {_spelled(name): name for name in network.state_dict()}
+    weights, unknown = {}, []
+    for weight_file in weight_files(folder):
+        file = opened(weight_file)
+        for key in file.keys():  # noqa: SIM118
+            if (name := names.get(_spelled(key))) is not None:
+                weights[name] = _floating(file.get_tensor(key), key, weight_file).to(device, dtype)
+            elif not UNUSED.fullmatch(key):
+                unknown.append(key)
+    if missing := names.values() - weights.keys():
+        raise FewstepError(f"{path} asks for {min(missing)}, which the weights beside it lack", COPY)
     if unknown:
         raise FewstepError(
-            f"{path} has no place for {len(unknown)} tensors of the weights beside it, such as {unknown[0]}",
+            f"{path} has no place for {len(unknown)} tensors of the weights beside it, such as {min(unknown)}",
             "it is of another model, or something was merged into the weights that is not Stable Diffusion",
         )
-    part = part.to(device).eval().requires_grad_(False)
-    check_finite(part, folder)
-    return part
+    network.load_state_dict(weights, assign=True)
+    _count_positions(network)
+    network = network.to(device).eval().requires_grad_(False)
+    check_finite(network, folder)
+    return network
+
+
+def _floating(tensor: Tensor, key: str, file: Path) -> Tensor:
+    """The tensor. Raises FewstepError for one of whole numbers, as files of quantised weights have them."""
+    if not tensor.is_floating_point():
+        raise FewstepError(f"{file} holds whole numbers in {key}", "fewstep reads weights that are not quantised")
+    return tensor
+
+
+def _count_positions(network: Any) -> None:
+    """Fill CLIP's table of positions, 0, 1, ..., the only one that no file of weights holds."""
+    for module in network.modules():
+        if getattr(module, "position_ids", None) is not None:
+            module.position_ids = torch.arange(module.position_ids.shape[-1]).expand(1, -1)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -208,6 +222,7 @@ def _check_sizes(path: Path, network: Any, sizes: Mapping[str, list[int]]) -> No
             )
 
 
+@cache
 def _spelled(key: str) -> str:
     for pattern, spelling in SPELLINGS:
         key = pattern.sub(spelling, key)
