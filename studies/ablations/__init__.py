@@ -1,8 +1,8 @@
-"""What each choice in a distillation is worth on a small model: docs/ablations.md, by `python -m studies.ablations`.
+"""What choices in a distillation are worth on a small model: docs/ablations.md, by `python -m studies.ablations`.
 
-Runs are kept under $FEWSTEP_CACHE/ablations and pictures as compare keeps its own: an interrupted command goes on.
+Trainings are kept under $FEWSTEP_CACHE/ablations and pictures as compare keeps its own: an interrupted command goes on.
 """
 
-from studies.ablations import groups, measures, page, run, runs
+from studies.ablations import arms, measures, page, run, runs
 
-__all__ = ["groups", "measures", "page", "run", "runs"]
+__all__ = ["arms", "measures", "page", "run", "runs"]

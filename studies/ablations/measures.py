@@ -1,42 +1,41 @@
-"""What pictures of the runs are: figures with their errors, and sheets."""
+"""What pictures of the trainings are: measures of each, their spread over seeds, and a sheet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import starmap
+from math import sqrt
 from pathlib import Path
+from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fewstep import __version__
 from fewstep.evaluate.prompts import Prompt, bare_prompts
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.io import read_json, write_bytes
-from fewstep.metrics.estimate import Estimate, estimate
-from fewstep.metrics.frechet import Statistics
+from fewstep.metrics.estimate import CONFIDENCE, student_t
+from fewstep.metrics.features import features_of
+from fewstep.metrics.kid import kid_of_prompts
+from fewstep.metrics.networks import load_inception
 from fewstep.metrics.sharpness import sharpness
+from fewstep.models.load import pick_device
 from fewstep.sheets import SheetRow, grid, small_jpeg
+from studies.ablations.arms import BASE, Arm
 from studies.ablations.config import AblationsConfig
-from studies.ablations.groups import BASE, Group
-from studies.ablations.runs import STYLELESS, Run
-from studies.lab import Lab, base_styles, drawings_of, take
+from studies.ablations.runs import STYLELESS, Planned, Run
+from studies.lab import Lab, take
 
-CERTAIN = 2  # standard errors
-STEPS = 4  # of the sampler
+STEPS, FEWER = 4, 2  # of the sampler; agreement is taken at both
 TEACHER_STEPS = 100
-SHEET_PROMPTS, CELL = 8, 128  # pictures in a row of a sheet, and their pixels
-ROW_BYTES = 11_000  # of a sheet's file
-
-
-class Measured(NamedTuple):
-    """What pictures are, each measure with its error."""
-
-    agreement: Estimate
-    distance: Estimate
-    lpips: Estimate
-    sharpness: Estimate
+OTHER_NOISE = 1_000_000  # seeds of the teacher's pictures begin here
+SHEET_PROMPTS, CELL = 8, 96  # pictures in a row of the sheet, and their pixels
+ROW_BYTES = 8_000  # of the sheet's file
 
 
 class Measure(NamedTuple):
-    """How a measure is sentences."""
+    """How the page has a measure."""
 
     title: str
     scale: float
@@ -44,134 +43,155 @@ class Measure(NamedTuple):
     better: int  # +1 more, -1 less, 0 neither
 
 
-MEASURES = {  # of Measured
+MEASURES = {
+    "kid_t": Measure("KID-T x 1000", 1000, 1, -1),
     "agreement": Measure("agreement %", 100, 1, 1),
-    "distance": Measure("distance", 1, 1, -1),
-    "lpips": Measure("LPIPS", 1, 4, -1),
-    "sharpness": Measure("sharpness", 1, 3, 0),
+    "sharpness": Measure("sharpness", 1, 2, 0),
+    "agreement_fewer": Measure(f"agreement %, {FEWER} steps", 100, 1, 1),
 }
 
 
-class Bench(NamedTuple):
-    """What pictures are measured with."""
+class Teacher(NamedTuple):
+    """What the students of one guidance are judged by."""
 
-    lab: Lab
-    prompts: tuple[Prompt, ...]
-    target: Statistics  # of the real drawings
-    teacher: RowPictures
-    teacher_sharpness: Tensor  # (N,)
-
-    def draw(self, title: str, **options: Any) -> RowPictures:
-        """A picture of each prompt."""
-        return self.lab.draw([prompt.text for prompt in self.prompts], title=title, **options)
-
-    def measured(self, pictures: RowPictures) -> Measured:
-        """The measures of pictures from the teacher's noise."""
-        distances, sharp, of_teacher = (
-            self.lab.distances(pictures, self.teacher),
-            sharpness(pictures.batches()),
-            self.teacher_sharpness,
-        )
-        return Measured(
-            self.lab.agreement(pictures, self.prompts),
-            self.lab.distance(pictures, self.target),
-            estimate(lambda images: float(distances[images].mean()), len(distances)),
-            estimate(lambda images: float(sharp[images].mean() / of_teacher[images].mean()), len(sharp)),
-        )
+    features: Tensor  # (N, D) of Inception
+    agreement: float
+    sharpness: float
 
 
-def bench_of(config: AblationsConfig) -> Bench:
-    """Names of things, and the teacher's pictures of them."""
-    lab, prompts = Lab(config.device, batch_size=config.batch_size), take(bare_prompts(), config.images)
-    target = drawings_of(lab.reference, base_styles())
-    teacher = lab.draw([prompt.text for prompt in prompts], config.model, title="teacher", solver="ddim",
-                       steps=TEACHER_STEPS, guidance_scale=BASE["guidance_scale"])  # fmt: skip
-    return Bench(lab, prompts, target, teacher, sharpness(teacher.batches()))
+class Bench:
+    """Names of things, and what pictures of them are measured with."""
 
+    def __init__(self, config: AblationsConfig) -> None:
+        self.config, self.lab = config, Lab(config.device, config.precision, config.batch_size)
+        names = bare_prompts()
+        self.prompts: tuple[Prompt, ...] = take(names, config.images)
+        self.numbers = torch.arange(config.images) % len(names)  # of each picture's prompt
+        self.teachers: dict[float, Teacher] = {}
 
-def measure(
-    config: AblationsConfig, groups: dict[str, Group], plan: dict[str, dict[str, Run]], samples: int
-) -> dict[str, Any]:
-    """The document: every figure of the page. Draws the sheets on the way."""
-    bench = bench_of(config)
-    undistilled = bench.draw("not distilled", model=config.model, solver="lcm", steps=STEPS, guidance_scale=1.0)
-    around = bench.lab.session(config.model)[1]
-    pictures: dict[tuple[Path, int], RowPictures] = {}
-    results_of: dict[tuple[Path, int], Measured] = {}
+    @cached_property
+    def inception(self) -> Any:
+        """The network of KID."""
+        return load_inception(pick_device(self.config.device))
 
-    def of(run: Run, steps: int) -> Measured:
-        key = run.config.out, steps
-        if key not in results_of:
-            pictures[key] = bench.draw(f"{run.name}, {steps}", steps=steps, **run.draw_options)
-            results_of[key] = bench.measured(pictures[key])
-        return results_of[key]
+    def draw(self, title: str, count: int | None = None, **options: Any) -> RowPictures:
+        """A picture of each prompt, or of the first so many."""
+        texts = [prompt.text for prompt in self.prompts[:count]]
+        return self.lab.draw(texts, self.config.model, title=title, **options)
 
-    found: dict[str, dict[str, Any]] = {}
-    for name, group in groups.items():
-        runs = {run: trained for run, trained in plan[name].items() if trained.mark.is_file()}
-        results = {run: {steps: of(trained, steps) for steps in (STEPS, *group.also)} for run, trained in runs.items()}
-        found[name] = {
-            "runs": [about(run, runs, results) for run in runs],
-            "pairs": [pair_of(*names, results) for names in group.pairs if set(names) <= set(results)],
-            "failed": [run for run in plan[name] if run not in runs],
+    def draw_teacher(self, guidance_scale: float, count: int | None = None, seed: int = 0) -> RowPictures:
+        """The teacher's pictures."""
+        title, how = f"teacher at guidance {guidance_scale:g}", {"solver": "ddim", "steps": TEACHER_STEPS}
+        return self.draw(title, count, guidance_scale=guidance_scale, seed=seed, **how)
+
+    def teacher(self, guidance_scale: float) -> Teacher:
+        """At that guidance, of other noise than the students'."""
+        if guidance_scale not in self.teachers:
+            pictures = self.draw_teacher(guidance_scale, seed=OTHER_NOISE)
+            self.teachers[guidance_scale] = Teacher(self.features(pictures), self.agreement(pictures), sharp(pictures))
+        return self.teachers[guidance_scale]
+
+    def features(self, pictures: RowPictures) -> Tensor:
+        """Inception's."""
+        return features_of(self.inception, pictures)
+
+    def agreement(self, pictures: RowPictures) -> float:
+        """The share of pictures that show what was asked for."""
+        return self.lab.agreement(pictures, self.prompts).value
+
+    def measured(self, pictures: RowPictures, fewer: RowPictures, guidance_scale: float) -> dict[str, float]:
+        """Each of MEASURES. fewer: pictures in FEWER steps."""
+        teacher = self.teacher(guidance_scale)
+        return {
+            "kid_t": kid_of_prompts(self.features(pictures), teacher.features, self.numbers, self.numbers).value,
+            "agreement": self.agreement(pictures),
+            "sharpness": sharp(pictures) / teacher.sharpness,
+            "agreement_fewer": self.agreement(fewer),
         }
-        drawings_of_runs = {run: pictures[trained.config.out, STEPS] for run, trained in runs.items()}
-        sheet(config.out.parent / "pictures" / f"ablations-{name}.jpg", drawings_of_runs, found[name]["runs"], bench)
+
+
+def sharp(pictures: RowPictures) -> float:
+    """The mean of the pictures' sharpness."""
+    return float(sharpness(pictures.batches()).mean())
+
+
+def measure(config: AblationsConfig, plan: Sequence[Planned], samples: int) -> dict[str, Any]:
+    """The document: every figure of the page. Draws the sheet on the way. plan: finished trainings, the base first."""
+    bench = Bench(config)
+    found = [measured_arm(bench, arm, runs) for arm, runs in plan]
+    for one in found:
+        one["change"] = {} if one is found[0] else changes(one["runs"], found[0]["runs"])
+        one["time"] = found[0]["images_per_s"] / one["images_per_s"]
+    base_guidance = BASE["guidance_scale"]
+    plain, plain_fewer = (
+        bench.draw("not distilled", solver="lcm", steps=steps, guidance_scale=1.0) for steps in (STEPS, FEWER)
+    )
+    sheet(config.out.parent / "pictures" / "ablations.jpg", bench, plan)
     return {
         "fewstep": __version__,
         "model": config.model,
-        "model_sha256": around["model_sha256"],
+        "model_sha256": bench.lab.session(config.model)[1]["model_sha256"],
+        "prompt": bench.prompts[0].text,
         "samples": samples,
         "styleless": 0 if config.data else STYLELESS,
-        "train_steps": config.train_steps,
-        "batch_size": config.batch_size,
-        "precision": config.precision,
-        "processes": config.processes,
-        "images": config.images,
-        "prompt": bench.prompts[0].text,
-        "teacher": values(bench.measured(bench.teacher)),
-        "not_distilled": values(bench.measured(undistilled)),
-        "groups": found,
+        **config.model_dump(mode="json", include={"seeds", "train_steps", "batch_size", "images", "precision"}),
+        "teachers": {
+            f"{guidance:g}": {"agreement": teacher.agreement, "sharpness": 1.0}
+            for guidance, teacher in bench.teachers.items()
+        },
+        "not_distilled": bench.measured(plain, plain_fewer, base_guidance),
+        "arms": found,
     }
 
 
-def sheet(
-    file: Path, drawings_of_runs: dict[str, RowPictures], entries: Sequence[dict[str, Any]], bench: Bench
-) -> None:
-    """Write the first pictures of the teacher and of every run, from the same noise, as a small JPEG."""
-    rows = [SheetRow("teacher", f"DDIM, {TEACHER_STEPS} steps", bench.teacher.first(SHEET_PROMPTS))]
-    for (name, pictures), one in zip(drawings_of_runs.items(), entries, strict=True):
-        rows.append(SheetRow(name, f"distance {one['at'][0]['distance']['value']:.0f}", pictures.first(SHEET_PROMPTS)))
-    all_rows = grid(rows, [prompt.text for prompt in bench.prompts[:SHEET_PROMPTS]], CELL)
-    write_bytes(file, small_jpeg(all_rows, ROW_BYTES * len(rows)))
+def measured_arm(bench: Bench, arm: Arm, runs: Sequence[Run]) -> dict[str, Any]:
+    """An arm as data."""
+    rows = []
+    for run in runs:
+        pictures, fewer = (
+            bench.draw(f"{run.name}, {steps} steps", steps=steps, lora=(str(run.lora),)) for steps in (STEPS, FEWER)
+        )
+        rows.append(bench.measured(pictures, fewer, arm.guidance_scale))
+    speeds = [read_json(run.mark, "the run's speed")["images_per_s"] for run in runs]
+    return {
+        "name": arm.name,
+        "guidance_scale": arm.guidance_scale,
+        "bytes": runs[0].lora.stat().st_size,
+        "images_per_s": median(speeds),
+        "runs": rows,
+    }
 
 
-def values(measured: Measured) -> dict[str, dict[str, float]]:
-    """A number and its error for each measure."""
-    return {name: x.numbers for name, x in measured._asdict().items()}
+class Change(NamedTuple):
+    """A difference to the base, over pairs of one seed."""
+
+    value: float  # the mean
+    error: float  # its standard error
+    margin: float  # of the interval by Student's t
 
 
-def less(one: Measured, other: Measured) -> Measured:
-    """The paired differences."""
-    return Measured(*(a.less(b) for a, b in zip(one, other, strict=True)))
+def changes(runs: Sequence[Mapping[str, float]], base: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Of each measure."""
+    return {name: change([one[name] for one in runs], [one[name] for one in base])._asdict() for name in MEASURES}
 
 
-def about(name: str, runs: dict[str, Run], results: dict[str, dict[int, Measured]]) -> dict[str, Any]:
-    """A run of a group as data; the group's first is the base, and has no changes."""
-    base = next(iter(runs))
-    speeds = [read_json(runs[run].mark, "the run's speed")["images_per_s"] for run in (base, name)]
-    at = [
-        {"steps": steps, **values(one)} | ({} if name == base else {"change": values(less(one, results[base][steps]))})
-        for steps, one in results[name].items()
+def change(values: Sequence[float], base: Sequence[float]) -> Change:
+    """The mean of the paired differences, and its error, which is that of seeds."""
+    differences = list(starmap(float.__sub__, zip(values, base, strict=True)))
+    error = stdev(differences) / sqrt(len(differences))
+    return Change(fmean(differences), error, student_t(CONFIDENCE, len(differences) - 1) * error)
+
+
+def sheet(file: Path, bench: Bench, plan: Sequence[Planned]) -> None:
+    """Write the first pictures of the teachers and of every arm's first seed, from the same noise, as a small JPEG."""
+    note = f"DDIM, {TEACHER_STEPS} steps"
+    rows = [
+        SheetRow(f"teacher, guidance {scale:g}", note, bench.draw_teacher(scale, SHEET_PROMPTS).first(SHEET_PROMPTS))
+        for scale in bench.teachers
     ]
-    return {"name": name, "time": speeds[0] / speeds[1], "bytes": runs[name].size, "at": at}
-
-
-def pair_of(name: str, other: str, results: dict[str, dict[int, Measured]]) -> dict[str, Any]:
-    """Two runs, neither of them the base, compared."""
-    return {"run": name, "beside": other, "change": values(less(results[name][STEPS], results[other][STEPS]))}
-
-
-def certain(change: dict[str, float]) -> bool:
-    """Whether a change is more than chance does, in pictures."""
-    return abs(change["value"]) > CERTAIN * change["error"]
+    for arm, runs in plan:
+        pictures = bench.draw(f"{runs[0].name}, {STEPS} steps", steps=STEPS, lora=(str(runs[0].lora),))
+        name, _, rest = arm.name.partition(", ")
+        rows.append(SheetRow(name, rest, pictures.first(SHEET_PROMPTS)))
+    table = grid(rows, [prompt.text for prompt in bench.prompts[:SHEET_PROMPTS]], CELL)
+    write_bytes(file, small_jpeg(table, ROW_BYTES * len(rows)))

@@ -1,162 +1,184 @@
-"""The words of docs/ablations.md: tables, and sentences that follow from the figures."""
+"""The words of docs/ablations.md; `python -m studies.ablations.page` writes it anew from the figures that are there."""
 
-import textwrap
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from fewstep.configs import option_name
 from fewstep.evaluate.report import text_table
-from studies.ablations.groups import BASE, Group, all_groups
-from studies.ablations.measures import CERTAIN, MEASURES, STEPS, TEACHER_STEPS, certain
-from studies.pages import template
+from fewstep.io import read_json, write_bytes
+from fewstep.metrics.estimate import CONFIDENCE
+from studies.ablations.arms import BASE
+from studies.ablations.measures import FEWER, MEASURES, STEPS, TEACHER_STEPS
+from studies.pages import DOCS, template
 
-CHANCE = 0.0455  # of a difference of nothing to be larger than that
-
-
-def change_text(name: str, change: dict[str, float]) -> str:
-    """A change with its error, in bold print if it is certain."""
-    _, scale, digits, _ = MEASURES[name]
-    text = f"{scale * change['value']:+z.{digits}f} ± {scale * change['error']:.{digits}f}"
-    return f"**{text}**" if certain(change) else text
+Figures = Mapping[str, Any]
+JUDGES = ("kid_t", "agreement")  # what an arm is called better or worse by
+PUBLISHED = "online target, guidance drawn, 6 to 16"
+SMALL = ("loss", "psi", "focus", "weighting")  # groups of the earlier measurement that moved little
 
 
-def value_text(name: str, value: dict[str, float]) -> str:
-    """A measure; with its error only for agreement, whose noise is most of it."""
-    _, scale, digits, _ = MEASURES[name]
-    text = f"{scale * value['value']:.{digits}f}"
-    return f"{text} ± {scale * value['error']:.{digits}f}" if name == "agreement" else text
+def mean_of(arm: Figures, name: str) -> float:
+    """Over seeds."""
+    values = [run[name] for run in arm["runs"]]
+    return float(sum(values)) / len(values)
 
 
-def figure_cells(at: dict[str, Any]) -> list[str]:
-    """The cells of all measures, each with its change."""
-    changes = at.get("change")
-    pairs = [(value_text(name, at[name]), change_text(name, changes[name]) if changes else "") for name in MEASURES]
-    return [cell for pair in pairs for cell in pair]
+def value_text(name: str, value: float) -> str:
+    """A measure."""
+    return f"{MEASURES[name].scale * value:z.{MEASURES[name].digits}f}"
 
 
-def columns(first: str, *more: str) -> list[str]:
-    """Titles of `figure_cells`, and of what stands around it."""
-    return [first, *(title for measure in MEASURES.values() for title in (measure.title, "change")), *more]
+def change_text(name: str, change: Figures) -> str:
+    """A change with its margin, in bold print if seeds alone hardly do as much."""
+    scale, digits = MEASURES[name].scale, MEASURES[name].digits
+    text = f"{scale * change['value']:+z.{digits}f} ± {scale * change['margin']:.{digits}f}"
+    return f"**{text}**" if is_told(change) else text
 
 
-def main_table(runs: Sequence[dict[str, Any]]) -> str:
-    """The runs at STEPS steps, with training time, and sizes if they differ."""
-    sizes = len({round(run["bytes"], -4) for run in runs}) > 1
+def is_told(change: Figures) -> bool:
+    """Whether the interval leaves out 0."""
+    return bool(abs(change["value"]) > change["margin"])
+
+
+def table(document: Figures) -> str:
+    """The arms, and below them the two ends: the teachers, and the sampler without distillation."""
+    titles = ["arm", *(title for m in MEASURES.values() for title in (m.title, "change")), "time"]
     rows = [
-        [run["name"], *figure_cells(run["at"][0]), f"{run['time']:.2f}", *([f"{run['bytes'] / 1e6:.2f}"] * sizes)]
-        for run in runs
+        [
+            arm["name"],
+            *(cell for name in MEASURES for cell in cells(arm, name)),
+            f"{arm['time']:.1f}",
+        ]
+        for arm in document["arms"]
     ]
-    return text_table(columns("run", "time", *(["file, MB"] * sizes)), rows)
+    rows += [[f"teacher, guidance {scale}", *ends(figures)] for scale, figures in document["teachers"].items()]
+    return text_table(titles, [*rows, ["not distilled, LCM's sampler", *ends(document["not_distilled"])]])
 
 
-def steps_table(runs: Sequence[dict[str, Any]]) -> str:
-    """The runs at other numbers of steps; empty if there are none."""
-    rows = [
-        [f"{steps} step{'s' * (steps > 1)}: {run['name']}", *figure_cells(at)]
-        for number in range(1, len(runs[0]["at"]))
-        for run in runs
-        for at in [run["at"][number]]
-        for steps in [at["steps"]]
+def cells(arm: Figures, name: str) -> tuple[str, str]:
+    """Of one measure: its mean, and the change."""
+    found = arm["change"].get(name)
+    return value_text(name, mean_of(arm, name)), change_text(name, found) if found else ""
+
+
+def ends(figures: Figures) -> list[str]:
+    """The cells of what was not trained."""
+    values = [value_text(name, figures[name]) if name in figures else "" for name in MEASURES]
+    return [*(cell for value in values for cell in (value, "")), ""]
+
+
+def learnt(document: Figures) -> str:
+    """What the figures decide, in a few sentences."""
+    base, *others = document["arms"]
+    spread = {name: value_text(name, spread_of(base, name)) for name in JUDGES}
+    lines = [
+        f"Other seeds of one and the same training move KID-T x 1000 by {spread['kid_t']} and agreement by"
+        f" {spread['agreement']} points."
     ]
-    return text_table(columns("run"), rows) if rows else ""
+    lines += [by_measure(name, others) for name in JUDGES]
+    alike = [arm["name"] for arm in others if not any(is_told(arm["change"][name]) for name in MEASURES)]
+    if alike:
+        lines.append(f"By no measure can {listed(alike)} be told from the base.")
+    return "\n".join([*lines, *published(others)])
 
 
-def verdict(name: str, runs: Sequence[dict[str, Any]]) -> str:
-    """By one measure: which run is best, and which are told apart from the base, in a sentence."""
-    measure, sign = MEASURES[name], MEASURES[name].better
-    base, others = runs[0]["name"], runs[1:]
-    top = max(sign * run["at"][0][name]["value"] for run in runs)
-    best = [run["name"] for run in runs if sign * run["at"][0][name]["value"] == top]
-    changes = {run["name"]: run["at"][0]["change"][name] for run in others}
-    certain_changes = {run: sign * change["value"] for run, change in changes.items() if certain(change)}
-    kinds = {
-        f"better than {base}": [run for run, change in certain_changes.items() if change > 0],
-        f"worse than {base}": [run for run, change in certain_changes.items() if change < 0],
-        f"not told apart from {base}": [run for run in changes if run not in certain_changes],
-    }
-    sentences = [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
-    return f"* {measure.title.removesuffix(' %')}: best {'are' if len(best) > 1 else 'is'} {listed(best)}; " + (
-        "; ".join(sentences) + "."
-    )
+def spread_of(arm: Figures, name: str) -> float:
+    """The largest less the smallest of its seeds."""
+    values = [run[name] for run in arm["runs"]]
+    return float(max(values) - min(values))
+
+
+def by_measure(name: str, others: Sequence[Figures]) -> str:
+    """Which arms are better than the base and which are worse, in a sentence."""
+    title = MEASURES[name].title.split(" ")[0]
+    signs = {arm["name"]: MEASURES[name].better * arm["change"][name]["value"] for arm in others
+             if is_told(arm["change"][name])}  # fmt: skip
+    better, worse = ([arm for arm, sign in signs.items() if sign * way > 0] for way in (1, -1))
+    if not signs:
+        return f"By {title}, no arm differs from the base by more than seeds do."
+    parts = [f"{listed(names)} {'are' if len(names) > 1 else 'is'} {word} than the base"
+             for word, names in (("better", better), ("worse", worse)) if names]  # fmt: skip
+    return f"By {title}, {', and '.join(parts)}."
+
+
+def published(others: Sequence[Figures]) -> list[str]:
+    """How the published script's two choices do, of its own guidance's teacher."""
+    found = [arm for arm in others if arm["name"] == PUBLISHED]
+    if not found:
+        return []
+    kid_t, agreement, sharpness = (value_text(name, mean_of(found[0], name)) for name in (*JUDGES, "sharpness"))
+    return [
+        f"The published script's two choices, beside the teacher at their guidance, have a KID-T x 1000 of {kid_t}, an"
+        f" agreement of {agreement} % and {sharpness} of that teacher's sharpness."
+    ]
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names, each as code, since some hold commas."""
-    return ", ".join(f"`{name}`" for name in names)
+    """Names, each in quotes, since some hold commas."""
+    quoted = [f"“{name}”" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
 
 
-def pair_text(pair: dict[str, Any]) -> str:
-    """Two runs compared, in a sentence."""
-    changes = [f"{MEASURES[name].title} {change_text(name, change)}" for name, change in pair["change"].items()]
-    return f"* `{pair['run']}` beside `{pair['beside']}`: {', '.join(changes)}."
-
-
-def section(name: str, found: dict[str, Any], group: Group) -> str:
-    """A group's part of the page."""
-    runs = found["runs"]
-    sentences = [verdict(measure, runs) for measure in MEASURES if MEASURES[measure].better and len(runs) > 1]
-    sentences += [pair_text(pair) for pair in found["pairs"]]
-    sentences += [f"* Left out, because training failed: {listed(found['failed'])}."] if found["failed"] else []
-    parts = [
-        f"## {group.title}",
-        textwrap.fill(group.text, 120),
-        main_table(runs),
-        "\n".join(sentences),
-        steps_table(runs),
-    ]
-    parts.append(f"![{group.title}: each run's pictures from the same noise](pictures/ablations-{name}.jpg)")
-    return "\n\n".join(part for part in parts if part)
-
-
-def references(document: dict[str, Any]) -> str:
-    """What lies at the two ends: the teacher's many steps, and the sampler's few without distillation."""
-    guidance = BASE["guidance_scale"]
-    rows = {f"teacher: DDIM, {TEACHER_STEPS} steps, guidance {guidance:g}": document["teacher"],
-            f"not distilled: LCM's sampler, {STEPS} steps": document["not_distilled"]}  # fmt: skip
-    titles = ["model", *(measure.title for measure in MEASURES.values())]
-    return text_table(titles, [[name, *(value_text(m, row[m]) for m in MEASURES)] for name, row in rows.items()])
-
-
-def by_chance(document: dict[str, Any]) -> str:
-    """How many of the page's differences would be called certain if there were none."""
-    ats = [at for group in document["groups"].values() for run in group["runs"] for at in run["at"] if "change" in at]
-    count = len(ats) * len(MEASURES)
-    marked = sum(certain(at["change"][name]) for at in ats for name in MEASURES)
-    return f"{marked} of {count} are; of {count} differences of nothing, about {count * CHANCE:.0f} would be"
-
-
-def by_seed(document: dict[str, Any]) -> str:
-    """How far other seeds alone move each measure; a paragraph, or nothing without the group."""
-    runs = document["groups"].get("seed", {"runs": []})["runs"][1:]
-    if not runs:
-        return ""
-    largest = {
-        name: max((run["at"][0]["change"][name] for run in runs), key=lambda change: abs(change["value"]))
-        for name in MEASURES
-    }
-    moved = [
-        f"{MEASURES[name].title} by {MEASURES[name].scale * abs(change['value']):.{MEASURES[name].digits}f}"
-        for name, change in largest.items()
-    ]
+def earlier() -> str:
+    """What an earlier measurement found of choices that are not tried again."""
+    kept = json.loads(Path(__file__).with_name("earlier.json").read_text(encoding="utf-8"))
+    moved = {group: largest(runs) for group, runs in kept.items()}
+    small = max(abs(moved[group]) for group in SMALL)
     return (
-        f"\nAnother seed of the base run alone moved {', '.join(moved)} at most (the last table): what is smaller than"
-        " that may be the seed's doing, whatever its error.\n"
+        "An earlier measurement, of one seed at learning rate 1e-3, tried other choices. There another seed moved"
+        f" agreement by {100 * abs(moved['seed']):.1f} points.\nThe loss and its width, other solvers as Psi, `--focus`"
+        f" and `--weighting` moved it by at most {100 * small:.1f}, no more than a seed.\n`--grid quadratic` moved it"
+        f" by {100 * moved['grid']:+.1f} and `--full` by {100 * moved['rank']:+.1f}. At that rate the online target"
+        f" fell apart: its agreement was {100 * kept['target']['student']:.0f} %."
     )
 
 
-def page(document: dict[str, Any]) -> str:
+def largest(runs: Mapping[str, float]) -> float:
+    """The largest change from the first run."""
+    base, *others = runs.values()
+    return max((value - base for value in others), key=abs)
+
+
+def sizes(arms: Sequence[Figures]) -> str:
+    """The files of the ranks that there are."""
+    found = {str(BASE["rank"]): arms[0]["bytes"]}
+    found |= {arm["name"].removeprefix("rank "): arm["bytes"] for arm in arms if arm["name"].startswith("rank ")}
+    return ", ".join(f"{found[rank] / 1e6:.1f} MB at rank {rank}" for rank in sorted(found, key=int))
+
+
+def options() -> str:
+    """The base's, as they are typed."""
+    texts = [f"{option_name(name)} {value:g}" if isinstance(value, float) else f"{option_name(name)} {value}"
+             for name, value in BASE.items()]  # fmt: skip
+    half = len(texts) // 2
+    return "\n".join(f"    {' '.join(part)}" for part in (["--method lcd", *texts[:half]], texts[half:]))
+
+
+def page(document: Figures) -> str:
     """docs/ablations.md."""
-    groups = all_groups(document["train_steps"], long=True)
-    text = template("ablations")
+    if not document["arms"]:
+        return (
+            "# Ablations of the distillation\n\nNot measured yet: `python -m studies.ablations --processes 2` does.\n"
+        )
+    count = sum(len(arm["change"]) for arm in document["arms"])
     styleless = document["styleless"]
-    base = {name: BASE[name] for name in ("rank", "guidance_scale", "psi", "k", "target_decay", "huber_c")}
-    sentences = {
-        "captions": f", one in {styleless} told by what it shows alone" if styleless else "",
-        "certain": CERTAIN,
+    words = {
+        "learnt": learnt(document),
+        "table": table(document),
+        "options": options(),
+        "sizes": sizes(document["arms"]),
+        "earlier": earlier(),
+        "captions": f", one in {styleless} captioned by its name alone" if styleless else "",
         "steps": STEPS,
-        "references": references(document),
-        "by_chance": by_chance(document),
-        "by_seed": by_seed(document),
-        "at_a_time": f"{document['processes']} at a time, of one thread",
-        "sections": "\n\n".join(section(name, found, groups[name]) for name, found in document["groups"].items()),
+        "fewer": FEWER,
+        "teacher_steps": TEACHER_STEPS,
+        "count": count,
+        "chance": count * (1 - CONFIDENCE),
     }
-    return text.format(**document | base | sentences)
+    return template("ablations").format(**{**document, **words})
+
+
+if __name__ == "__main__":
+    write_bytes(DOCS / "ablations.md", page(read_json(DOCS / "ablations.json", "figures")).encode())

@@ -8,18 +8,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fewstep.configs import DistillConfig, build, option_name
 from fewstep.errors import FewstepError
 from fewstep.evaluate.prompts import OF
 from fewstep.io import cache_dir, sha256_bytes, write_bytes, write_json
+from studies.ablations.arms import BASE, Arm
 from studies.ablations.config import AblationsConfig
-from studies.ablations.groups import BASE, Group
 from studies.pages import DOCS
 
 SRC = DOCS.parent / "src"
-STYLELESS = 3  # one caption in so many names no style, as all prompts do that runs are judged by
+STYLELESS = 2  # one caption in so many names no style, as all prompts do that runs are judged by
 NOT_THE_RESULTS = {  # model's and data's hashes are
     *("model", "data", "out", "resume", "checkpoint_every", "log_every", "tracker", "sampler"),
 }
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
     @property
     def log(self) -> Path:
-        """What it sentences."""
+        """What it writes."""
         return self.config.out / "log.txt"
 
     @property
@@ -42,50 +42,52 @@ class Run(NamedTuple):
         return self.config.out / "finished.json"
 
     @property
-    def draw_options(self) -> dict[str, Any]:
-        """What to draw its pictures with."""
-        if self.config.full:
-            return {"model": str(self.config.out / "model")}
-        return {"model": self.config.model, "lora": (str(self.config.out / "lora.safetensors"),)}
-
-    @property
-    def size(self) -> int:
-        """Bytes of the LoRA, or of the network."""
-        file = "model/unet/diffusion_pytorch_model.safetensors" if self.config.full else "lora.safetensors"
-        return (self.config.out / file).stat().st_size
+    def lora(self) -> Path:
+        """What it leaves."""
+        return self.config.out / "lora.safetensors"
 
 
 def drawings() -> Path:
-    """Every third drawing of the emoji recipe's data set, a third of them told by name alone; written if not there."""
+    """Every third drawing of the emoji recipe's data set, half of them captioned by name alone; written if changed."""
     folder = cache_dir() / "emoji" / "images"
     table, whole = folder / "ablations.jsonl", folder / "base.jsonl"
-    if not table.is_file():
-        if not whole.is_file():
-            raise FewstepError(f"there is no {whole}", "run python -m recipes.emoji.dataset, or give --data")
-        rows = [json.loads(line) for line in whole.read_text(encoding="utf-8").splitlines()[::3]]
-        for row in rows[::STYLELESS]:
-            row["text"] = row["text"].partition(OF)[2]
-        write_bytes(table, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
+    if not whole.is_file():
+        raise FewstepError(f"there is no {whole}", "run python -m recipes.emoji.dataset, or give --data")
+    rows = [json.loads(line) for line in whole.read_text(encoding="utf-8").splitlines()[::3]]
+    for row in rows[::STYLELESS]:
+        row["text"] = row["text"].partition(OF)[2] or row["text"]
+    content = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+    if not table.is_file() or table.read_bytes() != content:
+        write_bytes(table, content)
     return table
 
 
-def run_of(name: str, changes: dict[str, Any], config: AblationsConfig, data: Path, of: str) -> Run:
-    """The run that differs from the base in `changes`. of: hash of the model and the data."""
-    steps = changes.get("train_steps", config.train_steps)
-    options = {"train_steps": steps, "batch_size": config.batch_size, "warmup": steps // 15} | BASE | changes
+def run_of(arm: Arm, seed: int, config: AblationsConfig, data: Path, of: str) -> Run:
+    """The arm's training from that seed. of: hash of the model and the data."""
+    steps = arm.changes.get("train_steps", config.train_steps)
+    options = {"train_steps": steps, "batch_size": config.batch_size, "warmup": steps // 15} | BASE | arm.changes
     options |= {"precision": config.precision, "device": config.device, "checkpoint_every": 50, "resume": True}
-    described = build(DistillConfig, model=config.model, data=data, out=cache_dir() / "ablations", **options)
+    described = build(DistillConfig, model=config.model, data=data, out=cache_dir() / "ablations", **options, seed=seed)
     what = described.model_dump(mode="json", exclude=NOT_THE_RESULTS)
     folder = sha256_bytes(of.encode(), json.dumps(what, sort_keys=True).encode())[:16]
-    return Run(name, described.model_copy(update={"out": described.out / folder}))
+    return Run(f"{arm.name}, seed {seed}", described.model_copy(update={"out": described.out / folder}))
 
 
-def runs_of(name: str, group: Group, config: AblationsConfig, data: Path, of: str) -> dict[str, Run]:
-    """The runs of a group by their names in it."""
-    return {
-        run: run_of(f"{name}: {run}" if changes else "base", changes, config, data, of)
-        for run, changes in group.runs.items()
-    }
+def runs_of(arm: Arm, config: AblationsConfig, data: Path, of: str) -> tuple[Run, ...]:
+    """The arm's trainings, by seed."""
+    return tuple(run_of(arm, seed, config, data, of) for seed in range(config.seeds))
+
+
+class Planned(NamedTuple):
+    """An arm and its trainings."""
+
+    arm: Arm
+    runs: tuple[Run, ...]  # by seed
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of them are."""
+        return all(run.mark.is_file() for run in self.runs)
 
 
 def command(config: DistillConfig) -> list[str]:
