@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fewstep import __version__
-from fewstep.evaluate.prompts import Prompt, bare_prompts
+from fewstep.assets import FOLDER
+from fewstep.evaluate.prompts import Prompt, bare_prompts, read_prompts
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.io import read_json, write_bytes
 from fewstep.metrics.estimate import CONFIDENCE, student_t
@@ -64,9 +65,9 @@ class Bench:
 
     def __init__(self, config: AblationsConfig) -> None:
         self.config, self.lab = config, Lab(config.device, config.precision, config.batch_size)
-        names = bare_prompts()
-        self.prompts: tuple[Prompt, ...] = take(names, config.images)
-        self.numbers = torch.arange(config.images) % len(names)  # of each picture's prompt
+        every = names()
+        self.prompts: tuple[Prompt, ...] = take(every, config.images)
+        self.numbers = torch.arange(config.images) % len(every)  # of each picture's prompt
         self.teachers: dict[float, Teacher] = {}
 
     @cached_property
@@ -108,6 +109,12 @@ class Bench:
             "sharpness": sharp(pictures) / teacher.sharpness,
             "agreement_fewer": self.agreement(fewer),
         }
+
+
+def names() -> tuple[Prompt, ...]:
+    """Bare names of things: the list that ships, else those of the drawings that ship."""
+    file = FOLDER / "prompts" / "names.jsonl"
+    return read_prompts(file) if file.is_file() else bare_prompts()
 
 
 def sharp(pictures: RowPictures) -> float:

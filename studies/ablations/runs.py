@@ -68,7 +68,9 @@ def run_of(arm: Arm, seed: int, config: AblationsConfig, data: Path, of: str) ->
     options = {"train_steps": steps, "batch_size": config.batch_size, "warmup": steps // 15} | BASE | arm.changes
     options |= {"precision": config.precision, "device": config.device, "checkpoint_every": 50, "resume": True}
     described = build(DistillConfig, model=config.model, data=data, out=cache_dir() / "ablations", **options, seed=seed)
-    what = described.model_dump(mode="json", exclude=NOT_THE_RESULTS)
+    what = described.model_dump(
+        mode="json", exclude=NOT_THE_RESULTS, exclude_defaults=True
+    )  # those of a new option too
     folder = sha256_bytes(of.encode(), json.dumps(what, sort_keys=True).encode())[:16]
     return Run(f"{arm.name}, seed {seed}", described.model_copy(update={"out": described.out / folder}))
 
