@@ -352,7 +352,7 @@ LORAS = pytest.mark.parametrize(
         (not_finite, r"LoRA .*x\.safetensors holds values that are not finite"),
         (
             other_shape,
-            r"LoRA .*x\.safetensors does not fit .*: (\d+) of (\d+) modules match; .* is 24 -> \d+ and not 16",
+            r"LoRA .*x\.safetensors does not fit .*: (\d+) of (\d+) modules match; .* is 24 -> \d+, not 16",
         ),
         (other_names, r"LoRA .*x\.safetensors does not fit .*: (\d+) of (\d+) modules match; .*middle_block"),
         (no_tensors, r"LoRA .*x\.safetensors has no LoRA weights"),

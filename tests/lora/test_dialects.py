@@ -253,7 +253,7 @@ def test_a_torch_file_of_tensors_is_read_and_one_with_code_is_not(tmp_path: Path
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"x": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(FewstepError, match=r"LoRA .*evil\.pt is no file of plain tensors"):
+    with pytest.raises(FewstepError, match=r"LoRA .*evil\.pt is not a file of plain tensors"):
         load_adapter(tmp_path / "evil.pt", SHAPES)
     assert not (tmp_path / "ran").exists()
 
@@ -261,11 +261,11 @@ def test_a_torch_file_of_tensors_is_read_and_one_with_code_is_not(tmp_path: Path
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"lora_alpha": "x"}, r"has lora_alpha 'x', which is no number"),
-        ({"alpha_pattern": 3}, r"has alpha_pattern 3, which is no JSON object"),
-        ({"alpha_pattern": {"a": "x"}}, r"has alpha_pattern 'x' for a, no number"),
-        ({"peft_type": "LOHA"}, r"holds no LoRA but LOHA"),
-        ([], r"is no JSON object"),
+        ({"lora_alpha": "x"}, r"has lora_alpha 'x', which is not a number"),
+        ({"alpha_pattern": 3}, r"has alpha_pattern 3, which is not a JSON object"),
+        ({"alpha_pattern": {"a": "x"}}, r"has alpha_pattern 'x' for a, not a number"),
+        ({"peft_type": "LOHA"}, r"holds LOHA, not a LoRA"),
+        ([], r"is not a JSON object"),
     ],
 )
 def test_a_wrong_config_is_said_to_be_what_it_is(config: object, said: str, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_file_of_a_newer_version_is_read_with_a_note(tmp_path: Path, capsys: p
     assert recipe is not None
     assert recipe.method == "lcd"
     assert capsys.readouterr().err == (
-        f"note: {path} was written by fewstep 99.1.dev0, newer than this one; what it adds is ignored\n"
+        f"note: {path} was written by fewstep 99.1.dev0, newer than this one; new fields are ignored\n"
     )
     for version in (__version__, "0.0.9", "", "odd"):
         save_file(GOOD, path, NEWER | {"fewstep.version": version})
@@ -294,7 +294,7 @@ def test_a_file_of_a_newer_version_is_read_with_a_note(tmp_path: Path, capsys: p
     save_file(GOOD, path, NEWER | {"fewstep.recipe": "[]"})
     with pytest.raises(FewstepError, match="is damaged") as caught:
         load_adapter(path, SHAPES)
-    assert caught.value.hint == "get a newer fewstep"
+    assert caught.value.hint == "install a newer fewstep"
 
 
 KEY = f"lora_unet_{flat(Q)}"
@@ -307,16 +307,16 @@ GOOD = dict(zip(LAYOUTS["original"](Q), pair(Q), strict=True))
         ({}, r"has no LoRA weights"),
         (
             GOOD | {f"{KEY}.dora_scale": draw(6)},
-            r"cannot be used: it is a DoRA, .* without them \(lora_unet_.*\.dora_scale\)",
+            r"cannot be used alone: it is a DoRA, .* was made for \(lora_unet_.*\.dora_scale\)",
         ),
         (GOOD | {f"{KEY}.diff_b": draw(6)}, r"cannot be used: it changes biases"),
-        (GOOD | {"something": draw(1)}, r"has a key of no known layout: something"),
-        (GOOD | {f"unet.{Q}.lora_A.weight": draw(1)}, r"says the same twice"),
+        (GOOD | {"something": draw(1)}, r"has a key of an unknown layout: something"),
+        (GOOD | {f"unet.{Q}.lora_A.weight": draw(1)}, r"holds a module twice"),
         ({f"{KEY}.lora_down.weight": draw(2, 8)}, r"the factors of lora_unet_.* do not fit \(up is missing\)"),
         (GOOD | {f"{KEY}.lora_up.weight": draw(6, 3)}, r"do not fit \(lora_down \(2, 8\) and lora_up \(6, 3\)"),
         (
             dict(zip(GOOD, (torch.empty(0, 8), torch.empty(6, 0)), strict=True)),
-            r"adds nothing: there are no factors, or of rank 0 \(lora_unet",
+            r"adds nothing: it has no factors, or only of rank 0 \(lora_unet",
         ),
         (GOOD | {f"{KEY}.alpha": draw(2)}, r"do not fit \(alpha has 2 values\)"),
         (GOOD | {f"{KEY}.hada_w1_a": draw(2)}, r"do not fit"),

@@ -103,5 +103,5 @@ def test_modules_that_do_not_differ_are_left_out_and_half_precision_is_read() ->
 def test_weights_of_another_shape_are_refused() -> None:
     shapes = {"x": ModuleShape(4, 5, 3)}
     right, wrong = weights(shapes), {"x": torch.zeros(4, 5)}
-    with pytest.raises(FewstepError, match="x is 4 x 5 in the base checkpoint and not 4 x 5 x 3 x 3"):
+    with pytest.raises(FewstepError, match="x is 4 x 5 in the base checkpoint, not 4 x 5 x 3 x 3"):
         difference(right.__getitem__, wrong.__getitem__, shapes, 1)

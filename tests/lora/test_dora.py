@@ -108,7 +108,9 @@ def test_what_is_no_whole_dora_is_refused(net: Net, tmp_path: Path) -> None:
     shapes, weights = module_shapes(net), base_of(net)
     get_peft_model(net, LoraConfig(r=2, target_modules=["wide"], use_dora=True)).save_pretrained(tmp_path)
     assert open_lora(tmp_path).dora == "base_model.model.wide.lora_magnitude_vector"
-    with pytest.raises(FewstepError, match=r"cannot be used: it is a DoRA, .* \(base_model.*lora_magnitude_vector\)"):
+    with pytest.raises(
+        FewstepError, match=r"cannot be used alone: it is a DoRA, .* \(base_model.*lora_magnitude_vector\)"
+    ):
         load_adapter(tmp_path, shapes)
     file = tmp_path / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -117,5 +119,5 @@ def test_what_is_no_whole_dora_is_refused(net: Net, tmp_path: Path) -> None:
     with pytest.raises(FewstepError, match=r"do not fit \(the magnitudes are \(3,\) and the weight \(5, 9\)\)"):
         load_adapter(tmp_path, shapes, weights)[0].modules["wide"]
     save_file({k: x for k, x in tensors.items() if k != key}, file)
-    with pytest.raises(FewstepError, match="wide is a DoRA by its config, and its magnitudes are missing"):
+    with pytest.raises(FewstepError, match="the config calls wide a DoRA, but its magnitudes are missing"):
         load_adapter(tmp_path, shapes, weights)[0].modules["wide"]

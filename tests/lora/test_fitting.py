@@ -42,8 +42,8 @@ def test_a_recipe_of_another_family_is_refused() -> None:
 def test_without_one_it_is_said_what_stays_untouched(recipe: Recipe | None, capsys: pytest.CaptureFixture[str]) -> None:
     check_made_for(WHOLE, recipe, SDXL, "x", "y")
     assert capsys.readouterr().err == (
-        "note: LoRA x leaves 365 of the 788 modules of its kinds in y untouched: 120 in down2, 120 in up0, 20 in up1,"
-        " 105 in mid; it has all of them in ssd-1b, and may have been made for that\n"
+        "note: LoRA x leaves 365 of the 788 modules of its kinds in y unchanged: 120 in down2, 120 in up0, 20 in up1,"
+        " 105 in mid; it changes all of them in ssd-1b, and may be made for that\n"
     )
     check_made_for(WHOLE, recipe, SSD_1B, "x", "y")
     check_made_for(WHOLE, Recipe(method="denoising"), SDXL, "x", "y")  # ours, of a model of no known family
@@ -72,7 +72,7 @@ def test_an_acceleration_of_another_prediction_type_is_noted(
     recipe: Recipe, model: str | None, noted: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_made_for(adapter([FEW]), recipe, SDXL, "x", "y", model)
-    assert ("its few steps will be poor" in capsys.readouterr().err) == noted
+    assert ("pictures in few steps will be poor" in capsys.readouterr().err) == noted
 
 
 def test_what_is_whole_in_a_family() -> None:
@@ -103,7 +103,7 @@ SSD, XL, SD = "ssd-1b", "sdxl", "sd15"
         ([kohya(FEW)], {"ss_base_model_version": "sdxl_1.0"}, [SSD, XL], XL, "metadata"),  # ai-toolkit's
         ([kohya(FEW)], {"modelspec.architecture": "segmind-stable-diffusion-1b/lora"}, [SSD, XL], SSD, "metadata"),
         ([kohya(FEW)], {"fewstep.recipe": LCD.model_dump_json()}, [SSD, XL], SSD, "recipe"),
-        ([kohya(name) for name in FAMILIES[SSD].modules()], {}, [SSD, XL], SSD, "no more modules"),
+        ([kohya(name) for name in FAMILIES[SSD].modules()], {}, [SSD, XL], SSD, "no other modules"),
         ([te("")(CLIP)], {}, [SD, SSD, XL], SD, "most common"),  # CLIP-L is SD 1's and SDXL's first
         ([te("1")(CLIP)], {}, [SD, SSD, XL], XL, "most common"),
     ],

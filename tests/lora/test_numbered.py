@@ -126,7 +126,7 @@ def test_embeddings_are_left_out_and_named(networks, shapes, tmp_path, capsys):
     unet = pairs(networks, "unet", DEFAULT, nn.Linear)
     path = file_of(tmp_path / "x.safetensors", {"unet": DEFAULT}, {"unet": unet}, **{"<s1>": torch.ones(768)})
     check(path, shapes, unet)
-    assert capsys.readouterr().err == f"note: {path} also holds embeddings of <s1>, which are left out\n"
+    assert capsys.readouterr().err == f"note: {path} also holds embeddings of <s1>; fewstep leaves them out\n"
 
 
 @pytest.mark.parametrize("wrong", ["one less", "one more", "a gap", "another size", "another class"])
@@ -146,14 +146,14 @@ def test_what_does_not_fit_exactly_is_refused(networks, shapes, wrong, tmp_path)
                    for x, t in zip(("up", "down"), both, strict=True)}  # fmt: skip
         save_file(tensors, path)
     adapter, _ = load_adapter(path, shapes)
-    message = rf"0 of {len(unet)} modules match; unet:0 is one of {len(unet)} numbered modules, which fit in no order"
+    message = rf"0 of {len(unet)} modules match; unet:0 is one of {len(unet)} numbered modules; no order fits"
     with pytest.raises(FewstepError, match=message):
         check_fits(adapter, shapes, "x", "y")
 
 
 def test_a_list_of_odd_length_is_refused(tmp_path):
     torch.save([torch.ones(2, 2)] * 3, tmp_path / "x.pt")
-    with pytest.raises(FewstepError, match="holds no dictionary of tensors, and no pairs of them"):
+    with pytest.raises(FewstepError, match="holds neither a dictionary nor pairs of tensors"):
         open_lora(tmp_path / "x.pt")
 
 

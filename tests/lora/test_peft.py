@@ -91,7 +91,7 @@ def order(adapter) -> list[int]:
     ("pattern", "said"),
     [
         (r"(.*.*.*.*)*x(", "has a damaged pattern"),
-        (r"((.|..)+)+[!-/]", "has a pattern without end"),
+        (r"((.|..)+)+[!-/]", "has a pattern that never ends"),
     ],
 )
 def test_a_pattern_that_cannot_be_matched_is_refused_in_time(pattern: str, said: str, tmp_path: Path) -> None:

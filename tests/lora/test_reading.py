@@ -54,7 +54,7 @@ def test_an_alpha_of_0_adds_nothing_and_is_said(kind: str, tmp_path: Path, capsy
     tensors = plain(f"unet.{Q}") if kind == "PEFT" else plain(alpha=torch.tensor(0.0))
     adapter = read(tensors, tmp_path, told)
     assert float(adapter.modules[Q].delta().abs().max()) == 0
-    assert "alpha is 0, which scales by 0 / rank, and nothing is added\n" in capsys.readouterr().err
+    assert "alpha is 0, so the scale is 0 / rank, and nothing is added\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_modules_that_add_nothing_are_left_out_with_a_note(empty: dict[str, Tens
     assert list(adapter.modules) == [Q]
     assert f"{CONV_KEY} of {tmp_path}" in capsys.readouterr().err
     save_file(empty, tmp_path / "x.safetensors")
-    with pytest.raises(FewstepError, match=r"adds nothing: there are no factors, or of rank 0"):
+    with pytest.raises(FewstepError, match=r"adds nothing: it has no factors, or only of rank 0"):
         open_lora(tmp_path / "x.safetensors")
 
 
@@ -103,7 +103,7 @@ def test_the_first_lokr_splits_in_k_k_as_a_whole(rows, columns, whole: bool, tmp
 def test_words_embeddings_beside_a_lora_are_left_out_with_a_note(tmp_path: Path, capsys) -> None:
     keys = ("bundle_emb.cat.string_to_param.*", "bundle_emb.dog.clip_l", "bundle_emb.dog.clip_g")
     assert list(read(plain() | {key: draw(2, 5) for key in keys}, tmp_path).modules) == [Q]
-    assert "also holds embeddings of cat, dog, which are left out\n" in capsys.readouterr().err
+    assert "also holds embeddings of cat, dog; fewstep leaves them out\n" in capsys.readouterr().err
 
 
 # --- files ----------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_what_a_file_is_its_bytes_tell_and_not_its_name(kind: str, suffix: str, 
         (b"Entry not found", r"is text: 'Entry not found'"),
         (b'{"error": "Invalid credentials"}', r"is text: "),
         (b"", "is empty"),
-        (b"PK\x05\x06" + bytes(18), "is no file of plain tensors"),
+        (b"PK\x05\x06" + bytes(18), "is not a file of plain tensors"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
@@ -154,7 +154,7 @@ def test_what_stands_where_a_file_should_be_is_named(content: bytes, said: str, 
 )
 def test_tensors_that_hold_less_than_they_say_are_refused(tensor: Tensor, tmp_path: Path) -> None:
     torch.save({f"{KEY}.lora_down.weight": tensor, f"{KEY}.lora_up.weight": torch.ones(6, 2)}, tmp_path / "x.pt")
-    with pytest.raises(FewstepError, match=r"(says [\d,]+ bytes of values and holds|holds no plain values for lora)"):
+    with pytest.raises(FewstepError, match=r"(claims [\d,]+ bytes of values but holds|holds no plain values for lora)"):
         open_lora(tmp_path / "x.pt")
 
 
@@ -223,7 +223,7 @@ def test_few_values_do_not_multiply_out_to_many_without_a_module_of_that_size(sh
     parts = {"lokr_w1_a": draw(5000, 1), "lokr_w1_b": draw(1, 5000), "lokr_w2": draw(8, 8)}
     save_file({f"{CONV_KEY}.{part}": x for part, x in parts.items()}, tmp_path / "x.safetensors")
     adapter, _ = load_adapter(tmp_path / "x.safetensors", shapes)
-    with pytest.raises(FewstepError, match=r"would multiply out to 640,000, and there is no such module"):
+    with pytest.raises(FewstepError, match=r"would multiply out to 640,000, but no known module has that size"):
         dict(adapter.modules)
     assert adapter.modules.square(next(iter(adapter.modules))) > 0
     with pytest.raises(FewstepError, match="does not fit y: 0 of 1 modules match"):

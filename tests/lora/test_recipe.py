@@ -48,7 +48,7 @@ def test_of_a_newer_version_a_newer_program_is_asked_for():
     with pytest.raises(FewstepError) as caught:
         from_metadata(metadata, "a.safetensors")
     assert caught.value.message.startswith('the sampling recipe inside a.safetensors is damaged: solver is "better" (')
-    assert caught.value.hint == "get a newer fewstep"
+    assert caught.value.hint == "install a newer fewstep"
 
 
 def test_what_is_written_is_read():

@@ -75,7 +75,7 @@ def refuse_blind(name: str, zero_terminal_snr: bool, where: str = "") -> None:
     """
     if zero_terminal_snr and name == "epsilon":
         raise FewstepError(
-            f"{where}epsilon prediction does not work on a zero-terminal-SNR schedule: pure noise holds no image",
+            f"{where}epsilon prediction on a zero-terminal-SNR schedule, where eps gives no image from pure noise",
             "such models predict v: set prediction_type to v_prediction (for a single file, put `parameterization: v`"
             " in a .yaml file of the same name), or set rescale_betas_zero_snr to false",
         )

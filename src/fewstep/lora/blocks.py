@@ -1,10 +1,10 @@
-"""The blocks of a model that a LoRA can have weights of its own for."""
+"""The blocks of a model. A LoRA can have a weight of its own for each."""
 
 BLOCKS = ("te", "te1", "te2", "down", "mid", "up", *(f"down{i}" for i in range(4)), *(f"up{i}" for i in range(4)))
 
 
 def blocks_of(module: str) -> tuple[str, ...]:
-    """The blocks a module is in, narrowest first."""
+    """The blocks that contain a module, narrowest first."""
     first, _, rest = module.partition(".")
     place = rest.partition(".")[0]
     if first in ("text_encoder", "text_encoder_2"):

@@ -1,4 +1,4 @@
-"""What a LoRA file says of itself that still holds when its LoRA is written anew."""
+"""The metadata of a LoRA file that stays true when its LoRA is written to a new file."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,18 @@ from fewstep.lora.recipe import Recipe, naming_of
 
 TRIGGER = "modelspec.trigger_phrase"
 VERSION = "ss_base_model_version"
-OF_ITS_TENSORS = re.compile(  # what is said of tensors as they lay in the old file, or by the writer of the new one
+OF_ITS_TENSORS = re.compile(  # describes the tensors of the old file, or is written by the writer of the new one
     r"format|fewstep\..*|lora_adapter_metadata|ss_network_.*|sshs_.*|modelspec\.hash_sha256"
-    rf"|({'|'.join(COMPONENTS)})(:\d+:rank)?"  # cloneofsimo's: classes and ranks of numbered modules
+    rf"|({'|'.join(COMPONENTS)})(:\d+:rank)?"  # cloneofsimo: classes and ranks of numbered modules
 )
 
 
 def carried(sources: Sequence[Mapping[str, str]], recipe: Recipe) -> dict[str, str]:
-    """Metadata of the files that a LoRA was made from, for the file it is written to.
+    """Metadata for a new LoRA file, from the files that its LoRA was made from.
 
-    Of one file all that does not speak of its tensors: trigger words, tag frequencies, title, licence, how it was
-    trained; its base version unless it is of another family than the recipe's. Of several, the trigger words.
+    One file gives everything that does not describe its tensors: trigger words, tag frequencies, title, licence,
+    how it was trained. It does not give its base version if that belongs to another family than the recipe's. Several
+    files give only their trigger words.
     """
     if len(sources) != 1:
         words = dict.fromkeys(source[TRIGGER] for source in sources if source.get(TRIGGER))
@@ -35,6 +36,6 @@ def carried(sources: Sequence[Mapping[str, str]], recipe: Recipe) -> dict[str, s
 
 
 def line(version: str) -> str:
-    """The models that a base version is of: sd_v1, sd_v2, sdxl."""
+    """The line of models that a base version belongs to: sd_v1, sd_v2 or sdxl."""
     found = re.match(r"sdxl|sd_v[0-9]", version)
     return found[0] if found else version

@@ -1,4 +1,4 @@
-"""Low-rank updates at a smaller rank, and what that loses."""
+"""Low-rank updates at a smaller rank, and the loss."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,16 +14,16 @@ from fewstep.lora.low_rank import LowRank, linear_combination, squared_norm
 
 
 class RankLoss(NamedTuple):
-    """What an approximation of updates loses; a module's error is ||Delta W - kept||_F / ||Delta W||_F."""
+    """The loss of an approximation of updates. A module's error is ||Delta W - kept||_F / ||Delta W||_F."""
 
-    energy: float  # kept of all modules' squared norms together: 1 - sum of squared errors / sum of squared norms
-    mean: float  # of the modules' errors
-    worst: float  # the largest of them
-    worst_module: str  # its name; empty when there are no modules
+    energy: float  # kept share over all modules: 1 - sum of squared errors / sum of squared norms
+    mean: float  # mean error of the modules
+    worst: float  # largest error of a module
+    worst_module: str  # name of the module with the largest error; empty when there are no modules
 
     @classmethod
     def of(cls, squares: Mapping[str, tuple[float, float]]) -> "RankLoss":
-        """From each module's squared norm and squared error. An error of nothing is 0, of something on 0 infinite."""
+        """The loss, from each module's squared norm and squared error. Where the norm is 0, an error is infinite."""
         errors = {name: _relative(norm, error) for name, (norm, error) in squares.items()}
         if not errors:
             return cls(1.0, 0.0, 0.0, "")
@@ -42,18 +42,18 @@ def _relative(squared_norm: float, squared_error: float) -> float:
 def compress(
     modules: Mapping[str, LowRank], rank: int | None = None, energy: float | None = None
 ) -> tuple[dict[str, LowRank], RankLoss]:
-    """Every module's update `compressed`, and what that loses. `energy` is kept by each module for itself."""
+    """Every module's update, `compressed`, and the loss. Each module keeps the share `energy` of its own norm."""
     kept = {name: compressed(update, rank, energy) for name, update in modules.items()}
     return kept, loss(modules, kept)
 
 
 def compressed(update: LowRank, rank: int | None = None, energy: float | None = None) -> LowRank:
-    """The best approximation of Delta W in the Frobenius norm (Eckart and Young 1936), in the update's dtype.
+    """The best low-rank approximation of Delta W in the Frobenius norm (Eckart and Young 1936), in the update's dtype.
 
-    rank: at most so many; None = no cap. energy: as small a rank as keeps this share of ||Delta W||_F^2, in (0, 1];
-    None = all of it, so that only directions which add nothing are dropped. The rank never grows. An update of zeros
-    keeps rank 1, because a file has no rank 0. Of a product B A it takes two QR factorisations and the SVD of their
-    small core, min(out, R) x min(in k k, R), in float64.
+    rank: the largest rank; None = no limit. energy: the share of ||Delta W||_F^2 to keep, in (0, 1], with the smallest
+    rank that keeps it; None = all, so that only directions which add nothing are dropped. The rank never grows. An
+    update of zeros keeps rank 1, because files have no rank 0. A product B A takes two QR factorisations and the SVD
+    of their small core, min(out, R) x min(in k k, R), in float64.
     """
     check_limits(rank, energy)
     q_B, r_B = qr(update.B.flatten(1).double())
@@ -65,17 +65,18 @@ def compressed(update: LowRank, rank: int | None = None, energy: float | None = 
 
 
 def check_limits(rank: int | None, energy: float | None) -> None:
-    """Raise UsageError unless the rank is at least 1 and the energy in (0, 1], where they are given."""
+    """Raise UsageError for a rank below 1 or an energy outside (0, 1]. None is allowed for both."""
     if rank is not None and rank < 1:
-        raise UsageError(f"rank {rank} is less than 1", "give the largest rank a module may keep, such as 64")
+        raise UsageError(f"rank {rank} is less than 1", "give the largest rank that a module may keep, such as 64")
     if energy is not None and not 0 < energy <= 1:
         raise UsageError(f"energy {energy} is not in (0, 1]", "give the share to keep, such as 0.99")
 
 
 def kept_rank(S: Tensor, total: float, rank: int | None, energy: float | None) -> int:
-    """How many of the singular values S (descending) to keep: at least 1, at most `rank`, else `energy` of `total`.
+    """How many of the singular values S (descending) to keep: at least 1, at most `rank`, enough for `energy`.
 
-    All of the energy means all that are more than rounding beside the largest: their squares would be lost in the sum.
+    total: the sum of all squared values. energy None or 1 keeps every value that is larger than rounding error
+    relative to the largest one. It does not use the sum of squares, in which small values are lost.
     """
     if energy is None or energy == 1:
         count = max(int((S[0] * torch.finfo(S.dtype).eps < S).sum()), 1)
@@ -86,7 +87,7 @@ def kept_rank(S: Tensor, total: float, rank: int | None, energy: float | None) -
 
 
 def balanced(U: Tensor, S: Tensor, Vh: Tensor, shape: ModuleShape) -> LowRank:
-    """U diag(S) Vh as factors of equal norms, sqrt(S) in both, so that neither is small where fp16 is coarse.
+    """U diag(S) Vh as two factors of equal norms, with sqrt(S) in each. Neither is so small that fp16 is too coarse.
 
     U: (out, R), S: (R,), Vh: (R, in k k).
     """
@@ -97,7 +98,7 @@ def balanced(U: Tensor, S: Tensor, Vh: Tensor, shape: ModuleShape) -> LowRank:
 
 
 def loss(full: Mapping[str, LowRank], kept: Mapping[str, LowRank]) -> RankLoss:
-    """What `kept` loses of `full`, from the factors alone; a module it lacks is lost whole."""
+    """The loss of `kept` against `full`, computed from the factors alone. A module that `kept` lacks is lost whole."""
     assert kept.keys() <= full.keys()
     squares = {}
     for name, update in full.items():

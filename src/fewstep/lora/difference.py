@@ -1,4 +1,4 @@
-"""The LoRA of two checkpoints: what one has that the other has not, at low rank."""
+"""The difference of two checkpoints as a LoRA, at low rank."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,17 +16,17 @@ Read = Callable[[str], Tensor]  # dotted module name -> its weight, (out, in) or
 
 OVERSAMPLING = 32  # columns of the sketch beyond the rank
 ITERATIONS = 4  # power iterations of the sketch
-SMALL = 4  # a sketch is drawn only when the matrix's smaller side is so many times the sketch's
+SMALL = 4  # a sketch is used only when the matrix's smaller side is at least this many times the sketch's
 
 
 @doing("taking the difference of the models")
 def difference(
     tuned: Read, base: Read, shapes: Mapping[str, ModuleShape], rank: int | None = None, energy: float | None = None
 ) -> tuple[dict[str, LowRank], RankLoss]:
-    """W_tuned - W_base of every module as updates in float32, and what that loses of the whole differences.
+    """W_tuned - W_base of every module, as updates in float32, and the loss against the whole differences.
 
-    One module is read at a time. Modules that do not differ are left out, of the loss too. rank, energy: as
-    `compressed` takes them. The SVD is exact unless the rank is small beside the matrix: see `truncated_svd`.
+    One module is read at a time. Modules that do not differ are left out, in the loss too. rank, energy: as in
+    `compressed`. The SVD is exact unless the rank is small relative to the matrix: see `truncated_svd`.
     """
     check_limits(rank, energy)
     updates, squares = {}, {}
@@ -50,7 +50,7 @@ def _weight(read: Read, name: str, shape: ModuleShape, which: str) -> Tensor:
     if weight.shape != whole:
         found, expected = (" x ".join(map(str, size)) for size in (weight.shape, whole))
         raise FewstepError(
-            f"{name} is {found} in the {which} checkpoint and not {expected}",
+            f"{name} is {found} in the {which} checkpoint, not {expected}",
             "take the difference of two checkpoints of the same architecture",
         )
     return weight.float().flatten(1)
@@ -59,11 +59,11 @@ def _weight(read: Read, name: str, shape: ModuleShape, which: str) -> Tensor:
 def truncated_svd(matrix: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, q), S (q,), Vh (q, n) of an (m, n) matrix, with at least `rank` singular triples; None = all.
 
-    Exact for small matrices and large ranks. Where the smaller side is at least 4 (rank + 32), the SVD of the
-    matrix projected on a random sketch of rank + 32 columns after 4 power iterations (Halko, Martinsson and Tropp
-    2011, algorithms 4.4 and 5.1): an error within 1 % of the best for noise, whose spectrum is the worst case, and
-    within 0.1 % where singular values fall as 1 / sqrt(i). As torch.svd_lowrank, but from a generator of its own, so
-    that equal checkpoints give equal LoRAs.
+    Small matrices and large ranks get an exact SVD. When the smaller side is at least 4 (rank + 32), the matrix is
+    first projected on a random sketch of rank + 32 columns after 4 power iterations (Halko, Martinsson and Tropp
+    2011, algorithms 4.4 and 5.1). The error is then within 1 % of the best for noise, whose spectrum is the worst
+    case, and within 0.1 % when singular values fall as 1 / sqrt(i). torch.svd_lowrank does the same; this one has its
+    own random generator, so that equal checkpoints give equal LoRAs.
     """
     size = None if rank is None else rank + OVERSAMPLING
     if size is None or SMALL * size > min(matrix.shape):

@@ -1,6 +1,6 @@
-"""From the tensors a file keeps of one module to Delta W = B A, exactly: LoRA, LoCon, LoHa and LoKr.
+"""Delta W = B A, exactly, from the tensors that a file keeps for one module: LoRA, LoCon, LoHa and LoKr.
 
-Shapes are checked before anything is multiplied: `size_of_parts` takes the same factors without their values.
+Shapes are checked before anything is multiplied: `size_of_parts` builds the same factors without values.
 """
 
 import math
@@ -19,29 +19,29 @@ Parts = Mapping[str, Tensor]
 
 
 class Factors(Protocol):
-    """What a file keeps of one module, of one kind: its tensors fit together, nothing is multiplied out yet."""
+    """The tensors of one module in a file, of one kind. They fit together; nothing is multiplied out yet."""
 
     @property
     def divisor(self) -> int:
-        """The rank that alpha is divided by; 0 = alpha does not count."""
+        """The rank that alpha is divided by; 0 = alpha is ignored."""
 
     @property
     def rank(self) -> int:
-        """Of the update."""
+        """Rank of the update."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of Delta W: (out, in) or (out, in, k, k), or (out, in k k) where the kernel is not kept."""
+        """Shape of Delta W: (out, in) or (out, in, k, k); (out, in k k) when the file does not keep the kernel."""
 
     def low_rank(self) -> LowRank:
-        """The update, its scale left out."""
+        """The update, without its scale."""
 
     def square(self) -> float:
-        """||Delta W||_F^2 of it, in float64, without multiplying it out."""
+        """||Delta W||_F^2 without the scale, in float64, without multiplying Delta W out."""
 
 
 def factors_of(parts: Parts) -> Factors:
-    """The factors among a module's tensors, which dialects.PARTS name. Raises ValueError when they do not fit."""
+    """The factors made of a module's tensors, by part (dialects.PARTS). Raises ValueError when they do not fit."""
     kind = next((kind for sign, kind in KINDS.items() if any(name.startswith(sign) for name in parts)), None)
     if kind is None:
         raise ValueError("there are no factors")
@@ -50,7 +50,7 @@ def factors_of(parts: Parts) -> Factors:
 
 @lru_cache(4096)
 def size_of_parts(shapes: tuple[tuple[str, tuple[int, ...]], ...], kernel: int | None) -> Size:
-    """The size of the update that tensors of these shapes make, by part. Raises ValueError as `factors_of` does."""
+    """The size of the update made of tensors of these shapes, by part. Raises ValueError like `factors_of`."""
     factors = factors_of({name: torch.empty(shape, device="meta") for name, shape in shapes})
     out, in_, *sides = factors.shape
     fan_in = in_ * math.prod(sides)
@@ -61,7 +61,7 @@ def size_of_parts(shapes: tuple[tuple[str, tuple[int, ...]], ...], kernel: int |
 
 @dataclass(frozen=True)
 class Product:
-    """B A: LoRA; and LoCon's Tucker form, its k x k middle folded into A."""
+    """B A: a LoRA, or LoCon's Tucker form with its k x k middle folded into A."""
 
     A: Tensor
     B: Tensor
@@ -109,21 +109,24 @@ class Hadamard:
 
     @property
     def divisor(self) -> int:
-        """R of the first."""
+        """R of the first half."""
         return self.first.divisor
 
     @property
     def rank(self) -> int:
-        """R1 R2, or what a matrix has at most."""
+        """R1 R2, but at most the smaller side of the matrix."""
         return min(self.first.rank * self.second.rank, self.first.outputs, self.first.inputs)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of each half."""
+        """Shape of each half."""
         return self.first.shape
 
     def low_rank(self) -> LowRank:
-        """At rank R1 R2, by Khatri-Rao products of the factors; multiplied out where no matrix has so high a rank."""
+        """The update at rank R1 R2, by Khatri-Rao products of the factors.
+
+        It is multiplied out when R1 R2 is not smaller than the sides of the matrix.
+        """
         (A1, B1), (A2, B2) = self.first.low_rank(), self.second.low_rank()
         if self.first.rank * self.second.rank > self.rank:
             return whole(LowRank(A1, B1).delta() * LowRank(A2, B2).delta())
@@ -131,7 +134,7 @@ class Hadamard:
         return LowRank(torch.einsum("r...,s...->rs...", A1, A2).flatten(0, 1), B)
 
     def square(self) -> float:
-        """||Delta W||_F^2, some columns at a time."""
+        """||Delta W||_F^2, a block of columns at a time."""
         R1, R2, rows, columns = self.first.rank, self.second.rank, self.first.outputs, self.first.inputs
         if (R1 * R2) ** 2 * (rows + columns) < rows * columns * (R1 + R2):
             return squared_norm(self.low_rank())
@@ -142,28 +145,28 @@ class Hadamard:
 
 @dataclass(frozen=True)
 class Kronecker:
-    """W1 (x) W2 of W1 = B1 A1 and W2 = B2 A2: LoKr."""
+    """W1 (x) W2 with W1 = B1 A1 and W2 = B2 A2: LoKr."""
 
     first: Product
     second: Product
-    divisor: int  # 0 = both are whole
+    divisor: int  # 0 = both factors are whole, without A and B
 
     @property
     def rank(self) -> int:
-        """R1 R2, or what a matrix has at most."""
+        """R1 R2, but at most the smaller side of the matrix."""
         rows, columns = self.first.outputs * self.second.outputs, self.first.inputs * self.second.inputs
         return min(self.first.rank * self.second.rank, rows, columns)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(out1 out2, in1 in2), with W2's kernel if it has one."""
+        """(out1 out2, in1 in2), followed by W2's kernel if it has one."""
         out, in_, *sides = self.second.shape
         return (self.first.outputs * out, self.first.inputs * in_, *sides)
 
     def low_rank(self) -> LowRank:
-        """By the factors of the factors; multiplied out where their rank is all that the matrix has.
+        """The update from the factors of W1 and W2; multiplied out when their rank is not smaller than the matrix.
 
-        W2 is (out, in k k) or (out, in, k, k). LyCORIS' first LoKr splits all of in k k; flattened they are alike.
+        W2 is (out, in k k) or (out, in, k, k). LyCORIS' first LoKr splits all of in k k; flattened, both are equal.
         """
         (A1, B1), (A2, B2) = self.first.low_rank(), self.second.low_rank()
         out, *inner = self.shape
@@ -179,7 +182,7 @@ class Kronecker:
 
 
 def lora(parts: Parts) -> Product:
-    """From lora_down, lora_up and lora_mid; a 1 x 1 up may be kept flat."""
+    """A LoRA from lora_down, lora_up and lora_mid. A 1 x 1 lora_up may have two dimensions only."""
     expect(parts, {"down", "up"}, {"mid"})
     A, B = parts["down"], parts["up"]
     if A.ndim not in (2, 4) or B.ndim not in (2, 4) or B.shape[1] != A.shape[0] or B.shape[2:] not in {(), (1, 1)}:
@@ -190,7 +193,7 @@ def lora(parts: Parts) -> Product:
 
 
 def loha(parts: Parts) -> Hadamard:
-    """From hada_w1_a and so on."""
+    """A LoHa from hada_w1_a and so on."""
     expect(parts, {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, {"hada_t1", "hada_t2"})
     first = pair(parts["hada_w1_a"], parts["hada_w1_b"], parts.get("hada_t1"))
     second = pair(parts["hada_w2_a"], parts["hada_w2_b"], parts.get("hada_t2"))
@@ -201,7 +204,7 @@ def loha(parts: Parts) -> Hadamard:
 
 
 def lokr(parts: Parts) -> Kronecker:
-    """From lokr_w1 or its factors, and lokr_w2 or its factors. alpha is ignored when both are whole."""
+    """A LoKr from lokr_w1 or its factors, and lokr_w2 or its factors. alpha is ignored when both are whole."""
     expect(parts, set(), {name for name in parts if name.startswith("lokr_")})
     first, rank1 = side(parts, "lokr_w1")
     second, rank2 = side(parts, "lokr_w2")
@@ -211,7 +214,7 @@ def lokr(parts: Parts) -> Kronecker:
 
 
 def side(parts: Parts, name: str) -> tuple[Product, int]:
-    """One Kronecker factor, and its rank, 0 when it is kept whole."""
+    """One Kronecker factor and its rank, which is 0 when the file keeps it whole."""
     if name in parts:
         if parts[name].ndim not in (2, 4):
             raise ValueError(f"{name} has {parts[name].ndim} dimensions")
@@ -224,7 +227,7 @@ def side(parts: Parts, name: str) -> tuple[Product, int]:
 
 
 def pair(a: Tensor, b: Tensor, t: Tensor | None) -> Product:
-    """a @ b, or LyCORIS' Tucker form t_ijkl a_io b_jn."""
+    """The product a @ b, or LyCORIS' Tucker form t_ijkl a_io b_jn."""
     if t is None:
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
             raise ValueError(f"factors {tuple(a.shape)} and {tuple(b.shape)} do not match")
@@ -235,16 +238,16 @@ def pair(a: Tensor, b: Tensor, t: Tensor | None) -> Product:
 
 
 def checked(A: Tensor, B: Tensor) -> Product:
-    """B A. Raises ValueError for a rank of 0 and for a kernel that is not square, which no module here has."""
+    """The product B A. Raises ValueError for a rank of 0, and for a kernel that is not square (no module has one)."""
     if A.ndim == 4 and A.shape[2] != A.shape[3]:
         raise ValueError(f"the kernel is {A.shape[2]} x {A.shape[3]}")
     if 0 in A.shape or 0 in B.shape:
-        raise ValueError(f"the rank is 0, or a side: {tuple(A.shape)} and {tuple(B.shape)}")
+        raise ValueError(f"the rank or a side is 0: {tuple(A.shape)} and {tuple(B.shape)}")
     return Product(A, B)
 
 
 def folded(middle: Tensor, down: Tensor) -> Tensor:
-    """sum_j middle[i, j, k, l] down[j, n]: (R, in, k, k)."""
+    """sum_j middle[i, j, k, l] down[j, n], of shape (R, in, k, k)."""
     if (
         middle.ndim != 4
         or down.ndim not in (2, 4)
@@ -253,7 +256,7 @@ def folded(middle: Tensor, down: Tensor) -> Tensor:
     ):
         raise ValueError(f"a middle of {tuple(middle.shape)} and {tuple(down.shape)} do not match")
     down = down.flatten(1)
-    if middle.is_meta:  # where torch's first product takes 80 MB
+    if middle.is_meta:  # the first product on this device would take 80 MB in torch
         return middle.new_empty(middle.shape[0], down.shape[1], *middle.shape[2:])
     return torch.einsum("ijkl,jn->inkl", middle, down)
 
@@ -264,7 +267,7 @@ def kron(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def whole(delta: Tensor) -> LowRank:
-    """Delta W (out, in, ...) itself as one of its factors, at a rank of min(out, in ...); the other is the identity."""
+    """Delta W (out, in, ...) as an update of rank min(out, in ...): one factor is Delta W, the other the identity."""
     out, fan_in = delta.shape[0], delta.shape[1:].numel()
     if out <= fan_in:
         return LowRank(delta, eye(out, delta))
@@ -272,15 +275,16 @@ def whole(delta: Tensor) -> LowRank:
 
 
 def eye(size: int, like: Tensor) -> Tensor:
-    """The identity, where another tensor is; where that has no values, without them (torch.eye takes 80 MB there)."""
+    """The identity on the device of `like`. On the meta device it has no values (torch.eye would take 80 MB there)."""
     return like.new_empty(size, size) if like.is_meta else torch.eye(size, device=like.device)
 
 
 def shaped(update: LowRank, kernel: int | None) -> LowRank:
-    """With the dimensions a Linear (2) or a Conv2d (4) has: some files keep a 1 x 1 Conv2d as a Linear, or one as it.
+    """The update with the dimensions of its module: 2 for a Linear, 4 for a Conv2d.
 
-    kernel: the side of the module's kernel, which LoHa and LoKr do not keep; 0 for a Linear, None for a module nobody
-    knows. Factors that are of another kernel, or of a module nobody knows, stay as they are.
+    Some files keep a 1 x 1 Conv2d like a Linear, or a Linear like a 1 x 1 Conv2d.
+    kernel: side of the module's kernel, which LoHa and LoKr files do not keep; 0 for a Linear, None for an unknown
+    module. Factors of another kernel, and factors of an unknown module, stay as they are.
     """
     A, B = update
     if not is_of_kernel(A.shape[1:].numel(), A.shape[2:], kernel):
@@ -291,13 +295,16 @@ def shaped(update: LowRank, kernel: int | None) -> LowRank:
 
 
 def is_of_kernel(fan_in: int, sides: Sequence[int], kernel: int | None) -> bool:
-    """Whether a Delta W of so many inputs, with these sides of its kernel if any, can be a module's of `kernel`."""
+    """Whether a Delta W can belong to a module whose kernel has the side `kernel`.
+
+    fan_in: columns of Delta W as a matrix. sides: sides of Delta W's kernel; empty when it has none.
+    """
     side = kernel or 1
     return kernel is not None and fan_in % side**2 == 0 and tuple(sides) in {(), (side, side)}
 
 
 def expect(parts: Iterable[str], needed: set[str], allowed: set[str]) -> None:
-    """Raise ValueError unless exactly these parts are there."""
+    """Raise ValueError when a needed part is missing, or a part is neither needed nor allowed."""
     missing, unknown = needed - set(parts), set(parts) - needed - allowed
     if missing or unknown:
         raise ValueError(f"{min(missing)} is missing" if missing else f"{min(unknown)} does not belong there")

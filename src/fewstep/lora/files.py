@@ -1,4 +1,4 @@
-"""LoRA files of any layout: what they say of themselves, and the adapters they are for each model."""
+"""LoRA files of any layout: their metadata, and the adapter that a file makes for a model."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,7 @@ from fewstep.lora.peft import Alpha, alphas_of, config_for
 from fewstep.lora.recipe import VERSION, Recipe, from_metadata, is_newer
 
 LARGEST = float(torch.finfo(torch.float32).max)
-TIMES = 16  # more values than a file holds of a module are made only if the module is known to be so large
+TIMES = 16  # the limit of (values of Delta W) / (values in the file), for a module whose shape is not known
 MIDDLES = {"mid", "hada_t1", "hada_t2", "lokr_t2"}
 
 Base = Callable[[str], Tensor]  # dotted module name -> its weight in the model
@@ -37,30 +37,30 @@ PartKeys = Mapping[str, str]  # part -> key
 def load_adapter(
     path: Path, shapes: Mapping[str, ModuleShape], base: Base | None = None
 ) -> tuple[Adapter, Recipe | None]:
-    """The adapter in a file of any layout, for a model, and its recipe, as `LoraFile` has them."""
+    """The adapter that a file of any layout makes for a model, and the file's recipe. See `LoraFile`."""
     file = open_lora(path)
     return file.adapter(shapes, base), file.recipe
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA file, opened: what it says of itself, and the adapter it is for each model."""
+    """An open LoRA file: its metadata, and the adapter that it makes for a model."""
 
     path: Path
     source: OpenedFile
     spelled: Mapping[str, PartKeys]  # module as the file spells it -> its parts
-    alphas: Mapping[str, Alpha]  # of those modules that have one
-    numbered: Mapping[str, ModuleShape]  # those that have numbers for names
-    recipe: Recipe | None  # that it carries, or is known for
+    alphas: Mapping[str, Alpha]  # by module, spelled as in the file; modules without an alpha are not in it
+    numbered: Mapping[str, ModuleShape]  # shapes of the modules that have numbers in place of names
+    recipe: Recipe | None  # from its metadata, or known for a file of this name
 
     @property
     def layout(self) -> str:
-        """What people call it."""
+        """The name of its layout."""
         return layout_of(self.spelled)
 
     @property
     def dora(self) -> str | None:
-        """A key that makes it a DoRA, which is an update of one model's weights alone; None for other files."""
+        """A key that shows the file to be a DoRA, which is an update of one model only; None for other files."""
         found = (keys[part] for keys in self.spelled.values() if (part := magnitude_of(keys)) is not None)
         return next(found, None)
 
@@ -71,25 +71,25 @@ class LoraFile:
         return widest(self.source.dtypes[key] for key in keys)
 
     def adapter(self, shapes: Mapping[str, ModuleShape], base: Base | None = None) -> Adapter:
-        """The updates of one model's modules, read one at a time, in float32; their sizes are known without reading.
+        """The updates of one model's modules, in float32, read one at a time. Their sizes are known without reading.
 
-        shapes: of the model's modules. A module that is none of them keeps the name the file gives it, so that
-        `check_fits` can say so. base: the model's weights, which a DoRA needs; None = not known.
+        shapes: shapes of the model's modules. A module that the model does not have keeps its name in the file, so that
+        `check_fits` can name it. base: the model's weights, which a DoRA needs; None = not known.
         """
         if self.dora is not None and base is None:
             raise FewstepError(
-                f"LoRA {self.path} cannot be used: it is a DoRA, which rescales the whole weights of the model it was"
-                f" made for and is no update without them ({self.dora})",
+                f"LoRA {self.path} cannot be used alone: it is a DoRA, which rescales the weights of the model that it"
+                f" was made for ({self.dora})",
                 "name that model: fewstep merge FILE --into MODEL, or --model MODEL --rank 64",
             )
         return self._placed(shapes, base)
 
     def factors(self, shapes: Mapping[str, ModuleShape]) -> Adapter:
-        """The same without what makes it a DoRA: B A, whose sizes need no model, of any file."""
+        """The adapter B A of any file, without the norms of a DoRA. Its sizes need no model."""
         return self._placed(shapes, None)
 
     def _placed(self, shapes: Mapping[str, ModuleShape], base: Base | None) -> Adapter:
-        """The updates under the names that the model has for their modules; DoRA's own where the model has weights."""
+        """The updates, named as in the model. With `base`, a DoRA's updates include its norms."""
         modules = self.names_in(shapes)
 
         def rescaled(name: str) -> bool:
@@ -106,33 +106,31 @@ class LoraFile:
             return squared_norm(make(name)) if rescaled(name) else self.square(modules[name], shapes.get(name))
 
         count = len(self.numbered)
-        reasons = (
-            {"unplaced": f"is one of {count} numbered modules, which fit in no order or in several"} if count else {}
-        )
+        reasons = {"unplaced": f"is one of {count} numbered modules; no order fits, or several do"} if count else {}
         return Adapter(Lazy(modules, make, size, square), self.source.metadata, **reasons)
 
     def names_in(self, shapes: Mapping[str, ModuleShape]) -> dict[str, str]:
-        """Module's name in the model, or as the file spells it where there is none -> as the file spells it."""
+        """Module's name in the model -> its spelling in the file. A module that the model lacks keeps its spelling."""
         spellings, numbers = Spellings(shapes), numbered_names(self.numbered, self.source.metadata, shapes)
         modules: dict[str, str] = {}
         for spelled in self.spelled:
             name = numbers.get(spelled) or spellings.find(spelled) or spelled
             if name in modules:
-                raise FewstepError(f"LoRA {self.path} says the same twice: {spelled} and {modules[name]}", AGAIN)
+                raise FewstepError(f"LoRA {self.path} holds a module twice: {spelled} and {modules[name]}", AGAIN)
             modules[name] = spelled
         return modules
 
     def size(self, spelled: str, shape: ModuleShape | None) -> Size:
-        """The size of one module's update, by the shapes of its tensors alone. shape: of the module, if it is known.
+        """The size of one module's update, from the shapes of its tensors alone.
 
-        Raises FewstepError for factors that do not fit together.
+        shape: the module's shape; None = not known. Raises FewstepError for factors that do not fit together.
         """
         sizes = tuple((part, self.source.shapes[key]) for part, key in self.parts_of(spelled).items())
         with self.fitting(spelled):
             return size_of_parts(sizes, None if shape is None else shape.kernel)
 
     def update(self, spelled: str, shape: ModuleShape | None, W0: Tensor | None = None) -> LowRank:
-        """The update of one module as the file spells it. W0: the model's weight, for DoRA.
+        """The update of one module, named as in the file. W0: the model's weight, for a DoRA.
 
         Raises FewstepError for factors that do not fit together or are not finite.
         """
@@ -149,7 +147,7 @@ class LoraFile:
         return update
 
     def square(self, spelled: str, shape: ModuleShape | None) -> float:
-        """||Delta W||_F^2 of one module, which of factors takes no product of them."""
+        """||Delta W||_F^2 of one module, from its factors, without multiplying them out."""
         if MIDDLES & self.spelled[spelled].keys():
             self.check_amount(spelled, shape)
         with self.fitting(spelled):
@@ -160,7 +158,7 @@ class LoraFile:
         return total
 
     def parts_of(self, spelled: str) -> PartKeys:
-        """A module's parts but for alpha and a DoRA's norms."""
+        """A module's parts, without alpha and a DoRA's norms."""
         return {part: key for part, key in self.spelled[spelled].items() if part not in (ALPHA, *MAGNITUDES)}
 
     def read(self, spelled: str) -> Factors:
@@ -172,30 +170,30 @@ class LoraFile:
         return factors_of(parts)
 
     def scale(self, spelled: str, factors: Factors) -> float:
-        """What a module's B A is multiplied by."""
+        """The number by which a module's B A is multiplied."""
         alpha = self.alphas.get(spelled)
         return alpha.scale(factors.divisor) if alpha is not None and factors.divisor else 1.0
 
     def check_amount(self, spelled: str, shape: ModuleShape | None) -> None:
-        """Raise FewstepError for factors of a few values that multiply out to many, where no module asks for these."""
+        """Raise FewstepError for small factors that make a huge Delta W, unless the module is known to be so large."""
         size, held = (
             self.size(spelled, shape),
             sum(math.prod(self.source.shapes[k]) for k in self.parts_of(spelled).values()),
         )
         if size.shape != shape and size.parameters > TIMES * held:
             raise FewstepError(
-                f"LoRA {self.path}: the {held} values of {spelled} would multiply out to {size.parameters:,}, and"
-                " there is no such module",
+                f"LoRA {self.path}: the {held} values of {spelled} would multiply out to {size.parameters:,}, but"
+                " no known module has that size",
                 f"name its model with {option('model')}, or use another file",
             )
 
     def not_finite(self, spelled: str) -> FewstepError:
-        """The error about a module's values."""
+        """The error for a module with infinite or NaN values."""
         return FewstepError(f"LoRA {self.path} holds values that are not finite ({spelled})", AGAIN)
 
     @contextmanager
     def fitting(self, spelled: str) -> Iterator[None]:
-        """Turn what torch and `factors` say of tensors that do not fit together into a FewstepError."""
+        """Turn errors of torch and `factors` about tensors that do not fit together into a FewstepError."""
         try:
             yield
         except (ValueError, RuntimeError, IndexError, TypeError, OverflowError) as error:
@@ -204,17 +202,17 @@ class LoraFile:
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a LoRA file; of PEFT's folder that of its weights."""
+    """SHA-256 of a LoRA file; for PEFT's folder, that of its weights."""
     return sha256_file(peft_weights(path) if path.is_dir() else path)
 
 
 def whole_size(shape: ModuleShape) -> Size:
-    """The size of an update that is kept whole."""
+    """The size of an update that keeps Delta W whole."""
     return Size(shape, min(shape.out, shape.in_ * max(shape.kernel, 1) ** 2))
 
 
 def scaled(update: LowRank, scale: float) -> LowRank:
-    """The update times a number, inside B; inside A where B is the identity."""
+    """The update times a number. The number goes into B, or into A when B is the identity."""
     if scale == 1:
         return update
     A, B = update
@@ -222,7 +220,7 @@ def scaled(update: LowRank, scale: float) -> LowRank:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are, in one pass."""
+    """Whether all values are finite, tested in one pass."""
     return all(map(math.isfinite, map(float, tensor.aminmax())))
 
 
@@ -230,7 +228,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def open_lora(path: Path) -> LoraFile:
-    """The LoRA in a file, unread. What it holds and cannot be used is noted on stderr."""
+    """The LoRA in a file, its tensors unread. Notes name the parts of the file that cannot be used."""
     source = open_source(path)
     model = model_of(source.shapes, source.shapes.__getitem__)
     if model is not None:
@@ -241,33 +239,33 @@ def open_lora(path: Path) -> LoraFile:
     words = {key: word for key in source.shapes if (word := word_of(key, source.metadata)) is not None}
     spelled = taken_apart((key for key in source.shapes if key not in words), str(path))
     if words:
-        note(f"{path} also holds embeddings of {', '.join(sorted(set(words.values())))}, which are left out")
+        note(f"{path} also holds embeddings of {', '.join(sorted(set(words.values())))}; fewstep leaves them out")
     empty = [module for module, parts in spelled.items() if adds_nothing(parts, source)]
     if empty and len(empty) == len(spelled):
-        raise FewstepError(f"LoRA {path} adds nothing: there are no factors, or of rank 0 ({few(empty)})", AGAIN)
+        raise FewstepError(f"LoRA {path} adds nothing: it has no factors, or only of rank 0 ({few(empty)})", AGAIN)
     if empty:
-        note(f"{few(empty)} of {path}: there are no factors, or of rank 0, and nothing is added")
+        note(f"{few(empty)} of {path}: no factors, or factors of rank 0; nothing is added")
     spelled = {module: parts for module, parts in spelled.items() if module not in set(empty)}
     if not spelled:
-        raise FewstepError(f"LoRA {path} has no LoRA weights", "see docs/lora-files.md for what is read")
+        raise FewstepError(f"LoRA {path} has no LoRA weights", "docs/lora-files.md lists what fewstep reads")
     recipe = from_metadata(source.metadata, str(path)) or known_recipe(path, spelled)
     if is_newer(source.metadata):
-        note(f"{path} was written by fewstep {source.metadata[VERSION]}, newer than this one; what it adds is ignored")
+        note(f"{path} was written by fewstep {source.metadata[VERSION]}, newer than this one; new fields are ignored")
     file = LoraFile(path, source, spelled, alphas_in(source, spelled, path), {}, recipe)
     zero = [module for module, alpha in file.alphas.items() if alpha.value == 0]
     if zero:
-        note(f"{few(zero)} of {path}: alpha is 0, which scales by 0 / rank, and nothing is added")
+        note(f"{few(zero)} of {path}: alpha is 0, so the scale is 0 / rank, and nothing is added")
     sizes = {module: file.size(module, None).shape for module in spelled if NUMBERED.fullmatch(module)}
     return replace(file, numbered=sizes)
 
 
 def word_of(key: str, metadata: Mapping[str, str]) -> str | None:
-    """The word that a key holds an embedding of, if it does, beside a LoRA."""
+    """The word whose embedding a key of a LoRA file holds; None for other keys."""
     return key if metadata.get(key) == EMBEDDING else bundled_word(key)
 
 
 def adds_nothing(parts: PartKeys, source: OpenedFile) -> bool:
-    """Whether a module has an alpha alone, or factors without values."""
+    """Whether a module has only an alpha, or factors without values."""
     if magnitude_of(parts) is not None:
         return False
     return all(part == ALPHA for part in parts) or any(
@@ -276,19 +274,19 @@ def adds_nothing(parts: PartKeys, source: OpenedFile) -> bool:
 
 
 def alphas_in(source: OpenedFile, spelled: Mapping[str, PartKeys], path: Path) -> dict[str, Alpha]:
-    """Every module's alpha: its own, else what PEFT's config says. Raises FewstepError for one that is no number."""
+    """Every module's alpha: its own, else the one in PEFT's config. Raises FewstepError if it is not a number."""
     found = alphas_of(source.peft, spelled, str(path))
     for module, parts in spelled.items():
         config = config_for(source.peft, module)
         if config and config.get("use_dora") and magnitude_of(parts) is None:
-            raise FewstepError(f"{module} is a DoRA by its config, and its magnitudes are missing", AGAIN)
+            raise FewstepError(f"the config calls {module} a DoRA, but its magnitudes are missing", AGAIN)
         if ALPHA in parts:
             found[module] = Alpha(number(source, parts[ALPHA], module, path))
     return found
 
 
 def number(source: OpenedFile, key: str, module: str, path: Path) -> float:
-    """The value of a tensor of one value, whole or not."""
+    """The value of a tensor that holds one number, of an integer or a float type."""
     count = math.prod(source.shapes[key])
     tensor = source.read(key) if count == 1 else None
     if tensor is None or tensor.is_complex():
@@ -298,5 +296,5 @@ def number(source: OpenedFile, key: str, module: str, path: Path) -> float:
 
 
 def few(names: list[str]) -> str:
-    """Names as a note has them: the first, and how many there are."""
+    """Names for a note: the first one, and the number of the others."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more modules"

@@ -1,4 +1,4 @@
-"""What keys tell that is no LoRA of Stable Diffusion 1, 2 or XL: other models' LoRAs, and adapters that do not add."""
+"""Files that are not LoRAs of Stable Diffusion 1, 2 or XL, known by their keys: other models, other adapters."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 Shape = tuple[int, ...]
 
 _S = r"[._]"  # between words: kohya writes underscores for dots
-MODELS = (  # what keys contain: whose LoRA it is; the first that fits
+MODELS = (  # pattern in a key -> the model that the LoRA is for; the first match counts
     (r"single_stream_blocks|double_stream_blocks", "HiDream"),
     (r"joint_transformer_blocks", "AuraFlow"),
     (r"(img|txt)_mlp[._]fc[12]|token_refiner", "HunyuanVideo"),
@@ -23,15 +23,15 @@ MODELS = (  # what keys contain: whose LoRA it is; the first that fits
     (r"\bmodel\.layers\.\d+\.|\btransformer\.h\.\d+\.|\bbert\.encoder\.", "a language model"),
     (r"\bencoder\.block\.\d+\.layer\.|encoder_block_\d+_layer_", "the text encoder T5"),
 )  # fmt: skip
-WIDTHS = {  # those that differ by the width of their attention alone
+WIDTHS = {  # models that differ only in the width of their attention
     "attn": {1536: "Stable Diffusion 3", 2432: "Stable Diffusion 3.5", 3072: "Flux or Qwen-Image"},
     "attn1": {1152: "PixArt", 2240: "Sana", 2048: "LTX-Video", 1920: "CogVideoX", 3072: "CogVideoX or Mochi"},
 }
 DOWN = re.compile(
     r"(to_[qkv]|add_[qkv]_proj|qkv)\b.*(lora_A|lora_down|lora\.down)\b"
-)  # whose inputs are the attention's
-REFUSED = (  # how a key ends: why what it says is no low-rank update that can be added
-    (r"\.diff", "it changes whole weights (.diff), not by factors"),
+)  # A of these modules has the attention's width as its inputs
+REFUSED = (  # end of a key -> the reason why the file is not a low-rank update that can be added
+    (r"\.diff", "it changes whole weights (.diff), without factors"),
     (r"\.diff_b", "it changes biases (.diff_b)"),
     (r"\.[wb]_norm", "it changes norms (LyCORIS' train_norm)"),
     (r"\.lora(_B|_up|\.up|_linear_layer\.up)(\.\w+)?\.bias", "it changes biases (lora_bias)"),
@@ -39,25 +39,25 @@ REFUSED = (  # how a key ends: why what it says is no low-rank update that can b
     (r"\.(boft_[RPs]|boft)(\.\w+)?(\.weight)?", "it is a BOFT adapter, which rotates"),
     (r"\.(oft_blocks|oft_diag|oft_[Rrs])(\.\w+)?(\.weight)?", "it is an OFT adapter, which rotates"),
     (r"\.hra_u(\.\w+)?(\.weight)?", "it is an HRA adapter, which reflects"),
-    (r"\.vera_lambda_[bd](\.\w+)?", "it is a VeRA adapter, whose factors are drawn and not in the file"),
+    (r"\.vera_lambda_[bd](\.\w+)?", "it is a VeRA adapter, whose random factors are not in the file"),
     (r"\.[ab][12]\.weight", "it is a GLoRA, which depends on the weights of its model"),
     (r"\.lora_embedding_[AB](\.\w+)?(\.weight)?", "it adapts the embeddings of words"),
     (r"emb_params|string_to_param(\.\*)?|string_to_token(\.\*)?|clip_[lgh]|<[^<>]*>",
-     "it is a textual inversion, which is words' embeddings and no LoRA"),
-    (r".*\.lllite_.*|lllite_.*", "it is a ControlNet-LLLite, which is no update of weights"),
-    (r".*\.ip_adapter\..*|ip_adapter\..*|image_proj\..*", "it is an IP-Adapter, which is no update of weights"),
+     "it is a textual inversion: embeddings of words, not a LoRA"),
+    (r".*\.lllite_.*|lllite_.*", "it is a ControlNet-LLLite, not an update of weights"),
+    (r".*\.ip_adapter\..*|ip_adapter\..*|image_proj\..*", "it is an IP-Adapter, not an update of weights"),
 )  # fmt: skip
-WHOLE = re.compile(r".*\.(weight|bias)|.*\.(modules_to_save|original_module)\..*")  # once no part of a LoRA was found
+WHOLE = re.compile(r".*\.(weight|bias)|.*\.(modules_to_save|original_module)\..*")  # if no part of a LoRA was found
 _MODELS = tuple((re.compile(pattern), name) for pattern, name in MODELS)
 _ANY_MODEL = re.compile("|".join(f"(?:{pattern})" for pattern, _ in MODELS))
 _REFUSED = tuple((re.compile(rf"(.*?)({pattern})", re.DOTALL), reason) for pattern, reason in REFUSED)
-LONGEST = 500  # letters of a key that are looked at: none of a known tool is longer
+LONGEST = 500  # characters of a key that are examined; no known tool writes longer keys
 
 
 def model_of(keys: Iterable[str], shape_of: Callable[[str], Shape]) -> str | None:
-    """Whose LoRA it is, if most of its keys are of a model that is known here and not Stable Diffusion 1, 2 or XL.
+    """The model that the LoRA is for, if most of its keys belong to a known model other than Stable Diffusion.
 
-    shape_of: of a key's tensor.
+    None for Stable Diffusion 1, 2 and XL and for unknown models. shape_of: key -> shape of its tensor.
     """
     keys = [key for key in keys if len(key) <= LONGEST]
     found = {key: next(n for sign, n in _MODELS if sign.search(key)) for key in keys if _ANY_MODEL.search(key)}
@@ -74,11 +74,11 @@ def model_of(keys: Iterable[str], shape_of: Callable[[str], Shape]) -> str | Non
 
 
 def reason_against(key: str) -> str | None:
-    """Why what a key says cannot be added; None = nothing is known against it."""
+    """The reason why a key's tensor cannot be added; None = no reason is known."""
     short = key[-LONGEST:]
     return next((reason for sign, reason in _REFUSED if sign.fullmatch(short)), None)
 
 
 def is_whole(key: str) -> bool:
-    """Whether a key that is no part of a LoRA is a weight or bias itself."""
+    """Whether a key that is not part of a LoRA is a whole weight or bias."""
     return WHOLE.fullmatch(key[-LONGEST:]) is not None

@@ -1,4 +1,4 @@
-"""Putting LoRAs onto a network: added beside each layer's output, switchable per call, or folded into the weights."""
+"""LoRAs on a network, unfolded: forward hooks add them to the layers' outputs, and each call can switch them."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,11 +13,11 @@ from fewstep.configs import Modules
 from fewstep.families import ModuleShape, is_target
 from fewstep.lora.low_rank import LowRank
 
-Switch = tuple[tuple[str, float], ...]  # (adapter name, weight): what is added in a forward pass
+Switch = tuple[tuple[str, float], ...]  # (adapter name, weight) of the adapters that a forward pass adds
 
 
 def shape_of(module: nn.Module) -> ModuleShape | None:
-    """The weight's shape of a Linear or an ungrouped Conv2d with a square kernel; None for other modules."""
+    """The shape of a weight: of a Linear, or a Conv2d with a square kernel and no groups; None for other modules."""
     if isinstance(module, nn.Linear):
         return ModuleShape(module.out_features, module.in_features, 0)
     if isinstance(module, nn.Conv2d) and module.groups == 1 and module.kernel_size[0] == module.kernel_size[1]:
@@ -37,12 +37,12 @@ def module_shapes(network: nn.Module) -> dict[str, ModuleShape]:
 
 
 def target_shapes(network: nn.Module, modules: Modules = "all") -> dict[str, ModuleShape]:
-    """The modules a LoRA adapts, with their shapes: all are those of LCM-LoRA (its 14 suffixes)."""
+    """Dotted name -> shape, for the modules that a LoRA of this kind adapts; `all` are LCM-LoRA's 14 suffixes."""
     return {name: shape for name, shape in module_shapes(network).items() if is_target(name, modules)}
 
 
 def initial(shapes: Mapping[str, ModuleShape], rank: int, seed: int) -> dict[str, LowRank]:
-    """Untrained updates: A uniform as torch's Linear and Conv2d begin, B zero, so that Delta W is zero."""
+    """Untrained updates. A is uniform, as in a new Linear or Conv2d of torch; B is zero, so that Delta W is zero."""
     generator = torch.Generator("cpu").manual_seed(seed)
     updates = {}
     for name, shape in shapes.items():
@@ -54,14 +54,14 @@ def initial(shapes: Mapping[str, ModuleShape], rank: int, seed: int) -> dict[str
 
 
 class LoraLayers(nn.Module):
-    """Named LoRAs beside a network's layers: W0 x + sum_i weight_i B_i A_i x, with W0 untouched.
+    """Named LoRAs next to a network's layers: W0 x + sum_i weight_i B_i A_i x. W0 does not change.
 
-    The network's modules and parameter names stay as they are; forward hooks add the updates, which are
-    this module's parameters. `switch` says which are added; no name in it is the bare network.
+    The network's modules and parameter names stay as they are. Forward hooks add the updates, which are parameters of
+    this module. `using` switches adapters on; without it the network is the bare one.
     """
 
     def __init__(self, network: nn.Module | Mapping[str, nn.Module]) -> None:
-        """network: or its layers, by the names that updates have."""
+        """network: the network, or its layers by the names that updates have."""
         super().__init__()
         self.switch: Switch = ()
         self._layers = layers_of(network) if isinstance(network, nn.Module) else dict(network)
@@ -69,7 +69,7 @@ class LoraLayers(nn.Module):
         self._hooks: list[Any] = []
 
     def add(self, adapter: str, updates: Mapping[str, LowRank], trainable: bool = False) -> None:
-        """Put an adapter beside the layers, switched off. Every update must fit its layer."""
+        """Add an adapter, switched off. Every update must fit its layer."""
         for name, update in updates.items():
             if name not in self._factors:
                 self._factors[name] = {}
@@ -86,7 +86,7 @@ class LoraLayers(nn.Module):
             for adapter, weight in self.switch:
                 if adapter in factors and weight:
                     for factor in factors[adapter]:
-                        if factor.device != inputs[0].device:  # the network was moved, or its layers come and go
+                        if factor.device != inputs[0].device:  # the network was moved, or its layers are offloaded
                             factor.data = factor.data.to(inputs[0].device)
                     output = output + weight * update_output(layer, inputs[0], *factors[adapter])
             return output
@@ -94,7 +94,7 @@ class LoraLayers(nn.Module):
         return add_updates
 
     def parameters_of(self, adapter: str) -> dict[str, nn.Parameter]:
-        """The adapter's factors, by `module/A` and `module/B`."""
+        """The adapter's factors by name: `module/A` and `module/B`."""
         return {
             f"{name}/{letter}": factor
             for name, adapters in self._factors.items()
@@ -103,7 +103,7 @@ class LoraLayers(nn.Module):
         }
 
     def updates_of(self, adapter: str) -> dict[str, LowRank]:
-        """The adapter as values (sharing the parameters' storage)."""
+        """The adapter's updates. They share the parameters' storage."""
         return {
             name: LowRank(*(x.detach() for x in adapters[adapter]))
             for name, adapters in self._factors.items()
@@ -112,9 +112,9 @@ class LoraLayers(nn.Module):
 
     @contextmanager
     def using(self, *switch: tuple[str, float]) -> Iterator[None]:
-        """Within the block, add these adapters at these weights and no others.
+        """Inside the block, add exactly these adapters, at these weights.
 
-        A backward pass with gradient checkpointing runs the forward again: it must be switched the same.
+        A backward pass with gradient checkpointing runs the forward pass again, so it must be inside the block too.
         """
         before, self.switch = self.switch, switch
         try:
@@ -123,14 +123,14 @@ class LoraLayers(nn.Module):
             self.switch = before
 
     def remove(self) -> None:
-        """Take the hooks off the network."""
+        """Remove the hooks from the network."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
 
 
 def update_output(layer: nn.Module, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """B A x as the layer would see it: a k x k convolution down to R channels, 1 x 1 up."""
+    """B A x, computed as the layer does: for a Conv2d, a k x k convolution down to R channels, then 1 x 1 up."""
     if not torch.is_autocast_enabled(x.device.type):
         A, B = A.to(x.dtype), B.to(x.dtype)
     if isinstance(layer, nn.Conv2d):

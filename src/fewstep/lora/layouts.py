@@ -1,4 +1,4 @@
-"""What people call the layout of a LoRA file: by how its keys begin, and by how they end."""
+"""The name of a LoRA file's layout, from the beginnings and ends of its keys."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ Spelled = Mapping[str, Mapping[str, str]]  # module as the file spells it -> par
 
 KOHYA, PEFT, OLD, BARE = "kohya", "PEFT", "diffusers (old)", "bare"
 PROCESSORS, CLONEOFSIMO = "attention processors", "cloneofsimo"
-PREFIXES = {  # how a key begins: who spells modules so; a prefix that is not here goes by itself
+PREFIXES = {  # beginning of a key -> the tool that spells modules so; another prefix is its own name
     "lora_unet_": KOHYA,
     "lora_te_": KOHYA,
     "lora_te1_": KOHYA,
@@ -26,7 +26,7 @@ PREFIXES = {  # how a key begins: who spells modules so; a prefix that is not he
     "model.diffusion_model.": "diffusion_model",
     "": BARE,
 }
-SUFFIXES = {  # how a key ends: who spells parts so
+SUFFIXES = {  # end of a key -> the tool that spells parts so
     ".lora_down.weight": KOHYA,
     ".lora_A.weight": PEFT,
     ".lora_A.default.weight": PEFT,
@@ -35,7 +35,7 @@ SUFFIXES = {  # how a key ends: who spells parts so
     "_lora.down.weight": PROCESSORS,
     ":down": CLONEOFSIMO,
 }
-USUAL = {  # what files of this beginning and this end are called
+USUAL = {  # (beginning, end) -> the layout's name
     (KOHYA, KOHYA): KOHYA,
     ("diffusers", PEFT): "diffusers",
     ("diffusers", OLD): OLD,
@@ -46,11 +46,11 @@ USUAL = {  # what files of this beginning and this end are called
     ("diffusion_model", PEFT): "diffusion_model",
     ("diffusion_model", KOHYA): "diffusion_model",
 }
-KINDS = {"mid": "LyCORIS (LoCon)", "hada_w1_a": "LyCORIS (LoHa)", "lokr_": "LyCORIS (LoKr)"}  # how a part begins
+KINDS = {"mid": "LyCORIS (LoCon)", "hada_w1_a": "LyCORIS (LoHa)", "lokr_": "LyCORIS (LoKr)"}  # by beginning of a part
 
 
 def layout_of(spelled: Spelled) -> str:
-    """What people call the layout of a file of these modules; of several layouts all, the most frequent first."""
+    """The name of the layout of a file with these modules. A mixed file has several names, the most frequent first."""
     counts: dict[str, int] = {}
     for module, keys in spelled.items():
         label = label_of(module, keys)
@@ -61,7 +61,7 @@ def layout_of(spelled: Spelled) -> str:
 
 
 def label_of(module: str, keys: Mapping[str, str]) -> str:
-    """What the layout of one module is called; two names when its key begins and ends as no usual layout's."""
+    """The name of one module's layout. It has two parts when no usual layout has this beginning and this end."""
     kind = next((kind for sign, kind in KINDS.items() if any(part.startswith(sign) for part in keys)), None)
     if kind is not None:
         return kind

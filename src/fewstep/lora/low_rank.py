@@ -12,19 +12,19 @@ from torch.linalg import qr
 from fewstep.errors import FewstepError
 from fewstep.families import ModuleShape
 
-CANCELLED = 1e-6  # of the sum of absolute terms: below it a difference of Gram matrices has lost too many digits
-COLUMNS = 1024  # of a Delta W that are made at a time, where only its norm is asked for
+CANCELLED = 1e-6  # share of the sum of absolute terms; a smaller result of Gram matrices has lost too many digits
+COLUMNS = 1024  # columns of Delta W that are made at a time when only its norm is needed
 
 
 class Size(NamedTuple):
-    """What is known of an update before its values are read."""
+    """The size of an update, known before its values are read."""
 
-    shape: ModuleShape  # of the weight it is an update of
+    shape: ModuleShape  # shape of the weight that it updates
     rank: int
 
     @property
     def parameters(self) -> int:
-        """Values in A and B."""
+        """The number of values in A and B."""
         return self.shape.lora_parameters(self.rank)
 
     @property
@@ -36,7 +36,7 @@ class Size(NamedTuple):
 
 
 class LowRank(NamedTuple):
-    """Delta W = B A of one Linear or Conv2d; the scale lora_alpha / rank is inside B (LoRA, arXiv 2106.09685)."""
+    """Delta W = B A for one Linear or Conv2d. B includes the scale lora_alpha / rank (LoRA, arXiv 2106.09685)."""
 
     A: Tensor  # (R, in) down, or (R, in, k, k) for a Conv2d
     B: Tensor  # (out, R) up, or (out, R, 1, 1)
@@ -48,21 +48,21 @@ class LowRank(NamedTuple):
 
     @property
     def shape(self) -> ModuleShape:
-        """The weight this is an update of."""
+        """The shape of the weight that it updates."""
         return ModuleShape(self.B.shape[0], self.A.shape[1], self.A.shape[2] if self.A.ndim == 4 else 0)
 
     @property
     def size(self) -> Size:
-        """Its shape and rank."""
+        """Shape and rank of the update."""
         return Size(self.shape, self.rank)
 
     def delta(self) -> Tensor:
-        """Delta W, (out, in) or (out, in, k, k)."""
+        """Delta W, of shape (out, in) or (out, in, k, k)."""
         return (self.B.flatten(1) @ self.A.flatten(1)).view(self.B.shape[0], *self.A.shape[1:])
 
 
 class Lazy(Mapping[str, LowRank]):
-    """Updates that are made when they are asked for, and not kept: of a whole file, one is in memory at a time.
+    """Updates that are made on request and not kept. For a whole file, one update at a time is in memory.
 
     Their sizes and norms are known without making them.
     """
@@ -74,7 +74,7 @@ class Lazy(Mapping[str, LowRank]):
         size: Callable[[str], Size] | None = None,
         square: Callable[[str], float] | None = None,
     ) -> None:
-        """size: of a name's update. square: its ||Delta W||_F^2. None = of the update once it is made."""
+        """size: name -> size of its update. square: name -> ||Delta W||_F^2. None = computed from the update."""
         self._names, self._make = dict.fromkeys(names), make
         self.size = size or (lambda name: make(name).size)
         self.square = square or (lambda name: squared_norm(make(name)))
@@ -95,9 +95,9 @@ class Lazy(Mapping[str, LowRank]):
 
 
 def widest(types: Iterable[torch.dtype]) -> torch.dtype:
-    """float16, bfloat16 or float32: the smallest that holds what each of these does; of no types float16.
+    """float16, bfloat16 or float32: the smallest type that holds the values of all of these; float16 for no types.
 
-    Types of 8 bits are in both halves, float64 is rounded, and float16 beside bfloat16 takes float32.
+    float16 and bfloat16 both hold the 8-bit types. float64 becomes float32. float16 and bfloat16 together need float32.
     """
     halves = {dtype for dtype in types if dtype.itemsize > 1}
     whole = reduce(torch.promote_types, halves) if halves else torch.float16
@@ -105,7 +105,7 @@ def widest(types: Iterable[torch.dtype]) -> torch.dtype:
 
 
 def size_of(modules: Mapping[str, LowRank], name: str) -> Size:
-    """The size of one of the updates, which a file's tells without its values."""
+    """The size of one of the updates. Updates of a file know it without reading values."""
     return modules.size(name) if isinstance(modules, Lazy) else modules[name].size
 
 
@@ -116,22 +116,22 @@ def square_of(modules: Mapping[str, LowRank], name: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One LoRA: an update per module of the network, and what its file said about itself."""
+    """One LoRA: an update per module of the network, and its file's metadata."""
 
     modules: Mapping[str, LowRank]  # dotted module name -> update
-    metadata: Mapping[str, Any] = field(default_factory=dict)  # the recipe: how it wants to be sampled
-    unplaced: str = "is not in it"  # what is said of a module that the model does not have
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # of its file, with its recipe
+    unplaced: str = "is not in it"  # words of the error about a module that the model does not have
 
     def parameters(self) -> int:
-        """Values in all A and B."""
+        """The number of values in all A and B."""
         return sum(self.size(name).parameters for name in self.modules)
 
     def size(self, name: str) -> Size:
-        """Of one module's update."""
+        """The size of one module's update."""
         return size_of(self.modules, name)
 
     def without(self, names: Iterable[str]) -> "Adapter":
-        """The adapter but for these modules."""
+        """The adapter without these modules."""
         left_out = set(names)
         kept = [name for name in self.modules if name not in left_out]
         modules = Lazy(kept, self.modules.__getitem__, self.size, lambda name: square_of(self.modules, name))
@@ -139,9 +139,9 @@ class Adapter:
 
 
 def squared_norm(update: LowRank) -> float:
-    """||B A||_F^2 in float64, from the Gram matrices B^T B and A A^T; from QR's triangles where those cancel.
+    """||B A||_F^2 in float64, from the Gram matrices B^T B and A A^T, or from QR's triangles when those cancel.
 
-    A rank that is no smaller than the matrix makes Delta W itself the shorter way, in slices of its columns.
+    When the rank is not smaller than the matrix, Delta W itself is faster; it is made in slices of its columns.
     """
     A, B = update.A.flatten(1), update.B.flatten(1).double()
     if identity(update.B):
@@ -159,23 +159,23 @@ def squared_norm(update: LowRank) -> float:
 
 
 def squares(factor: Tensor) -> float:
-    """The sum of squares, in float64."""
+    """The sum of squares of a factor's values, in float64."""
     return float(torch.linalg.vector_norm(factor, dtype=torch.float64)) ** 2
 
 
 def identity(factor: Tensor) -> bool:
-    """Whether a factor is the identity, as it is where Delta W is kept whole."""
+    """Whether a factor is the identity. One is when an update keeps Delta W whole."""
     matrix = factor.flatten(1)
     return matrix.shape[0] == matrix.shape[1] and torch.equal(matrix, torch.eye(len(matrix)).to(matrix))
 
 
-Weighting = float | Callable[[str], float]  # of all modules, or of each by its name
+Weighting = float | Callable[[str], float]  # the weight of all modules, or module name -> its weight
 
 
 def linear_combination(terms: Sequence[tuple[float, LowRank]]) -> LowRank:
-    """sum_i w_i B_i A_i, exactly, at rank sum_i rank_i (LCM-LoRA report, eq. 3).
+    """The update sum_i w_i B_i A_i, exactly, at rank sum_i rank_i (LCM-LoRA report, eq. 3).
 
-    Adding the factors instead would bring in the cross terms B_i A_j.
+    A sum of the factors instead would add the cross terms B_i A_j.
     """
     return LowRank(
         A=torch.cat([u.A for _, u in terms], dim=0),
@@ -184,7 +184,7 @@ def linear_combination(terms: Sequence[tuple[float, LowRank]]) -> LowRank:
 
 
 def combine(terms: Sequence[tuple[Weighting, Adapter]]) -> Lazy:
-    """The linear combination of whole adapters, over the union of their modules, module by module."""
+    """The linear combination of whole adapters, made module by module over the union of their modules."""
     names = dict.fromkeys(name for _, adapter in terms for name in adapter.modules)
 
     def make(name: str) -> LowRank:
@@ -203,25 +203,25 @@ def weight_of(weight: Weighting, name: str) -> float:
 
 
 def misfits(adapter: Adapter, shapes: Mapping[str, ModuleShape]) -> list[str]:
-    """The adapter's modules that are not in the network, or not with that shape; missing ones first."""
+    """The adapter's modules that the network lacks, or has with another shape. Missing ones come first."""
     missing = [name for name in adapter.modules if name not in shapes]
     return missing + [name for name in adapter.modules if name in shapes and adapter.size(name).shape != shapes[name]]
 
 
 def check_fits(adapter: Adapter, shapes: Mapping[str, ModuleShape], lora: str, model: str) -> None:
-    """Raise FewstepError unless every module of the adapter is in the network, with its shape."""
+    """Raise FewstepError unless the network has every module of the adapter, with the same shape."""
     wrong = misfits(adapter, shapes)
     if not wrong:
         return
     first, total = wrong[0], len(adapter.modules)
     detail = (
-        f"{first} is {_size(adapter, first)} and not {_in_words(shapes[first])}"
+        f"{first} is {_size(adapter, first)}, not {_in_words(shapes[first])}"
         if first in shapes
         else f"{first} {adapter.unplaced}"
     )
     raise FewstepError(
         f"LoRA {lora} does not fit {model}: {total - len(wrong)} of {total} modules match; {detail}",
-        "use a LoRA made for this model's family, or the model the LoRA was made for",
+        "use a LoRA made for this model's family, or the model that the LoRA was made for",
     )
 
 

@@ -12,15 +12,15 @@ from fewstep.errors import FewstepError
 from fewstep.lora.dialects import COMPONENTS, component_of, prefix_of
 
 METADATA = "lora_adapter_metadata"  # a safetensors key of diffusers: the configs of all components, as `unet.r`
-ANY = ""  # the component of a config that does not say whose it is: PEFT's own
-LONGEST_S = 1.0  # that patterns may take in all
+ANY = ""  # the component of a config that names none, as PEFT writes it
+LONGEST_S = 1.0  # time limit for matching all patterns of a file
 AGAIN = "get the file again from its source"
 
 Configs = Mapping[str, Mapping[str, Any]]  # component -> PEFT's config
 
 
 class Alpha(NamedTuple):
-    """What a module's rank R is scaled by: alpha / R; with rslora alpha / sqrt(R) (arXiv 2312.03732)."""
+    """A module's alpha. Its scale at rank R is alpha / R, or alpha / sqrt(R) with rslora (arXiv 2312.03732)."""
 
     value: float
     root: bool = False
@@ -31,7 +31,7 @@ class Alpha(NamedTuple):
 
 
 def configs_in(metadata: Mapping[str, str], path: Path) -> Configs:
-    """The configs diffusers keeps inside a file, for each component its own; none when there are none."""
+    """Component -> the config that diffusers keeps inside a file; empty when the file has none."""
     if METADATA not in metadata:
         return {}
     try:
@@ -47,29 +47,29 @@ def configs_in(metadata: Mapping[str, str], path: Path) -> Configs:
 
 
 def checked(config: Any, what: str) -> Mapping[str, Any]:
-    """PEFT's config, if it is one of a LoRA and what is read from it has the right types."""
+    """PEFT's config itself. Raises FewstepError if it is not a LoRA's, or if a value that is read has a wrong type."""
     if not isinstance(config, dict):
-        raise FewstepError(f"the PEFT config of {what} is no JSON object", AGAIN)
+        raise FewstepError(f"the PEFT config of {what} is not a JSON object", AGAIN)
     for key, value in config.items():
         if key.endswith("peft_type") and value != "LORA":
-            raise FewstepError(f"{what} holds no LoRA but {value}", "use a LoRA")
+            raise FewstepError(f"{what} holds {value}, not a LoRA", "use a LoRA")
         if key.endswith("lora_alpha") and not is_number(value):
-            raise FewstepError(f"the PEFT config of {what} has {key} {value!r}, which is no number", AGAIN)
+            raise FewstepError(f"the PEFT config of {what} has {key} {value!r}, which is not a number", AGAIN)
         if key.endswith("alpha_pattern") and not isinstance(value, dict | None):
-            raise FewstepError(f"the PEFT config of {what} has {key} {value!r}, which is no JSON object", AGAIN)
+            raise FewstepError(f"the PEFT config of {what} has {key} {value!r}, which is not a JSON object", AGAIN)
         for module, alpha in (value or {}).items() if key.endswith("alpha_pattern") else ():
             if not is_number(alpha):
-                raise FewstepError(f"the PEFT config of {what} has {key} {alpha!r} for {module}, no number", AGAIN)
+                raise FewstepError(f"the PEFT config of {what} has {key} {alpha!r} for {module}, not a number", AGAIN)
     return config
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number that float takes, or null."""
+    """Whether a JSON value is null, or a number that fits in a float."""
     return value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def alphas_of(configs: Configs, modules: Iterable[str], what: str) -> dict[str, Alpha]:
-    """Module as the file spells it -> its alpha, of those that a config tells one."""
+    """Module as the file spells it -> its alpha, for the modules whose alpha a config gives."""
     end = time.monotonic() + LONGEST_S
     found = {}
     for spelled in modules:
@@ -85,14 +85,14 @@ def alphas_of(configs: Configs, modules: Iterable[str], what: str) -> dict[str, 
 
 
 def config_for(configs: Configs, spelled: str) -> Mapping[str, Any] | None:
-    """The config that a module as the file spells it falls under."""
+    """The config for a module, named as in the file; None when there is none."""
     return configs.get(component_of(spelled), configs.get(ANY))
 
 
 def first_match(patterns: Iterable[str], module: str, what: str, end: float) -> str | None:
-    """The first pattern that is the module's name or ends it, each a regular expression, as PEFT matches them.
+    """The first pattern, a regular expression, that matches the module's name or its end, as in PEFT; else None.
 
-    end: the time (monotonic) after which matching is given up: a pattern of a hostile file may take for ever.
+    end: the time (monotonic) at which matching stops with an error, because a hostile pattern may take for ever.
     """
     for pattern in patterns:
         if module == pattern or module.endswith(f".{pattern}"):
@@ -106,5 +106,5 @@ def first_match(patterns: Iterable[str], module: str, what: str, end: float) -> 
                 f"the PEFT config of {what} has a damaged pattern {pattern!r} ({error})", AGAIN
             ) from error
         except TimeoutError:
-            raise FewstepError(f"the PEFT config of {what} has a pattern without end: {pattern!r}", AGAIN) from None
+            raise FewstepError(f"the PEFT config of {what} has a pattern that never ends: {pattern!r}", AGAIN) from None
     return None

@@ -1,4 +1,4 @@
-"""How a LoRA or a distilled model wants to be sampled: read from and written to its metadata."""
+"""The sampling recipe of a LoRA or a distilled model, and its form in metadata."""
 
 import json
 import re
@@ -15,43 +15,43 @@ from fewstep.io import brief
 
 KEY = "fewstep.recipe"
 OF_OTHERS = ("hyper-sd", "lightning", "dmd2", "tdm", "swd", "nitro", "turbo", "flash")
-ACCELERATIONS = (*METHOD_NAMES, *OF_OTHERS)  # methods that make a model a few-step one
-VERSION = "fewstep.version"  # of the program that wrote the file
+ACCELERATIONS = (*METHOD_NAMES, *OF_OTHERS)  # methods that make a few-step model
+VERSION = "fewstep.version"  # key: the version of fewstep that wrote the file
 
 
 class Recipe(BaseModel):
-    """What sampling with this file takes, and what it was made from. Unknown fields of newer files are ignored."""
+    """The settings to sample with a file, and the file's origin. Unknown fields of newer files are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    method: str  # of ACCELERATIONS, or "denoising": a style, a subject, a fine-tuned model
+    method: str  # one of ACCELERATIONS; "denoising" for a style, a subject or a fine-tuned model
     family: str = "custom"
     prediction_type: str = "epsilon"
-    solver: Solver = "auto"  # the sampler's; auto = as without this file
-    steps: Annotated[int, Field(ge=1, le=1000)] | None = None  # it was made for; None = as without this file
-    guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None  # to sample with, 1 = off; None likewise
+    solver: Solver = "auto"  # solver to sample with; auto = as without this file
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None  # that it was made for; None = as without this file
+    guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None  # 1 = off; None = as without this file
     k: Annotated[int, Field(ge=1, le=1000)] | None = None  # skipping step of the training grid
-    grid: Grid | None = None  # of timesteps to sample at: lcm or quadratic with a k, or trailing; None = lcm with a k
+    grid: Grid | None = None  # timesteps: lcm or quadratic (both need k), or trailing; None = lcm if there is a k
     edges: tuple[NonNegativeInt, ...] | None = None  # timesteps at which pcm's phases begin, the noisiest first
-    eta: Annotated[float, Field(ge=0, le=1)] | None = None  # of ddim; None = the solver's own
-    gamma: Annotated[float, Field(ge=0, le=1)] | None = None  # of tcd, likewise
-    teacher_guidance_scale: tuple[FiniteFloat, FiniteFloat] | None = None  # distilled in, lowest and highest; = 1 + w
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None  # of ddim; None = the solver's default
+    gamma: Annotated[float, Field(ge=0, le=1)] | None = None  # of tcd; None = the solver's default
+    teacher_guidance_scale: tuple[FiniteFloat, FiniteFloat] | None = None  # distilled into it: lowest, highest; 1 + w
     guidance_convention: str = "guidance_scale = 1 + w"
     base_model: str = ""
     base_sha256: str = ""
-    licence: str = ""  # of the model it was made from, which holds for it too; "" = not known
+    licence: str = ""  # of the model that it was made from, which also holds for it; "" = not known
     training: Mapping[str, Any] = {}
-    caveat: str = ""  # what its makers do to sample with it and fewstep does not
-    recognised_by: str = ""  # the words in its name that told all this, of a file of others that carries no recipe
+    caveat: str = ""  # a difference between its makers' way of sampling and fewstep's
+    recognised_by: str = ""  # words of its name from which this recipe was guessed; "" = the file carries it
 
     @property
     def accelerates(self) -> bool:
-        """Whether it makes its model a few-step one."""
+        """Whether it makes a model a few-step model."""
         return self.method in ACCELERATIONS
 
 
 def to_metadata(recipe: Recipe, rank: int | None = None) -> dict[str, str]:
-    """safetensors metadata: the recipe, and the hints other tools read."""
+    """safetensors metadata: the recipe, and the entries that other tools read."""
     metadata = {"format": "pt", VERSION: __version__, KEY: recipe.model_dump_json()}
     if recipe.licence:
         metadata["license"] = recipe.licence
@@ -61,9 +61,9 @@ def to_metadata(recipe: Recipe, rank: int | None = None) -> dict[str, str]:
 
 
 def naming_of(recipe: Recipe) -> dict[str, str]:
-    """The metadata by which other tools tell a LoRA's family; nothing for a family that none of them knows.
+    """The metadata from which other tools learn a LoRA's family; empty for a family that no other tool knows.
 
-    AUTOMATIC1111 hides LoRAs of another family than the checkpoint's, and takes those without these for SD 1.
+    AUTOMATIC1111 hides LoRAs whose family differs from the checkpoint's. A LoRA without these entries is SD 1 for it.
     """
     family = FAMILIES.get(recipe.family)
     if family is None or family.naming is None:
@@ -78,11 +78,11 @@ def naming_of(recipe: Recipe) -> dict[str, str]:
 
 
 def from_metadata(metadata: Mapping[str, str], path: str) -> Recipe | None:
-    """The recipe in a file's metadata, or None for files of other tools. What newer versions add is ignored."""
+    """The recipe in a file's metadata; None for files of other tools. Fields of newer versions are ignored."""
     if KEY not in metadata:
         return None
     where = f"the sampling recipe inside {path}"
-    hint = "get a newer fewstep" if is_newer(metadata) else "get the file again from its source"
+    hint = "install a newer fewstep" if is_newer(metadata) else "get the file again from its source"
     try:
         values = json.loads(metadata[KEY])
     except (ValueError, RecursionError) as error:
@@ -91,9 +91,9 @@ def from_metadata(metadata: Mapping[str, str], path: str) -> Recipe | None:
 
 
 def checked_recipe(values: Any, where: str, hint: str) -> Recipe:
-    """The recipe of a JSON value; FewstepError naming `where` it stands and what of it cannot be."""
+    """The recipe in a JSON value. Raises FewstepError that names `where` it is and the value that is wrong."""
     if not isinstance(values, dict):
-        raise FewstepError(f"{where} is damaged: it is {brief(values)} and no JSON object", hint)
+        raise FewstepError(f"{where} is damaged: it is {brief(values)}, not a JSON object", hint)
     try:
         return Recipe(**values)
     except ValidationError as error:
@@ -104,11 +104,11 @@ def checked_recipe(values: Any, where: str, hint: str) -> Recipe:
 
 
 def is_newer(metadata: Mapping[str, str]) -> bool:
-    """Whether a file was written by a newer version than this one, as far as it can be told."""
+    """Whether the metadata says that a newer version of fewstep wrote the file."""
     return KEY in metadata and release(metadata.get(VERSION, "")) > release(__version__)
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The numbers a version begins with: (1, 2) of 1.2rc1."""
+    """The numbers at the beginning of a version: (1, 2) for 1.2rc1."""
     found = re.match(r"\d{1,9}(\.\d{1,9})*", version)
     return tuple(map(int, found[0].split("."))) if found else ()

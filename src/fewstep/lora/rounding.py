@@ -1,4 +1,4 @@
-"""What rounding takes from a LoRA: W0 + Delta W is kept in the type of W0, whose steps may be larger than Delta W."""
+"""The share of a LoRA that rounding loses. W0 + Delta W has the type of W0, which may be too coarse for Delta W."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -7,16 +7,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = 16  # of a layer, evenly spread, that are looked at: all of them would take as long as the folding itself
-BOUND = 0.05  # the lost share above which a person is told
+ROWS = 16  # rows of a layer that are examined, evenly spread; all rows would take as long as the folding itself
+BOUND = 0.05  # a note is given when a larger share is lost
 
 
 class Rounding(NamedTuple):
-    """Of one layer, how much of Delta W has come into the weight W' that is kept; float32 scalars."""
+    """How much of one layer's Delta W is in its stored weight W'. Float32 scalars, estimated from some rows."""
 
-    dtype: torch.dtype  # of W0 and W'
-    kept: Tensor  # <W' - W0, Delta W>, summed over the whole layer, as its rows tell
-    whole: Tensor  # <Delta W, Delta W>, likewise
+    dtype: torch.dtype  # type of W0 and W'
+    kept: Tensor  # <W' - W0, Delta W> of the whole layer
+    whole: Tensor  # <Delta W, Delta W> of the whole layer
 
 
 def some_rows(weight: Tensor) -> slice:
@@ -25,9 +25,9 @@ def some_rows(weight: Tensor) -> slice:
 
 
 def rounding(before: Tensor, after: Tensor, added: Tensor, out: int) -> Rounding:
-    """What rows of a layer tell of it. before: W0 and after: W', in the type they are kept in; added: Delta W, float32.
+    """The rounding of a layer with `out` rows, estimated from some of them.
 
-    All (rows, ...), of a layer with `out` rows.
+    before: W0, and after: W', in their stored type. added: Delta W, float32. All are (rows, ...).
     """
     share = out / max(len(added), 1)
     moved = after.float() - before.float()
@@ -35,9 +35,9 @@ def rounding(before: Tensor, after: Tensor, added: Tensor, out: int) -> Rounding
 
 
 def lost_share(layers: Iterable[Rounding]) -> dict[torch.dtype, float]:
-    """1 - sum <W' - W0, Delta W> / sum <Delta W, Delta W> over all layers kept in a type, by the type.
+    """Type -> 1 - sum <W' - W0, Delta W> / sum <Delta W, Delta W>, over all layers stored in that type.
 
-    0: all has come in, on average; 1: nothing has. Types whose layers change by nothing are left out.
+    0: nothing is lost, on average. 1: everything is lost. Types whose Delta W is zero are left out.
     """
     kept: dict[torch.dtype, float] = {}
     whole: dict[torch.dtype, float] = {}
@@ -48,7 +48,7 @@ def lost_share(layers: Iterable[Rounding]) -> dict[torch.dtype, float]:
 
 
 def loss_note(lost: Mapping[torch.dtype, float], remedy: str) -> str | None:
-    """What a person is told when a type loses more than BOUND, of the type that loses most; else None."""
+    """The note for the type that loses most, if it loses more than BOUND; else None."""
     dtype = max(lost, key=lost.__getitem__, default=torch.float32)
     share = lost.get(dtype, 0.0)
     if not share > BOUND:

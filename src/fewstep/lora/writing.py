@@ -1,4 +1,4 @@
-"""Writing LoRA files: one module at a time, the same bytes for the same content."""
+"""Writes LoRA files, one module at a time. The same content always gives the same bytes."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -21,11 +21,11 @@ SAFETENSORS_NAMES = {
     torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
-ALIGNMENT = 8  # of the data, in bytes: safetensors pads its header to it
+ALIGNMENT = 8  # bytes; safetensors pads its header so that the data begins at a multiple of this
 
 
 class Entry(NamedTuple):
-    """A tensor to be written: made when its turn comes."""
+    """A tensor to be written. It is made just before it is written."""
 
     key: str
     shape: tuple[int, ...]
@@ -41,10 +41,10 @@ def save_adapter(
     dialect: str = "kohya",
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the adapter whole or not at all, in a dialect; alpha is the rank, its scale is inside B.
+    """Write the adapter in a dialect, whole or not at all. alpha is the rank, because B includes the scale.
 
-    kohya is what sd-scripts itself writes for the recipe's family: what ComfyUI, AUTOMATIC1111, InvokeAI and diffusers
-    read. diffusers is PEFT's spelling in one file; peft is a folder as PEFT saves it.
+    kohya: what sd-scripts writes for the recipe's family. ComfyUI, AUTOMATIC1111, InvokeAI and diffusers read it.
+    diffusers: PEFT's spelling in one file. peft: a folder as PEFT saves it.
     notes: more metadata.
     """
     plan = Planned(adapter, dtype)
@@ -58,7 +58,7 @@ def save_adapter(
 
 
 class Planned:
-    """An adapter to be written: its factors' shapes are known, its values read when their turn comes."""
+    """An adapter to be written. Shapes of its factors are known; values are read just before they are written."""
 
     def __init__(self, adapter: Adapter, dtype: torch.dtype) -> None:
         self.modules, self.dtype = adapter.modules, dtype
@@ -67,7 +67,7 @@ class Planned:
         self._last: tuple[str, LowRank] | None = None
 
     def update(self, name: str) -> LowRank:
-        """One module's, read once: its factors are written one after the other."""
+        """The update of one module. It is read once, because its factors are written one after the other."""
         if self._last is None or self._last[0] != name:
             self._last = name, self.modules[name]
         return self._last[1]
@@ -81,7 +81,7 @@ class Planned:
         ]
 
     def alpha(self, name: str, key: str) -> Entry:
-        """The rank of one module under this key."""
+        """The alpha of one module, which is its rank, under this key."""
         return Entry(key, (), self.dtype, lambda: torch.tensor(float(self.ranks[name])))
 
 
@@ -95,10 +95,11 @@ def kohya_entries(plan: Planned, family: str) -> list[Entry]:
 
 
 def kohya_names(names: Iterable[str], family: str = "custom") -> dict[str, str]:
-    """Module -> its name in sd-scripts, which the family decides.
+    """Module -> its name in sd-scripts, which depends on the family.
 
-    SDXL and SSD-1B have lora_te1_ and lora_te2_, and the original code's names in the UNet; the others lora_te_ and
-    diffusers' names, as the original LCM-LoRA files. Of an unknown family it counts whether there is a second encoder.
+    SDXL and SSD-1B have lora_te1_ and lora_te2_, and the original code's names in the UNet. The other families have
+    lora_te_ and diffusers' names, like the original LCM-LoRA files. An unknown family is named like SDXL if it has a
+    second encoder.
     """
     names, known = tuple(names), FAMILIES.get(family)
     two = len(known.text_encoders) > 1 if known else any(name.startswith(TEXT[1]) for name in names)
@@ -120,7 +121,7 @@ def unet_of(family: Family) -> list[str]:
 
 
 def diffusers_entries(plan: Planned) -> list[Entry]:
-    """unet. and text_encoder. with PEFT's lora_A and lora_B."""
+    """Every module's lora_A and lora_B, with PEFT's names, under unet. and text_encoder."""
     keys = {name: name if name.startswith(TEXT) else f"unet.{name}" for name in plan.shapes}
     return peft_entries(plan, keys)
 
@@ -131,14 +132,14 @@ def peft_entries(plan: Planned, keys: Mapping[str, str]) -> list[Entry]:
 
 
 def save_peft(path: Path, plan: Planned, metadata: Mapping[str, str]) -> None:
-    """PEFT's folder, for the UNet alone: PEFT keeps one folder for each network."""
+    """Write PEFT's folder, for the UNet alone. PEFT has one folder for each network."""
     text = next((name for name in plan.shapes if name.startswith(TEXT)), None)
     if text is not None:
         raise FewstepError(
-            f"a PEFT folder is of one network, and {text} is of another", f"use {option('dialect')} diffusers"
+            f"a PEFT folder is for one network, but {text} is in another", f"use {option('dialect')} diffusers"
         )
     if path.exists() and not (path / PEFT_CONFIG).is_file():
-        raise FewstepError(f"{path} is already there and no PEFT folder", f"choose another {option('out')}")
+        raise FewstepError(f"{path} already exists and is not a PEFT folder", f"choose another {option('out')}")
     ranks = list(plan.ranks.values())
     common = max(set(ranks), key=ranks.count)
     others = {name: rank for name, rank in plan.ranks.items() if rank != common}
@@ -153,9 +154,9 @@ def save_peft(path: Path, plan: Planned, metadata: Mapping[str, str]) -> None:
 
 
 def write_safetensors(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str]) -> None:
-    """Write the entries in the order of their keys, each made, written and forgotten in turn.
+    """Write the entries in the order of their keys. Each is made, written and freed before the next.
 
-    The library's own writer wants everything in memory and leaves the metadata unordered.
+    The safetensors library's own writer needs all tensors in memory and does not order the metadata.
     """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     entries, offset = sorted(entries, key=lambda entry: (-entry.dtype.itemsize, entry.key)), 0
@@ -172,7 +173,7 @@ def write_safetensors(path: Path, entries: Iterable[Entry], metadata: Mapping[st
 
 
 def bytes_of(entry: Entry) -> bytes:
-    """The tensor's bytes in its type. Raises FewstepError when a value does not survive it."""
+    """The tensor's bytes in the entry's type. Raises FewstepError when a value does not fit in that type."""
     made = entry.make().detach().cpu()
     tensor = made.to(entry.dtype)
     assert tensor.shape == torch.Size(entry.shape), entry.key
@@ -185,9 +186,9 @@ def bytes_of(entry: Entry) -> bytes:
 
 
 def survives(made: Tensor, tensor: Tensor) -> bool:
-    """Whether all values are finite in their type; types of 8 bits do not say so, and are asked for their range.
+    """Whether all values are finite after conversion. 8-bit types cannot hold infinity, so their range is compared.
 
-    As rounding keeps the order, the smallest and the largest speak for all: they are NaN where any value is.
+    Rounding keeps the order, so the smallest and the largest value suffice. They are NaN if any value is.
     """
     if tensor.dtype.itemsize > 1:
         return made.numel() == 0 or bool(torch.stack(made.aminmax()).to(tensor.dtype).isfinite().all())

@@ -1,4 +1,4 @@
-"""Whether the parts of a model fit each other, by their configs, before anything runs."""
+"""Checks by their configs that the parts of a model fit each other, before anything runs."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,29 +7,29 @@ from typing import Any, NamedTuple
 from fewstep.errors import FewstepError
 from fewstep.io import brief
 
-INPAINTING_CHANNELS = 9  # latents of 4 channels, a mask, and the latents of what is kept
-LARGEST = 8192  # pixels, of a picture's side
+INPAINTING_CHANNELS = 9  # latents of 4 channels, a mask, and 4 channels of the kept latents
+LARGEST = 8192  # pixels in a side of a picture
 
 
 class Misfit(NamedTuple):
-    """A value that does not go with the other parts."""
+    """A config value that does not fit the other parts."""
 
-    file: str  # of the model folder
+    file: str  # its config file, relative to the model folder
     key: str
     value: Any
     expected: str
 
 
 def check_parts(path: Path, parts: Mapping[str, Any]) -> None:
-    """Raise FewstepError naming the file and the value that does not fit the model's other parts.
+    """Raise FewstepError that names the file and the value when a part does not fit the model's other parts.
 
-    parts: networks and tokenizers by the names of their folders, as `Model` has them.
+    parts: networks and tokenizers by the names of their folders, as in `Model`.
     """
     found = next((misfit for misfit in (*_of_vae(parts), *_of_unet(parts), *_of_text(parts))), None)
     if found is not None:
         raise FewstepError(
-            f"{path / found.file}: {found.key} is {brief(found.value)}, and {found.expected}",
-            "the parts are of several models, or of a kind that fewstep cannot run: copy the whole folder again",
+            f"{path / found.file}: {found.key} is {brief(found.value)}, but {found.expected}",
+            "the parts come from several models, or fewstep cannot run this kind: copy the whole folder again",
         )
 
 
@@ -62,7 +62,7 @@ def _of_unet(parts: Mapping[str, Any]) -> Iterator[Misfit]:
         ("addition_embed_type", ("text", "text_time") if len(encoders) == 2 else ("text",)),
     ):
         if config[key] is not None and config[key] not in known:
-            yield Misfit(file, key, config[key], "there is nothing here to tell such a network")
+            yield Misfit(file, key, config[key], "fewstep has no such input for a network")
     if config.addition_embed_type == "text_time" and len(encoders) == 2:
         wide = 6 * (config.addition_time_embed_dim or 0) + encoders[1].config.projection_dim
         if config.projection_class_embeddings_input_dim != wide:
@@ -87,7 +87,7 @@ def _of_text(parts: Mapping[str, Any]) -> Iterator[Misfit]:
 
 
 def check_control(name: str, config: Any, model: Any) -> None:
-    """Raise FewstepError for the config of a ControlNet that is not of the model's kind. name: as it was given."""
+    """Raise FewstepError when the config of a ControlNet does not fit the model. name: as the user gave it."""
     unet, vae = model.unet.config, model.vae.config
     same = ("cross_attention_dim", "block_out_channels", "layers_per_block", "addition_embed_type")
     expected = {key: unet[key] for key in same} | {"conditioning_channels": 3, "in_channels": vae.latent_channels}
@@ -100,8 +100,8 @@ def check_control(name: str, config: Any, model: Any) -> None:
     levels = len(config.conditioning_embedding_out_channels or ())
     if levels != len(vae.block_out_channels):
         raise FewstepError(
-            f"controlnet {name} does not fit the model: conditioning_embedding_out_channels has {levels} levels, and"
-            f" the autoencoder {len(vae.block_out_channels)}",
+            f"controlnet {name} does not fit the model: conditioning_embedding_out_channels has {levels} levels, but"
+            f" the autoencoder has {len(vae.block_out_channels)}",
             "use a ControlNet made for this model's family",
         )
 

@@ -1,4 +1,4 @@
-"""Folding an update into a model on disk, tensor by tensor: W0 + Delta W, rounded once to the type it is stored in."""
+"""Folds updates into a model on disk, one tensor at a time: W0 + Delta W, rounded once to the stored type."""
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,20 +17,20 @@ from fewstep.lora.rounding import Rounding, lost_share, rounding, some_rows
 from fewstep.lora.writing import Entry, write_safetensors
 from fewstep.models.weights import TYPES, Place, all_places, at_origin, module_places, opened, refuse_lost
 
-Changes = dict[tuple[Path, str], list[tuple[Origin, str]]]  # tensor of a file -> what parts of it are which modules
-WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}  # what files of weights end in
+Changes = dict[tuple[Path, str], list[tuple[Origin, str]]]  # tensor of a file -> its parts and their modules
+WEIGHTS = {".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"}  # suffixes of weight files
 
 
 @doing("writing the model")
 def fold_on_disk(
     model: Path, out: Path, modules: Mapping[str, LowRank], notes: Mapping[str, str] | None = None
 ) -> dict[torch.dtype, float]:
-    """Write to `out` the model with the updates folded in, of the same kind: a folder, or a single file.
+    """Write the model with the updates folded in to `out`: a folder from a folder, a single file from a single file.
 
-    What comes back is the share of the updates that rounding to each stored type loses, as `lost_share` has it. Of a
-    folder every variant (fp16 beside fp32, say) is folded; weights in other formats than safetensors, and single files
-    beside the folder's parts, would stay as they were and are left out. notes: more metadata, of the files that change.
-    Raises FewstepError, before anything is written, for a module whose weight the model does not have.
+    Returns stored type -> share of the updates that rounding to it loses, see `lost_share`. In a folder, every variant
+    is folded (fp16 and fp32, for example). Weights in formats other than safetensors, and single files in the folder,
+    would be stale, so they are left out. notes: more metadata for the changed files.
+    Raises FewstepError before anything is written when the model has no weight for a module.
     """
     places = module_places(model)
     missing = [name for name in modules if name not in places]
@@ -53,7 +53,7 @@ def fold_on_disk(
 
 
 def changes_of(places: Iterable[tuple[str, Place]]) -> Changes:
-    """What changes, by file and tensor."""
+    """(file, tensor) -> the parts of it that change, with their modules."""
     changes: Changes = {}
     for name, place in places:
         changes.setdefault((place.file, place.origin.key), []).append((place.origin, name))
@@ -61,14 +61,14 @@ def changes_of(places: Iterable[tuple[str, Place]]) -> Changes:
 
 
 def others(at: str, names: list[str], folded: set[str]) -> set[str]:
-    """What is not copied: hidden files, and in the folders that are folded all weights, which are written anew."""
+    """The names in folder `at` that are not copied: hidden files, and all weights of the folders that are folded."""
     return {name for name in names if name.startswith(".") or (at in folded and Path(name).suffix in WEIGHTS)}
 
 
 def rewrite(
     source: Path, target: Path, changes: Changes, modules: Mapping[str, LowRank], notes: Mapping[str, str]
 ) -> list[Rounding]:
-    """Write the file's tensors again, those in `changes` with their updates; what each of these loses comes back."""
+    """Write the file's tensors to `target`, with the updates in `changes`. Returns the rounding of each update."""
     file = opened(source)
     entries = []
     found: list[Rounding] = []
@@ -91,9 +91,9 @@ def maker(
     modules: Mapping[str, LowRank],
     found: list[Rounding],
 ) -> Callable[[], Tensor]:
-    """Makes one tensor: as stored, or W0 + Delta W in float32, of it or of its parts.
+    """A function that makes one tensor: as stored, or W0 + Delta W in float32, for the whole tensor or its parts.
 
-    Adds to `found` what rounding to `dtype` will lose.
+    It appends to `found` the loss of rounding to `dtype`.
     """
 
     def make() -> Tensor:
@@ -103,7 +103,7 @@ def maker(
             refuse_lost(path, key, tensor)
         for origin, name in changed:
             weight = at_origin(tensor, origin)
-            added = modules[name].delta().view(weight.shape)  # the shapes may differ in a kernel of 1 x 1
+            added = modules[name].delta().view(weight.shape)  # shapes may differ by a 1 x 1 kernel
             rows = some_rows(weight)
             before = weight[rows].clone()
             weight += added

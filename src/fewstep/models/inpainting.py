@@ -1,4 +1,4 @@
-"""What an inpainting network gets beside x: a mask, and the latents of what is kept."""
+"""The inputs of an inpainting network besides x: a mask, and the latents of the kept part."""
 
 from typing import Protocol
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WHOLE = 0.25  # share of training masks that cover everything, so that the network draws without an image too
+WHOLE = 0.25  # share of training masks that cover the whole image, so that the network learns to draw without one
 
 
 class Encoder(Protocol):
-    """What turns images into latents."""
+    """Turns images into latents."""
 
     @property
     def device(self) -> torch.device: ...
@@ -19,9 +19,9 @@ class Encoder(Protocol):
 
 
 def mask_and_latents(model: Encoder, pixels: Tensor, masks: Tensor) -> Tensor:
-    """Masks and the latents of the images with grey under them, (B, 1 + C, h, w).
+    """Masks, then the latents of the images with the masked part grey, (B, 1 + C, h, w).
 
-    pixels: (B, 3, H, W) in [-1, 1]. masks: (B, 1, H, W), at least 0.5 where something is drawn anew.
+    pixels: (B, 3, H, W) in [-1, 1]. masks: (B, 1, H, W), at least 0.5 where the picture is drawn again.
     """
     latents = model.encode(pixels * (masks < 0.5)).to(model.device)
     small = F.interpolate((masks >= 0.5).float(), size=latents.shape[2:])
@@ -29,7 +29,7 @@ def mask_and_latents(model: Encoder, pixels: Tensor, masks: Tensor) -> Tensor:
 
 
 def training_mask(seed: int, size: int) -> Tensor:
-    """A rectangle somewhere, a quarter to all of each side, or WHOLE of the times all: (1, size, size) of 0 and 1."""
+    """A random mask (1, size, size) of 0 and 1: a rectangle with sides from size / 4 to size, or (share WHOLE) all 1."""
     generator = torch.Generator().manual_seed(seed)
     whole, width, height, x, y = torch.rand(5, generator=generator).tolist()
     if whole < WHOLE:

@@ -1,4 +1,4 @@
-"""Under which licences weights come: as their file's metadata tells, a model's card, or the name of a known base."""
+"""The licences of weights, from their file's metadata, a model's card, or the name of a known base model."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,8 +7,8 @@ from fewstep.hub import ALIASES, licence_of
 from fewstep.hub.names import OPENRAIL_M, OPENRAIL_PP
 from fewstep.models.weights import model_path, opened
 
-KEYS = ("license", "modelspec.license", "ss_license")  # of a safetensors file's metadata
-BASES = {  # the last part of a base model's name, in small letters: its licence, as its card on the hub tells
+KEYS = ("license", "modelspec.license", "ss_license")  # in a safetensors file's metadata
+BASES = {  # last part of a base model's name, in small letters -> its licence, from its card on the hub
     **{alias.place.repository.rpartition("/")[2].lower(): alias.licence.name for alias in ALIASES.values()},
     MODEL: LICENCE,
     "stable-diffusion-v1-4": OPENRAIL_M.name,
@@ -19,7 +19,7 @@ BASES = {  # the last part of a base model's name, in small letters: its licence
 
 
 def joined(*licences: Iterable[str]) -> dict[str, str]:
-    """Metadata that names all these licences, each once; nothing when there are none."""
+    """Metadata that names all these licences, each once; empty when there are none."""
     found = list(dict.fromkeys(part for some in licences for text in some for part in text.split("; ") if part))
     return {"license": "; ".join(found)} if found else {}
 
@@ -30,7 +30,7 @@ def licences_in(metadata: Mapping[str, str]) -> list[str]:
 
 
 def licences_of(model: str) -> list[str]:
-    """The licences that a model names: in its file's metadata, or its card; else those of its name."""
+    """The licences that a model names in its file's metadata or its card; else those known for its name."""
     path = model_path(model)
     licences = licences_in(opened(path).metadata() or {}) if path.is_file() else []
     texts = licences or [licence_of(model) or licence_of(path) or ""]
@@ -38,6 +38,6 @@ def licences_of(model: str) -> list[str]:
 
 
 def licences_named(base: str) -> list[str]:
-    """The licence of a base model that goes by this name, if it is a known one."""
+    """The licence of the base model with this name; empty when the name is not known."""
     name = base.rstrip("/").rpartition("/")[2].partition("@")[0].lower()
     return [BASES[name]] if name in BASES else []

@@ -1,4 +1,4 @@
-"""A Stable Diffusion model on disk as parts ready to use. No code from its files runs."""
+"""Loads a Stable Diffusion model from disk as parts ready to use. No code from its files runs."""
 
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from fewstep.models.quiet import quiet
 from fewstep.models.safety import SafetyChecker
 from fewstep.models.single_file import load_single_file
 
-RECIPE_FILE = "fewstep.json"  # beside model_index.json, in models that fewstep distilled whole
-BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "arm_bf16")  # of a CPU, as torch names them
+RECIPE_FILE = "fewstep.json"  # next to model_index.json, in models that fewstep distilled whole
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "arm_bf16")  # CPU instructions, as torch names them
 NETWORKS: dict[str, Any] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
@@ -35,7 +35,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for `auto`, cpu, cuda or mps; FewstepError when it is not there."""
+    """The device for `auto`, cpu, cuda or mps. Raises FewstepError when the machine does not have it."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
@@ -51,7 +51,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """The fastest precision that the device computes natively: fp16 on a GPU, bf16 on a CPU that has it, else fp32."""
     if device.type != "cpu":
         return torch.float16
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # of newer versions of torch
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # only newer versions of torch have it
     return torch.bfloat16 if any(known.get(name) for name in BF16_INSTRUCTIONS) else torch.float32
 
 
@@ -60,10 +60,10 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 def load_model(
     name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", safety: bool = True
 ) -> Model:
-    """The embedded model, a folder in diffusers' layout, a single .safetensors file in the original one, or the hub's.
+    """The model `name`: the embedded one, a folder in diffusers' layout, a single .safetensors file, or one of the hub.
 
-    safety: False leaves out the safety checker of a folder that has one. Raises FewstepError naming what is missing
-    or unreadable.
+    safety: False leaves out the safety checker of a folder that has one. Raises FewstepError that names the part
+    that is missing or unreadable.
     """
     path = shipped_model(name) or resolved(name)
     if path.is_file():
@@ -77,7 +77,7 @@ def load_model(
     schedule, prediction_type = _schedule(path / "scheduler" / "scheduler_config.json")
     recipe = model_recipe(path)
     for part, kind in parts.items():
-        part_config(kind, path / part)  # of all, before any is built
+        part_config(kind, path / part)  # all are checked before any is built
     read = {part: load_tokenizer(path / part) for part in tokenizers}
     networks = {part: checked_part(kind, path / part) for part, kind in parts.items()}
     check_parts(path, read | networks)
@@ -96,7 +96,7 @@ def load_model(
 
 @quiet()
 def load_controlnet(name: str, model: Model) -> Any:
-    """The ControlNetModel in a folder, in the type and place of the model's network, which it must fit."""
+    """The ControlNetModel in a folder, with the dtype and device of the model's network, which it must fit."""
     folder = resolved(name)
     if not (folder / "config.json").is_file():
         raise FewstepError(
@@ -109,14 +109,14 @@ def load_controlnet(name: str, model: Model) -> Any:
 
 @quiet()
 def load_clip(name: str, device: torch.device | str) -> tuple[Path, Any, Any, Any]:
-    """The folder of a CLIP model, here or of the hub; its CLIPModel, tokenizer and image processor."""
-    from transformers import CLIPModel  # few ask for them
+    """The folder of a CLIP model, local or from the hub, then its CLIPModel, tokenizer and image processor."""
+    from transformers import CLIPModel  # few commands need it
 
     folder = resolved(name)
     if not (folder / "config.json").is_file():
         raise FewstepError(
             f"CLIP model {name} not found",
-            f"give {option('clip_model')} the folder with CLIP's configs, vocabulary and .safetensors weights, or"
+            f"give {option('clip_model')} the folder that has CLIP's configs, vocabulary and .safetensors weights, or"
             " a hub id",
         )
     network = load_part(CLIPModel, folder, torch.float32, device)
@@ -131,17 +131,17 @@ def _index(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise FewstepError(
             f"{folder} is not a Stable Diffusion model folder: it has no model_index.json",
-            "the folder that holds unet, vae, text_encoder, tokenizer and scheduler is meant",
+            "name the folder that holds unet, vae, text_encoder, tokenizer and scheduler",
         )
     index = checked_config(path, "model index")
     for part in (*PARTS, "transformer"):
         value = index.get(part, [None, None])
         if not (isinstance(value, list) and len(value) == 2 and all(isinstance(word, str | None) for word in value)):
-            raise FewstepError(f"{path}: {part} is {brief(value)} and not a library and a class", COPY)
+            raise FewstepError(f"{path}: {part} is {brief(value)}, not a library and a class", COPY)
         own = NETWORKS[part].__name__ if part in NETWORKS else "" if part in PARTS else None
         if value[1] and (own is None or not value[1].startswith(own)):
             raise FewstepError(
-                f"{path}: {part} is {value[1]}, of {index.get('_class_name', 'another kind of model')}",
+                f"{path}: {part} is {value[1]}, a part of {index.get('_class_name', 'another kind of model')}",
                 "fewstep reads models of the Stable Diffusion families: SD 1.x, SD 2.x, SDXL, SSD-1B",
             )
     return index
@@ -160,7 +160,7 @@ def _schedule(path: Path) -> tuple[NoiseSchedule, str]:
 
 
 def model_recipe(folder: Path) -> Recipe | None:
-    """The recipe of a model that fewstep made whole, or None. Raises FewstepError for a damaged one."""
+    """The recipe of a model that fewstep distilled whole; None for others. Raises FewstepError if it is damaged."""
     path = folder / RECIPE_FILE
     if not path.exists():
         return None
@@ -168,7 +168,7 @@ def model_recipe(folder: Path) -> Recipe | None:
 
 
 def _safety_checker(path: Path, device: torch.device | str) -> SafetyChecker:
-    # Imported here because it is slow, and few models have one.
+    # Imported here because the import is slow, and few models have a safety checker.
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
     network = load_part(StableDiffusionSafetyChecker, path / "safety_checker", torch.float32, device)

@@ -1,4 +1,4 @@
-"""A Stable Diffusion model as parts ready to use: text in, latents to pixels and back, what a LoRA can adapt."""
+"""A Stable Diffusion model as parts ready to use: conditioning from text, latents from pixels and back."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ AGAIN = f"its weights may be damaged: get the model again; with {option('dtype')
 
 @dataclass(frozen=True)
 class Model:
-    """The parts of a model, in evaluation mode, nothing requiring gradients."""
+    """The parts of a model, in evaluation mode. No parameter requires gradients."""
 
     path: Path  # a folder in diffusers' layout, or a single file in the original one
     unet: Any  # UNet2DConditionModel
@@ -40,28 +40,28 @@ class Model:
     schedule: NoiseSchedule
     prediction_type: str
     recipe: Recipe | None = None
-    text_encoder_2: Any = None  # CLIPTextModelWithProjection of SDXL
+    text_encoder_2: Any = None  # CLIPTextModelWithProjection, only for SDXL
     tokenizer_2: Any = None
-    zero_empty: bool = False  # whether an empty prompt is told as zeros, as SDXL's base model asks
-    safety_checker: SafetyChecker | None = None  # of a folder that has one
+    zero_empty: bool = False  # whether zeros are the embedding of an empty prompt, as SDXL's base model expects
+    safety_checker: SafetyChecker | None = None  # None when the folder has none
 
     @property
     def prediction(self) -> Prediction:
-        """What the network's output means."""
+        """The meaning of the network's output."""
         return prediction_named(self.prediction_type)
 
     @property
     def family(self) -> str:
-        """The family's label, `custom` for shapes of no known one."""
+        """The family's label; `custom` when the shapes are not those of a known family."""
         return family_of(module_shapes(self.unet))
 
     @property
     def inpaints(self) -> bool:
-        """Whether the network is told a mask and what is kept, beside x."""
+        """Whether the network takes a mask and the kept latents as well as x."""
         return int(self.unet.config.in_channels) == INPAINTING_CHANNELS
 
     def layers(self) -> dict[str, Any]:
-        """Every module that a LoRA can adapt: the UNet's, and the text encoders' named as in checkpoints."""
+        """Name in checkpoints -> module, for every module of the UNet and the text encoders that a LoRA can adapt."""
         networks = {part: network for part in COMPONENTS if (network := getattr(self, part)) is not None}
         return {
             module_name(part, name): layer for part, net in networks.items() for name, layer in layers_of(net).items()
@@ -74,7 +74,7 @@ class Model:
 
     @property
     def height_and_width(self) -> tuple[int, int]:
-        """Of the pictures the model was trained on, in pixels; where its config has none, those of its family."""
+        """The size, in pixels, of the pictures that the model was trained on; the family's when its config has none."""
         stated = self.unet.config.sample_size
         if stated is None and self.family in FAMILIES:
             stated = FAMILIES[self.family].unet["sample_size"]
@@ -85,16 +85,16 @@ class Model:
 
     @property
     def size(self) -> int:
-        """Side of the square images the model was trained on, in pixels."""
+        """The side, in pixels, of the square pictures that the model was trained on."""
         return min(self.height_and_width)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture of so many pixels."""
+        """The shape (C, h, w) of the latents of a picture of height x width pixels."""
         return int(self.vae.config.latent_channels), height // self.factor, width // self.factor
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The network's device."""
         return torch.device(self.unet.device)
 
     @property
@@ -107,9 +107,9 @@ class Model:
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str], height: int | None = None, width: int | None = None) -> Conditioning:
-        """What the prompts (B of them) tell the network, cut at the text encoder's length.
+        """The conditioning of B prompts. Longer prompts are cut at the text encoder's length.
 
-        height, width: of the picture in pixels, which SDXL is told too; by default the model's own size.
+        height, width: size of the picture in pixels, which SDXL's network takes too; None = the model's own size.
         """
         if self.text_encoder_2 is None:
             return embedded(prompts, self.tokenizer, self.text_encoder)
@@ -121,24 +121,24 @@ class Model:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents (B, C, H, W) float32, scaled: the posterior's mean of pixels (B, 3, 8H, 8W) in [-1, 1].
+        """Scaled latents (B, C, H, W), float32: the posterior's mean for pixels (B, 3, 8H, 8W) in [-1, 1].
 
-        In float32 if half precision overflows. Raises FewstepError for what is not finite even so.
+        Computed again in float32 if half precision overflows. Raises FewstepError if the result is still not finite.
         """
         mean = self._through(lambda x: self.vae.encode(x).latent_dist.mean, pixels.to(self.vae.device))
         return ((mean - self._shift) * self._scale).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, 8H, 8W) float32 in [-1, 1] from scaled latents.
+        """Pixels (B, 3, 8H, 8W), float32 in [-1, 1], of scaled latents (B, C, H, W).
 
-        In float32 if half precision overflows. Raises FewstepError for what is not finite even so.
+        Computed again in float32 if half precision overflows. Raises FewstepError if the result is still not finite.
         """
         raw = latents / self._scale + self._shift
         return self._through(lambda x: self.vae.decode(x).sample, raw).clamp(-1, 1).contiguous()
 
     def _through(self, half: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """What a half of the autoencoder makes of x, float32 and finite."""
+        """The output of one half of the autoencoder for x, float32 and finite."""
         made = half(ordered(x.to(self.vae.dtype))).float()
         if not made.isfinite().all() and self.vae.dtype != torch.float32:
             self.vae.to(torch.float32)
@@ -148,22 +148,22 @@ class Model:
         return made
 
     def text_sha256(self) -> str:
-        """Hash of what turns captions into embeddings: the text encoders' and tokenizers' files."""
+        """Hash of the files that turn captions into embeddings: text encoders and tokenizers."""
         return parts_sha256(self.path, TEXT_PARTS)
 
     def unet_sha256(self) -> str:
-        """Hash of the network's weight files; of a single file, of all of it."""
+        """Hash of the network's weight files; for a single file, of the whole file."""
         return unet_sha256(self.path)
 
 
 def ordered(values: Tensor) -> Tensor:
-    """The same (B, C, H, W); on a CPU in channels-last order, in which it runs an autoencoder faster."""
+    """The same values (B, C, H, W). On a CPU they are in channels-last order, in which an autoencoder runs faster."""
     return values.contiguous(memory_format=torch.channels_last) if values.device.type == "cpu" else values
 
 
 @doing("hashing the model's files")
 def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:
-    """Hash of all files of these parts of a model folder, or of a single file."""
+    """Hash of all files of these parts of a model folder; for a single file, of the whole file."""
     if path.is_file():
         return sha256_file(path)
     files = sorted(file for part in parts for file in (path / part).rglob("*") if file.is_file())
@@ -172,9 +172,9 @@ def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:
 
 @doing("hashing the autoencoder")
 def encoder_sha256(vae: Any) -> str:
-    """Hash of what turns images into latents: an AutoencoderKL's scaling and encoder, rounded to half precision.
+    """Hash of the values that turn images into latents: an AutoencoderKL's scaling, and its encoder in half precision.
 
-    A decoder trained further on the same encoder leaves it as it is.
+    Training only the decoder further does not change the hash.
     """
     weights = {name: x for name, x in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
     parts = (name.encode() + x.detach().cpu().half().numpy().tobytes() for name, x in sorted(weights.items()))

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CROSS = ".attn2.processor"  # how the processors of attention to the text are named
+CROSS = ".attn2.processor"  # end of the names of the processors of attention to the text
 
 
 def guided_attention(positive: Tensor, negative: Tensor, scale: float, tau: float, alpha: float) -> Tensor:
-    """What attention to the prompt becomes beside attention to the negative prompt, (B, N, C) each (eqs. 7 to 10).
+    """Guided attention, from attention to the prompt Z+ and to the negative prompt Z-, (B, N, C) each (eqs. 7 to 10).
 
-    The difference is extrapolated, Z = scale Z+ - (scale - 1) Z-; where its L1 norm is more than tau times Z+'s it is
-    cut to that; alpha of it is mixed with 1 - alpha of Z+. At scale 1 it is Z+.
+    Z = scale Z+ - (scale - 1) Z- extrapolates the difference. If the L1 norm of Z is more than tau times that of Z+, Z
+    is scaled down to that. The result is alpha Z + (1 - alpha) Z+. At scale 1 it is Z+.
     """
     extrapolated = scale * positive - (scale - 1) * negative
     norms = (z.abs().sum(-1, keepdim=True) for z in (extrapolated, positive))
@@ -26,9 +26,9 @@ def guided_attention(positive: Tensor, negative: Tensor, scale: float, tau: floa
 
 @dataclass(frozen=True)
 class GuidedAttention:
-    """diffusers' attention processor with NAG: the text is (2B, L, D), the prompts' first, then the negative ones'.
+    """diffusers' attention processor with NAG. The text is (2B, L, D): the B prompts, then the B negative prompts.
 
-    With (B, L, D), the prompts' alone, it is ordinary attention.
+    When the text is (B, L, D), the prompts alone, it computes ordinary attention.
     """
 
     scale: float
@@ -36,7 +36,7 @@ class GuidedAttention:
     alpha: float = 0.5
 
     def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
-        """hidden_states (B, N, C) of a transformer block -> attended, of the same shape."""
+        """The result of attention for hidden_states (B, N, C) of a transformer block, of the same shape."""
         query = heads(attn, attn.to_q(hidden_states))
         attentions = [
             F.scaled_dot_product_attention(query, heads(attn, attn.to_k(text)), heads(attn, attn.to_v(text)))
@@ -50,13 +50,13 @@ class GuidedAttention:
 
 
 def heads(attn: Any, x: Tensor) -> Tensor:
-    """(B, N, C) -> (B, heads, N, C / heads)."""
+    """x (B, N, C) split into heads: (B, heads, N, C / heads)."""
     return x.view(*x.shape[:2], attn.heads, -1).transpose(1, 2)
 
 
 @contextmanager
 def guided_attention_of(unet: Any, scale: float) -> Iterator[None]:
-    """Let the UNet's attention to the text be guided within the block; at scale 1 nothing is changed."""
+    """Inside the block, guide the UNet's attention to the text. At scale 1 nothing changes."""
     if scale == 1:
         yield
         return

@@ -1,4 +1,4 @@
-"""The UNet behind the Network protocol."""
+"""The UNet as an implementation of the Network protocol."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from fewstep.diffusion.guidance import Conditioning
 
 
 class UNetNetwork(nn.Module):
-    """x (B, C, H, W), t (B,), conditioning -> the UNet's output, float32 whatever the UNet's own type.
+    """Maps x (B, C, H, W), t (B,) and a conditioning to the UNet's output, float32 whatever the UNet's own type.
 
-    controlnet: a ControlNetModel whose residuals are added, `control_scale` times, where the conditioning has a
-    picture for it.
+    controlnet: a ControlNetModel. When the conditioning has a picture for it, its residuals, times `control_scale`,
+    are added.
     """
 
     def __init__(self, unet: Any, controlnet: Any = None, control_scale: float = 1.0) -> None:
@@ -23,7 +23,7 @@ class UNetNetwork(nn.Module):
         dtype: torch.dtype = self.unet.dtype
         cast = conditioning.map(lambda part: part.to(x.device, dtype))
         x, t, sdxl = x.to(dtype), t.to(x.device), {}
-        if cast.pooled is not None:  # sizes go through sinusoids: not in half precision
+        if cast.pooled is not None:  # sizes enter sinusoids, for which half precision is too coarse
             sdxl = {"text_embeds": cast.pooled, "time_ids": conditioning.sizes}
         common = {"added_cond_kwargs": sdxl, "return_dict": False}
         residuals: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What the config files of a model folder may say, checked before anything is built by them."""
+"""Rules for the config files of a model folder, checked before anything is built from them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from fewstep.errors import FewstepError
 from fewstep.io import brief, read_object
 
-AGAIN = "copy the whole model folder again, or set the value right"
-LARGEST = 2**20  # of any width, count or vocabulary: no Stable Diffusion model comes near it
-GREATEST = 1e38  # number that is meant, rather than infinity
-LONGEST = 64  # list, as of blocks
+AGAIN = "copy the whole model folder again, or correct the value"
+LARGEST = 2**20  # limit of any width, count or vocabulary; no Stable Diffusion model comes near it
+GREATEST = 1e38  # limit of any number; a larger one counts as infinity
+LONGEST = 64  # limit of entries in a list, such as a list of blocks
 
 
 class Rule(NamedTuple):
-    """What a value has to be, and how that is said."""
+    """A condition on a value, and its words for messages."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -32,7 +32,7 @@ def _number(words: str, holds: Callable[[float], bool] = lambda x: True) -> Rule
 
 
 def _each(rule: Rule, longest: int = LONGEST) -> Rule:
-    """What the rule says, or a list of such, or of lists of such."""
+    """The rule for a value that follows `rule`, or is a list of such values, or a list of such lists."""
 
     def holds(x: Any) -> bool:
         return (0 < len(x) <= longest and all(map(holds, x))) if isinstance(x, list) else rule.holds(x)
@@ -64,10 +64,10 @@ _BETAS = Rule(
     lambda x: isinstance(x, list) and 2 <= len(x) <= 10_000 and all(map(_SHARE.holds, x)),
 )
 _PIXELS = Rule(
-    "a number of pixels up to 8192, or a few by names",
+    "a number of pixels up to 8192, or a few such numbers with names",
     lambda x: all(map(_or_null(_whole(1, 8192)).holds, x.values() if isinstance(x, dict) else [x])),
 )
-_RULES = (  # of diffusers' and CLIP's configs alike: no name means one thing here and another there
+_RULES = (  # for diffusers' and CLIP's configs; a name means the same in both
     (_SIZE, "in_channels out_channels latent_channels conditioning_channels conv_in_kernel conv_out_kernel"),
     (_SIZE, "hidden_size intermediate_size num_hidden_layers max_position_embeddings vocab_size projection_dim"),
     (_SIZE, "image_size patch_size num_channels addition_embed_type_num_heads"),
@@ -106,19 +106,19 @@ RULES = {key: rule for rule, keys in _RULES for key in keys.split()}
 
 
 def checked_config(path: Path, what: str) -> dict[str, Any]:
-    """The config in a file; FewstepError naming the file, the key and the value of the first that cannot be.
+    """The config in a file. Raises FewstepError that names the file, key and value of the first wrong entry.
 
-    what: it is, for the message. Keys that no rule is about are left to whoever reads them.
+    what: a name of the file, for the message. Keys without a rule are not checked here.
     """
     config = read_object(path, what)
     for key, value in _entries(config):
         if key in RULES and not RULES[key].holds(value):
-            raise FewstepError(f"{path}: {key} is {brief(value)} and not {RULES[key].words}", AGAIN)
+            raise FewstepError(f"{path}: {key} is {brief(value)}, not {RULES[key].words}", AGAIN)
     return config
 
 
 def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """All of a config, with those of the two towers of CLIP inside it."""
+    """All entries of a config, with those of CLIP's two towers inside it."""
     for key, value in config.items():
         yield key, value
         if key in ("text_config", "vision_config") and isinstance(value, dict):
@@ -126,7 +126,7 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def layers_of_config(config: Mapping[str, Any]) -> int:
-    """How many layers a config asks for, roughly and rather too few: each of them has several tensors."""
+    """A lower bound of the number of layers that a config asks for. Each layer has several tensors."""
     towers = [config, *(config[key] for key in ("text_config", "vision_config") if isinstance(config.get(key), dict))]
     most = max(tower.get("num_hidden_layers", 0) for tower in towers)
     blocks = len(_flat(config.get("block_out_channels", [])))
@@ -140,5 +140,5 @@ def _flat(value: Any) -> list[int]:
 
 
 def _spread(value: Any, count: int) -> list[int]:
-    """A number of each block: the largest, where a block has several."""
+    """One number for each block: the largest, when a block has several."""
     return [max(_flat(part)) for part in value] if isinstance(value, list) else [value] * count

@@ -1,8 +1,8 @@
-"""Plugging LoRAs into a network, and out again: the only place where weights of a model change.
+"""Plugs LoRAs into a network and takes them out again. No other file changes a model's weights.
 
-`Folding` adds the sum of LoRAs to the weights themselves, always from W0, so that nothing drifts however often it
-changes. `attach` leaves the weights alone and adds the sum to each layer's output. Training, which puts LoRAs of
-its own beside layers, does so within `as_found`.
+`Folding` adds the sum of the LoRAs to the weights, always starting from W0, so that weights do not drift when the sum
+changes often. `attach` does not change the weights and adds the sum to each layer's output. Training adds LoRAs of its
+own to the layers' outputs, inside `as_found`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,30 +19,30 @@ from fewstep.lora.rounding import Rounding, lost_share, rounding, some_rows
 
 WeightedAdapter = tuple[Weighting, Adapter]
 Share = tuple[Adapter, float]  # one adapter's part in the sum of one module
-StoredWeights = Callable[[str], Tensor | None]  # module name -> W0, in the type it is stored in; None: not in a file
+StoredWeights = Callable[[str], Tensor | None]  # module name -> W0, in its stored type; None = not in a file
 
-ATTACHED = "sum"  # what the one adapter of `attach` is called
-BLOCK = 2**20  # values of a weight that are computed at once on a CPU: the sum stays in its cache on the way
+ATTACHED = "sum"  # name of the one adapter of `attach`
+BLOCK = 2**20  # values of a weight that are computed at once on a CPU, few enough for its cache
 
 
 class Folding:
-    """LoRAs added into the weights of layers: W0 + sum_i w_i B_i A_i, computed in float32 and rounded once.
+    """LoRAs added to the weights of layers: W0 + sum_i w_i B_i A_i, computed in float32 and rounded once.
 
-    W0 is read from the model's file again, or, where there is none, kept for the layers that are touched. A module
-    whose share of the sum stays what it is, is not touched. An error leaves the weights as they were.
+    W0 is read from the model's file again. When there is no file, W0 is kept for the layers that change. A module whose
+    part of the sum is unchanged is not written. An error leaves the weights as they were.
     """
 
     def __init__(self, layers: Mapping[str, nn.Module], base: StoredWeights | None = None) -> None:
-        """layers: by the names that adapters have. base: reads W0; None keeps copies on the CPU."""
+        """layers: by the names that adapters use. base: reads W0 from a file; None = keep copies of W0 on the CPU."""
         self.layers, self._base = layers, base
-        self._shares: dict[str, tuple[Share, ...]] = {}  # what is in each touched module
-        self._roundings: dict[str, Rounding] = {}  # of each of them
+        self._shares: dict[str, tuple[Share, ...]] = {}  # the adapters in each changed module
+        self._roundings: dict[str, Rounding] = {}  # of each changed module
         self._kept: dict[str, Tensor] = {}
         self._checked: set[str] = set()  # modules whose W0 was compared with its file, before anything was written
 
     @doing("plugging the LoRAs in")
     def plug(self, terms: Sequence[WeightedAdapter]) -> None:
-        """Make the weights W0 + the sum of these terms, whatever was plugged before; no term restores W0."""
+        """Set the weights to W0 + the sum of these terms, whatever was plugged in before. No terms restore W0."""
         shares = shares_of(terms)
         before, changed = dict(self._shares), []
         for name in shares:
@@ -66,11 +66,11 @@ class Folding:
 
     @property
     def lost(self) -> dict[torch.dtype, float]:
-        """The share of what is plugged in that rounding has taken, by the weights' type: see `lost_share`."""
+        """Type of weights -> the share of the plugged LoRAs that rounding has lost, see `lost_share`."""
         return lost_share(self._roundings[name] for name in self._shares)
 
     def original(self, name: str) -> Tensor:
-        """W0 of a module, from its file or as it was kept; not to be written to."""
+        """W0 of a module, from its file or from a kept copy. Do not write to it."""
         if name in self._kept:
             return self._kept[name]
         weight = self.layers[name].weight
@@ -85,7 +85,7 @@ class Folding:
 
 
 def shares_of(terms: Sequence[WeightedAdapter]) -> dict[str, tuple[Share, ...]]:
-    """What every module of the terms gets of each adapter, in their order; weight 0 is nothing."""
+    """Module -> its adapters and their weights, in the order of the terms. Adapters with weight 0 are left out."""
     shares: dict[str, tuple[Share, ...]] = {}
     for weight, adapter in terms:
         for name in adapter.modules:
@@ -95,12 +95,12 @@ def shares_of(terms: Sequence[WeightedAdapter]) -> dict[str, tuple[Share, ...]]:
 
 
 def same_row(stored: Tensor, weight: Tensor) -> bool:
-    """Whether the first row of W0 as it is stored is that of the weight: the file may be another variant."""
+    """Whether the first rows of the stored W0 and of the weight are equal. The file may be another variant."""
     return torch.equal(stored[:1].to(weight.dtype), weight[:1].detach().cpu())
 
 
 def check_weight(name: str, layer: nn.Module) -> None:
-    """Raise FewstepError for a weight that nothing can be added into."""
+    """Raise FewstepError for a weight to which nothing can be added."""
     weight = layer.weight
     if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
         raise FewstepError(f"the weight of {name} is quantised or offloaded", "use folded=False")
@@ -108,9 +108,9 @@ def check_weight(name: str, layer: nn.Module) -> None:
 
 @torch.no_grad()
 def write_sum(weight: Tensor, W0: Tensor, terms: Sequence[tuple[float, LowRank]]) -> Rounding:
-    """weight <- W0 + sum_i w_i B_i A_i, in float32, rounded once to the weight's type; what that lets in.
+    """Set weight to W0 + sum_i w_i B_i A_i, computed in float32 and rounded once to its type. Returns the rounding.
 
-    On a CPU some rows at a time, so that the sum stays in its cache on the way.
+    A CPU computes some rows at a time, so that the sum stays in its cache.
     """
     device, looked_at = weight.device, some_rows(weight)
     factors = [(w, LowRank(*(x.flatten(1).to(device, torch.float32) for x in update))) for w, update in terms]
@@ -133,9 +133,9 @@ def write_sum(weight: Tensor, W0: Tensor, terms: Sequence[tuple[float, LowRank]]
 def attach(
     layers: Mapping[str, nn.Module], terms: Sequence[WeightedAdapter], narrow: torch.dtype = torch.float32
 ) -> LoraLayers:
-    """The sum of the LoRAs added to the layers' outputs, each in the type of its layer's weight, until `remove()`.
+    """Add the sum of the LoRAs to the layers' outputs, until `remove()`. Factors have the type of their layer's weight.
 
-    narrow: the type of those beside quantised weights and weights of 8 bits, which are for storage alone.
+    narrow: the factors' type for layers with quantised or 8-bit weights, which are types for storage only.
     """
     total = combine(terms)
     types = {name: computing_type(layers[name], narrow) for name in total}
@@ -146,14 +146,14 @@ def attach(
 
 
 def computing_type(layer: nn.Module, narrow: torch.dtype) -> torch.dtype:
-    """The type of a layer's weight, or `narrow` where that is none to compute in."""
+    """The type of a layer's weight, or `narrow` when that type is for storage only."""
     dtype = layer.weight.dtype if isinstance(layer.weight, Tensor) else narrow
     return dtype if dtype.is_floating_point and dtype.itemsize > 1 else narrow
 
 
 @contextmanager
 def as_found(network: nn.Module) -> Iterator[None]:
-    """A block after which the network's device, its modes and what of it requires gradients are as they were."""
+    """After the block, the network's device, its modes and its parameters' requires_grad are as they were before."""
     modes = [(module, module.training, getattr(module, "gradient_checkpointing", None)) for module in network.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     device = gradients[0][0].device

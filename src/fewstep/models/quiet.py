@@ -1,4 +1,4 @@
-"""Keeping other libraries quiet while they load parts of a model; afterwards they talk as before."""
+"""Keeps other libraries quiet while they load parts of a model. Afterwards they print as before."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ LIBRARIES = (diffusers_logging, transformers_logging)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let diffusers and transformers print nothing below an error, and no bars, within the block or function.
+    """Inside the block or function, diffusers and transformers print only errors, and no progress bars.
 
-    What matters of a folder's faults is raised, in our words.
+    fewstep raises its own errors for the faults of a folder that matter.
     """
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in LIBRARIES]
     for library in LIBRARIES:

@@ -1,4 +1,4 @@
-"""A LoRA as it is typed: FILE, FILE:WEIGHT, or FILE:WEIGHT,BLOCK=WEIGHT,..."""
+"""A LoRA as people type it: FILE, FILE:WEIGHT, or FILE:WEIGHT,BLOCK=WEIGHT,..."""
 
 import math
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from fewstep.lora.dialects import PEFT_CONFIG
 
 
 class LoraReference(NamedTuple):
-    """A LoRA and how much of it; FILE may be the name of a shipped one, or of one on the hub."""
+    """A LoRA and its weight. FILE may be a file, the name of a LoRA that ships, or a hub id."""
 
     path: Path
     weight: float
-    blocks: Mapping[str, float] = {}  # of BLOCKS, where another weight holds
+    blocks: Mapping[str, float] = {}  # block of BLOCKS -> its own weight
 
     @property
     def file(self) -> Path:
-        """The file, or PEFT's folder, that is meant; of another folder the only LoRA in it.
+        """The file, or PEFT's folder. For another folder it is the only LoRA in it.
 
         Raises FewstepError when there is none, or when there are several.
         """
@@ -36,12 +36,12 @@ class LoraReference(NamedTuple):
         return file
 
     def weight_of(self, module: str) -> float:
-        """The weight of a module: that of the narrowest block it is in that was given one."""
+        """The weight of a module: that of the narrowest block that contains it and has a weight, else `weight`."""
         return next((self.blocks[b] for b in blocks_of(module) if b in self.blocks), self.weight)
 
 
 def only_in(folder: Path) -> Path:
-    """The LoRA in a folder, as `fewstep distill --out` leaves one."""
+    """The only LoRA in a folder, such as `fewstep distill --out` writes."""
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         names = ", ".join(file.name for file in files)
@@ -53,9 +53,9 @@ def only_in(folder: Path) -> Path:
 
 
 def parse_reference(text: str) -> LoraReference:
-    """The LoRA that was typed; a weight is what stands after the last colon if it is one, else 1.
+    """The reference in a typed text. The weight follows the last colon; without a number there, it is 1.
 
-    Raises UsageError for a weight of a block there is not.
+    Raises UsageError for an unknown block.
     """
     name, _, last = text.rpartition(":")
     weights = parse_weights(last) if name else None
@@ -63,12 +63,12 @@ def parse_reference(text: str) -> LoraReference:
         return LoraReference(Path(text), 1.0)
     unknown = [block for block in weights if block not in ("", *BLOCKS)]
     if unknown:
-        raise UsageError(f"LoRA {text}: there is no block {unknown[0]!r}", f"blocks are {', '.join(BLOCKS)}")
+        raise UsageError(f"LoRA {text}: unknown block {unknown[0]!r}", f"the blocks are {', '.join(BLOCKS)}")
     return LoraReference(Path(name), weights.pop("", 1.0), weights)
 
 
 def parse_weights(text: str) -> dict[str, float] | None:
-    """0.8,te=0.5,mid=1.2 as block -> weight, "" for all others; None when it is no such thing."""
+    """Block -> weight from a text such as 0.8,te=0.5,mid=1.2. "" stands for all other blocks. None for other texts."""
     weights: dict[str, float] = {}
     for term in text.split(","):
         block, _, number = term.rpartition("=")

@@ -1,4 +1,4 @@
-"""A single .safetensors file in the original latent diffusion layout as a model: every tensor accounted for."""
+"""A model from a single .safetensors file in the original latent diffusion layout. Every tensor must have a place."""
 
 import gzip
 import re
@@ -37,14 +37,14 @@ CONV_IN = f"{UNET}input_blocks.0.0.weight"
 
 
 class CheckpointPart(NamedTuple):
-    """A network without weights, and where they lie."""
+    """A network without weights, and the places of its weights in the file."""
 
     network: Any
     origins: Mapping[str, Origin]  # tensor of the network -> its place in the file
 
 
 def load_single_file(path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
-    """The model in a single file. Raises FewstepError naming a tensor that is missing, misshapen or unknown."""
+    """The model in a single file. Raises FewstepError that names a missing, unknown or wrongly shaped tensor."""
     file = opened(path)
     keys = frozenset(file.keys())
     family = family_of_file(path)
@@ -70,7 +70,7 @@ def load_single_file(path: Path, dtype: torch.dtype = torch.float32, device: tor
 
 
 def unet_part(family: Family, channels: int) -> CheckpointPart:
-    """The family's UNet; channels: it takes in, 9 for inpainting."""
+    """The family's UNet. channels: its input channels, 9 for inpainting."""
     with init_empty_weights():
         unet = UNet2DConditionModel(**family.unet, in_channels=channels)
     return CheckpointPart(unet, unet_origins(unet.state_dict()))
@@ -84,7 +84,7 @@ def vae_part(family: Family) -> CheckpointPart:
 
 
 def text_part(name: str, encoder: TextEncoder, keys: frozenset[str]) -> CheckpointPart:
-    """A text encoder; what it is called in the file decides between CLIP's names and OpenCLIP's."""
+    """A text encoder. Its prefix in the file decides between CLIP's names and OpenCLIP's."""
     kind = CLIPTextModelWithProjection if encoder.projection else CLIPTextModel
     with init_empty_weights():
         network = kind(CLIPTextConfig(**encoder.config()))
@@ -95,42 +95,42 @@ def text_part(name: str, encoder: TextEncoder, keys: frozenset[str]) -> Checkpoi
 
 
 def check_accounted(path: Path, keys: frozenset[str], parts: Iterable[CheckpointPart]) -> None:
-    """Raise FewstepError unless the file has every tensor of the networks, and nothing that would be dropped."""
+    """Raise FewstepError unless the file has every tensor of the networks, and none that would be ignored."""
     used = {origin.key for part in parts for origin in part.origins.values()}
     missing = sorted(used - keys)
     if missing:
         raise FewstepError(
             f"{path} lacks {len(missing)} of the model's tensors, such as {missing[0]}",
-            "a whole checkpoint is needed: UNet, autoencoder and text encoders; download it again",
+            "fewstep needs a whole checkpoint, with UNet, autoencoder and text encoders; download it again",
         )
     unknown = sorted(key for key in keys - used if not UNUSED.fullmatch(key))
     if unknown:
         raise FewstepError(
             f"{path} has {len(unknown)} tensors that have no place in the model, such as {unknown[0]}",
-            "it is a checkpoint of another kind, or something was merged into it that is not Stable Diffusion",
+            "it is a checkpoint of another kind, or something that is not Stable Diffusion was merged into it",
         )
 
 
 def fill(part: CheckpointPart, file: Any, path: Path, dtype: torch.dtype) -> None:
-    """Give the network its weights, one at a time."""
+    """Load the network's weights into it, one at a time."""
     shapes = {name: tensor.shape for name, tensor in part.network.state_dict().items()}
     weights = {}
     for name, origin in part.origins.items():
         tensor = at_origin(file.get_tensor(origin.key), origin)
         if tensor.numel() != shapes[name].numel():
             raise FewstepError(
-                f"{path}: {origin.key} is {size_in_words(tensor.shape)} and not {size_in_words(shapes[name])}",
+                f"{path}: {origin.key} is {size_in_words(tensor.shape)}, not {size_in_words(shapes[name])}",
                 "it is a checkpoint of another kind",
             )
-        weights[name] = tensor.reshape(shapes[name]).to(dtype).contiguous()  # 1 x 1 convolutions may be linear
+        weights[name] = tensor.reshape(shapes[name]).to(dtype).contiguous()  # files may keep a 1 x 1 Conv2d as a Linear
     part.network.load_state_dict(weights, assign=True)
 
 
 def scheduler_of(path: Path, family: Family) -> dict[str, Any]:
-    """Config of the noise schedule and what the network predicts.
+    """The scheduler config of a checkpoint: its noise schedule and prediction type.
 
-    A checkpoint seldom says so; what counts, in this order: the marks v_pred and ztsnr among its tensors, its
-    metadata's modelspec.prediction_type, `parameterization` in a .yaml file of its name, the family's own.
+    Checkpoints seldom name the prediction type. The first of these that is there counts: the tensors v_pred and ztsnr,
+    modelspec.prediction_type in the metadata, `parameterization` in a .yaml file of the same name, the family's type.
     """
     file = opened(path)
     keys, metadata = set(file.keys()), file.metadata() or {}
@@ -149,7 +149,7 @@ def scheduler_of(path: Path, family: Family) -> dict[str, Any]:
 
 
 def new_tokenizer(family: Family, encoder: TextEncoder) -> Any:
-    """CLIP's tokenizer, which checkpoints do without; the embedded model has its own."""
+    """CLIP's tokenizer, which checkpoints do not contain. The embedded model has its own."""
     if family.name == MODEL:
         return CLIPTokenizer.from_pretrained(verified(MODEL) / "tokenizer", local_files_only=True)
     vocabulary, merges = clip_vocabulary()
@@ -157,7 +157,7 @@ def new_tokenizer(family: Family, encoder: TextEncoder) -> Any:
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's tokens and merges (arXiv 2103.00020): bytes, bytes at a word's end, merged pairs, start and end."""
+    """CLIP's tokens and merges (arXiv 2103.00020): bytes, bytes that end a word, merged pairs, start and end marks."""
     lines = gzip.decompress(shipped_vocabulary().read_bytes()).decode().splitlines()
     merges = [(first, second) for first, _, second in (line.partition(" ") for line in lines)]
     letters = byte_letters()
@@ -166,15 +166,15 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def byte_letters() -> list[str]:
-    """The letter that stands for each byte, printable ones first, as byte-level BPE orders them."""
+    """The letter for each byte, printable bytes first, in the order of byte-level BPE."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
 @doing("writing the model")
 def save_folder(model: Model, folder: Path) -> None:
-    """Write a model of a single file as a folder in diffusers' layout, whole or not at all, in its present types."""
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # slow, and few come here
+    """Write a model from a single file as a folder in diffusers' layout, in its present types, whole or not at all."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # a slow import that few commands need
 
     scheduler = DDIMScheduler(**scheduler_of(model.path, family_of_file(model.path)))
     parts = {"unet": model.unet, "vae": model.vae, "text_encoder": model.text_encoder, "tokenizer": model.tokenizer}

@@ -1,4 +1,4 @@
-"""LoRAs that are to be added up: opened, fitted to one model or family, with what their files say."""
+"""LoRAs for a sum: opened, fitted to one model or family, with the metadata of their files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,23 +28,23 @@ class Term(NamedTuple):
 
     @property
     def recipe(self) -> Recipe | None:
-        """How it wants to be sampled."""
+        """Its sampling recipe."""
         return self.file.recipe
 
 
 class Fitted(NamedTuple):
-    """LoRAs whose modules all have their place in one model."""
+    """LoRAs whose modules all have a place in one model."""
 
     terms: tuple[Term, ...]
     family: str
-    model: str | None  # that was named, whose weights DoRAs are baked against
+    model: str | None  # named by the user; DoRAs become updates of its weights. None = no model was named
 
 
 @doing("reading the LoRAs")
 def fit(references: Sequence[LoraReference], model: str | None, allow_partial: bool) -> Fitted:
-    """The LoRAs, with the names their modules have in `model`, or in the one family that has all of them.
+    """The LoRAs, with the names that their modules have in `model`, or else in the one family that has them all.
 
-    Raises FewstepError with the coverage when some have no place, unless allow_partial: then they are left out.
+    A module without a place raises FewstepError with the coverage. With allow_partial it is left out instead.
     """
     files = [(reference, open_lora(reference.file)) for reference in references]
     if model is not None:
@@ -57,14 +57,14 @@ def fit(references: Sequence[LoraReference], model: str | None, allow_partial: b
     if len(fitting) > 1:
         shapes = FAMILIES[best].all_modules()
         best, reason = origin_of(fitting, [(file, file.adapter(shapes).modules) for _, file in files])
-        note(f"fits {' and '.join(fitting)}; taken as {best}, {reason}; {option('model')} says otherwise")
+        note(f"fits {' and '.join(fitting)}; taken as {best}, because {reason}; {option('model')} names another")
     return Fitted(placed(files, FAMILIES[best].all_modules(), best, allow_partial), best, None)
 
 
 def count_misplaced(files: Sequence[LoraFile]) -> dict[str, int]:
-    """Family -> modules of the LoRAs that have no place in it; only families that lack the fewest names are told.
+    """Family -> number of the LoRAs' modules that have no place in it, for the families that lack the fewest names.
 
-    Names come first because sizes take reading the files.
+    Names are compared first, because comparing sizes needs the files.
     """
     tables = {name: family.all_modules() for name, family in FAMILIES.items()}
     adapters = {name: [file.adapter(shapes) for file in files] for name, shapes in tables.items()}
@@ -92,13 +92,13 @@ def placed(
         else:
             check_fits(adapter, shapes, str(reference.path), model)
         if other := other_family(file.recipe, family_of(shapes)):
-            note(f"{reference.path} was made for {other}; it is taken as {family_of(shapes)}")
+            note(f"{reference.path} was made for {other}; here it is used for {family_of(shapes)}")
         terms.append(Term(reference, file, adapter))
     return tuple(terms)
 
 
 def merged_recipe(fitted: Fitted) -> Recipe:
-    """How the sum wants to be sampled: as the first acceleration in it that is added, else as the first LoRA."""
+    """The recipe of the sum: that of its first acceleration with a positive weight, else of its first LoRA with one."""
     recipes = [term.recipe for term in fitted.terms if term.recipe and term.reference.weight > 0]
     first = next((recipe for recipe in recipes if recipe.accelerates), next(iter(recipes), None))
     if first is None:
@@ -107,7 +107,7 @@ def merged_recipe(fitted: Fitted) -> Recipe:
 
 
 def sources_of(fitted: Fitted, licences: Sequence[str] = ()) -> dict[str, str]:
-    """Metadata: what was added, and under which licences: these, the LoRAs' and of the models they were trained on."""
+    """Metadata: the LoRAs of the sum, and all licences: `licences`, the LoRAs', and those of their base models."""
     sources = [
         {
             "file": str(term.reference.path.name),
@@ -123,12 +123,12 @@ def sources_of(fitted: Fitted, licences: Sequence[str] = ()) -> dict[str, str]:
 
 
 def licences_of_term(term: Term) -> list[str]:
-    """What a LoRA's file says, and the licence of the model its recipe says it was trained on, if that is known."""
+    """The licences in a LoRA's file, and the licence of the model in its recipe, if that is known."""
     return licences_in(term.adapter.metadata) + (licences_named(base_name(term.recipe)) if term.recipe else [])
 
 
 def facts_of(fitted: Fitted) -> dict[str, Any]:
-    """What a person or program is told about the sum."""
+    """Facts about the sum, for people and programs."""
     return {
         "family": fitted.family,
         **joined(licence for term in fitted.terms for licence in licences_of_term(term)),
@@ -140,8 +140,6 @@ def facts_of(fitted: Fitted) -> dict[str, Any]:
 
 
 def tell_loss(lost: Mapping[torch.dtype, float]) -> None:
-    """Say it when the model's type loses much of the LoRAs."""
-    if text := loss_note(
-        lost, f"fold them into a float32 copy of the model, or plug them in by sample {option('live_lora')}"
-    ):
+    """Note it when the model's type loses much of the LoRAs."""
+    if text := loss_note(lost, f"fold them into a float32 copy of the model, or use sample {option('live_lora')}"):
         note(text)

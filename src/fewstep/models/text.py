@@ -1,4 +1,4 @@
-"""Prompts to the conditioning that the network gets: by one CLIP text encoder, or by SDXL's two."""
+"""Turns prompts into the network's conditioning, with one CLIP text encoder or SDXL's two."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from fewstep.diffusion.guidance import Conditioning
 
 
 def tokens_of(prompts: Sequence[str], tokenizer: Any, encoder: Any) -> Tensor:
-    """Token ids (B, L) on the encoder's device, padded and cut to its length."""
+    """Token ids (B, L) on the encoder's device, padded or cut to its length."""
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
     tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids: Tensor = tokens.input_ids.to(encoder.device)
@@ -18,16 +18,16 @@ def tokens_of(prompts: Sequence[str], tokenizer: Any, encoder: Any) -> Tensor:
 
 
 def embedded(prompts: Sequence[str], tokenizer: Any, encoder: Any) -> Conditioning:
-    """The last hidden states of one text encoder, as SD 1.x and 2.x take them."""
+    """The last hidden states of one text encoder, which SD 1.x and 2.x use."""
     return Conditioning(encoder(tokens_of(prompts, tokenizer, encoder))[0].float())
 
 
 def embedded_twice(
     prompts: Sequence[str], tokenizers: Sequence[Any], encoders: Sequence[Any], zero_empty: bool
 ) -> Conditioning:
-    """The last but one hidden states of two text encoders side by side, and the second's pooled text (SDXL).
+    """The second-last hidden states of two text encoders, concatenated, and the second's pooled text.
 
-    SDXL (arXiv 2307.01952, section 2.1). zero_empty: an empty prompt becomes zeros, as the base model asks.
+    SDXL (arXiv 2307.01952, section 2.1). zero_empty: an empty prompt becomes zeros, as the base model expects.
     """
     outputs = [
         encoder(tokens_of(prompts, tokenizer, encoder), output_hidden_states=True)
@@ -43,5 +43,5 @@ def embedded_twice(
 
 
 def sizes_of(height: int, width: int) -> Tensor:
-    """SDXL's micro-conditioning (1, 6) of a picture that was never scaled or cut."""
+    """SDXL's micro-conditioning (1, 6) for a picture that was neither scaled nor cropped."""
     return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The weights of a model as they lie on disk, one at a time: a diffusers folder, or a checkpoint in the LDM layout."""
+"""Reads a model's weights from disk, one at a time, from a diffusers folder or a checkpoint in the LDM layout."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,20 +23,20 @@ from fewstep.lora.files import Base
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import SAFETENSORS_NAMES
 
-TYPES = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}  # as safetensors names them
-TABLES = ("token_embedding", "position_embedding")  # 2-D weights of no Linear
+TYPES = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}  # safetensors' name -> type
+TABLES = ("token_embedding", "position_embedding")  # 2-D weights that belong to no Linear
 WEIGHT = ".weight"
 
 
 class Place(NamedTuple):
-    """Where one weight lies: in a file, and there as a tensor or as a part of one."""
+    """The place of one weight: a file, and in it a tensor or a part of one."""
 
     file: Path
     origin: Origin
 
 
 def model_path(name: str) -> Path:
-    """The folder or file of a model: the embedded one's, the hub's, or `name` itself. Raises FewstepError for none."""
+    """The folder or file of a model: the embedded one, one of the hub, or a path. Raises FewstepError if there is none."""
     path = shipped_model(name) or resolved(name)
     if not path.exists():
         raise not_found(name)
@@ -44,19 +44,19 @@ def model_path(name: str) -> Path:
 
 
 def module_places(path: Path) -> dict[str, Place]:
-    """Canonical module name -> where its weight lies, of the UNet and the text encoders."""
+    """Canonical module name -> the place of its weight, for the UNet and the text encoders."""
     if path.is_file():
         return ldm_places(path)
     places: dict[str, Place] = {}
     for name, place in all_places(path):
         places.setdefault(name, place)
     if not any(not name.startswith(TEXT) for name in places):
-        raise FewstepError(f"model folder {path} has no UNet in .safetensors files", "give a diffusers folder")
+        raise FewstepError(f"model folder {path} has no UNet in .safetensors files", "name a diffusers folder")
     return places
 
 
 def all_places(folder: Path) -> Iterator[tuple[str, Place]]:
-    """Canonical module name and where its weight lies, once for every variant: the plain file before fp16's."""
+    """Canonical module name and place of its weight, once for every variant. The plain file comes before fp16's."""
     for component in COMPONENTS:
         files = (folder / component).glob("*.safetensors")
         for file in sorted(files, key=lambda file: (file.name.count("."), file.name)):
@@ -67,7 +67,7 @@ def all_places(folder: Path) -> Iterator[tuple[str, Place]]:
 
 
 def ldm_places(path: Path) -> dict[str, Place]:
-    """The same of a single file: its family is the one whose LDM names it has."""
+    """Canonical module name -> the place of its weight, for a single file. Its LDM names decide the family."""
     family = family_of_file(path)
     keys = opened(path).keys()
     origins = _unet_origins(family)
@@ -81,21 +81,23 @@ def ldm_places(path: Path) -> dict[str, Place]:
 
 
 def family_of_file(path: Path) -> Family:
-    """The family whose UNet a single file has. Raises FewstepError when there is none."""
+    """The family of the UNet in a single file. Raises FewstepError when it is no known family."""
     file = opened(path)
     keys = [key for key in file.keys() if key.startswith(UNET)]  # noqa: SIM118
     family = family_of_sizes({key: file.get_slice(key).get_shape() for key in keys})
     if family is None:
         raise FewstepError(
-            f"{path} is no Stable Diffusion checkpoint in the original layout", f"known ones: {', '.join(FAMILIES)}"
+            f"{path} is not a Stable Diffusion checkpoint in the original layout",
+            f"known families: {', '.join(FAMILIES)}",
         )
     return family
 
 
 def family_of_sizes(sizes: Mapping[str, Sequence[int]]) -> Family | None:
-    """The family whose UNet these are the tensors of in the original layout, by key and size; None for no known one.
+    """The family whose UNet has these tensors (key -> size, in the original layout); None for no known family.
 
-    All of SSD-1B's are among SDXL's: the largest family counts. conv_in may take in more, as of inpainting models.
+    All tensors of SSD-1B are also in SDXL, so the largest family that fits counts. conv_in may take more channels, as
+    in inpainting models.
     """
     found = []
     for family in FAMILIES.values():
@@ -108,38 +110,38 @@ def family_of_sizes(sizes: Mapping[str, Sequence[int]]) -> Family | None:
 
 
 def _unet_origins(family: Family) -> dict[str, Origin]:
-    """Where the weights of the family's UNet lie in a single file."""
+    """Tensor of the family's UNet -> its place in a single file."""
     names = [name for name in family.all_modules() if not name.startswith(TEXT)]
     return {key.removesuffix(WEIGHT): o for key, o in unet_origins(f"{name}{WEIGHT}" for name in names).items()}
 
 
 def fits(shapes: Mapping[str, ModuleShape], modules: Mapping[str, ModuleShape]) -> bool:
-    """Whether all shapes are those of the modules, a 1 x 1 Conv2d being as good as a Linear."""
+    """Whether all shapes equal those of the modules. A 1 x 1 Conv2d equals a Linear."""
     return all((s.out, s.in_, max(s.kernel, 1)) == (modules[n].out, modules[n].in_, max(modules[n].kernel, 1))
                for n, s in shapes.items())  # fmt: skip
 
 
 def weights_of(model: str) -> tuple[Base, dict[str, ModuleShape]]:
-    """What reads the weights of a model's modules, one at a time, in float32, and their shapes."""
+    """A function that reads the weight of one module of a model, in float32, and the shapes of all modules."""
     places = module_places(model_path(model))
     return (lambda name: read(places[name])), shapes_of(places)
 
 
 def stored_types(model: str) -> set[torch.dtype]:
-    """The types that the weights of a model's modules are stored in."""
+    """The types in which the weights of a model's modules are stored."""
     places = module_places(model_path(model)).values()
     files = {file: opened(file) for file in {place.file for place in places}}
     return {TYPES[files[file].get_slice(origin.key).get_dtype()] for file, origin in places}
 
 
 def stored_weights(path: Path) -> Callable[[str], Tensor | None]:
-    """What reads the weights of a model's modules from its files, in the type they are stored in, without a copy.
+    """A function that reads the weight of one module from a model's files, in its stored type, without a copy.
 
-    None comes back for a module whose weight is in none of the files, which stay open.
+    It returns None for a module whose weight is in none of the files. The files stay open.
     """
     try:
         places = module_places(path)
-    except FewstepError:  # in other formats than safetensors
+    except FewstepError:  # the weights are in other formats than safetensors
         return lambda name: None
     files = {file: opened(file) for file in {place.file for place in places.values()}}
 
@@ -153,7 +155,7 @@ def stored_weights(path: Path) -> Callable[[str], Tensor | None]:
 
 
 def shapes_of(places: Mapping[str, Place]) -> dict[str, ModuleShape]:
-    """Module -> shape, of those that a LoRA can adapt, from the files' headers."""
+    """Module -> shape, from the files' headers, for the modules that a LoRA can adapt."""
     shapes = {}
     files = {file: opened(file) for file in {place.file for place in places.values()}}
     for name, (file, origin) in places.items():
@@ -167,21 +169,21 @@ def shapes_of(places: Mapping[str, Place]) -> dict[str, ModuleShape]:
 
 
 def shape_of_size(size: Sequence[int]) -> ModuleShape | None:
-    """The shape of a Linear's or Conv2d's weight of this size; None for other tensors."""
+    """The shape of a Linear or Conv2d whose weight has this size; None for other tensors."""
     if len(size) == 2:
         return ModuleShape(size[0], size[1], 0)
     return ModuleShape(size[0], size[1], size[2]) if len(size) == 4 and size[2] == size[3] else None
 
 
 def at_origin(tensor: Tensor, origin: Origin) -> Tensor:
-    """The part of a stored tensor that is one of a network: a view."""
+    """The part of a stored tensor that is one tensor of a network, as a view."""
     if origin.third is not None:
         tensor = tensor.chunk(3)[origin.third]
     return tensor.T if origin.transposed else tensor
 
 
 def read(place: Place) -> Tensor:
-    """One weight, in float32. Raises FewstepError for one that is not finite."""
+    """One weight, in float32. Raises FewstepError if a value is not finite."""
     tensor = at_origin(opened(place.file).get_tensor(place.origin.key), place.origin).float()
     refuse_lost(place.file, place.origin.key, tensor)
     return tensor
@@ -194,10 +196,10 @@ def refuse_lost(file: Path, key: str, tensor: Tensor) -> None:
 
 
 def lost_values(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many values of each tensor are NaN or infinite, of those tensors that have any.
+    """Tensor -> number of its values that are NaN or infinite, for the tensors that have any.
 
-    A sum of finite numbers is finite unless it overflows, and takes a tenth of the time of looking at each. In the
-    tensor's own type it takes a tenth of that again.
+    The test is the sum: it is finite if all values are, unless it overflows. It takes a tenth of the time of a test of
+    each value; in the tensor's own type, a tenth of that again.
     """
     named = [(name, x) for name, x in tensors.items() if x.is_floating_point() and x.numel()]
     if not named:
@@ -210,21 +212,21 @@ def lost_values(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def module_of(key: str) -> str | None:
-    """The module a key is the weight of, or None."""
+    """The module whose weight a key is; None for other keys."""
     name = key.removesuffix(WEIGHT)
     return None if name == key or re.search(rf"(^|\.)({'|'.join(TABLES)})$", name) else name
 
 
 @doing("hashing the model's network")
 def unet_sha256(path: Path) -> str:
-    """Hash of a model's network: of its weight files; of a single file, of all of it."""
+    """Hash of a model's network: of its weight files; for a single file, of the whole file."""
     if path.is_file():
         return sha256_file(path)
     return sha256_bytes(*(sha256_file(f).encode() for f in sorted((path / "unet").glob("*.safetensors"))))
 
 
 def base_name(recipe: Recipe) -> str:
-    """What the model that a recipe's LoRA was trained on is called; the embedded one is known by its hash."""
+    """The name of the model that a recipe's LoRA was trained on. The embedded model is recognised by its hash."""
     return MODEL if recipe.base_sha256 and recipe.base_sha256 == embedded_sha256() else recipe.base_model
 
 
@@ -244,5 +246,5 @@ def opened(file: Path) -> Any:
         refuse_stand_in(file)
         raise FewstepError(
             f"{file} is not a readable safetensors file ({error})",
-            "a Stable Diffusion folder or a .safetensors checkpoint is needed; if it is one, get it again",
+            "name a Stable Diffusion folder or a .safetensors checkpoint; if it is one, get it again",
         ) from error
