@@ -163,21 +163,21 @@ def other_width(model):
         (pickle_weights, r"cannot load .*/unet \("),
         (
             other_width,
-            r".*/unet/config\.json does not fit the weights beside it: .*attn2.*\.weight is 16 x 16 and not 16 x 24",
+            r".*/unet/config\.json does not fit its weights: .*attn2.*\.weight is 16 x 16, not 16 x 24",
         ),
         (cut_text_encoder, r".*/text_encoder/model\.safetensors is not a readable safetensors file \("),
         (break_config, r"config is not readable JSON: .*/unet/config\.json \("),
         (break_scheduler, r"scheduler config is not readable JSON: .*scheduler_config\.json"),
         (list_scheduler, r"scheduler config is no JSON object: .*/scheduler_config\.json holds \[\]"),
-        (worded_scheduler, r".*/scheduler_config\.json: beta_start is \"small\" and not a number from 0 to 1$"),
-        (lose_weight("unet"), r".*/unet/config\.json asks for conv_norm_out\.weight, which the weights beside it lack"),
+        (worded_scheduler, r".*/scheduler_config\.json: beta_start is \"small\", not a number from 0 to 1$"),
+        (lose_weight("unet"), r".*/unet/config\.json asks for conv_norm_out\.weight, which its weights lack"),
         (
             lose_weight("vae"),
-            r".*/vae/config\.json asks for decoder\.conv_norm_out\.weight, which the weights beside it lack",
+            r".*/vae/config\.json asks for decoder\.conv_norm_out\.weight, which its weights lack",
         ),
         (
             lose_weight("text_encoder", "model.safetensors"),
-            r".*/text_encoder/config\.json asks for .*layer_norm1.*, which the weights beside it lack",
+            r".*/text_encoder/config\.json asks for .*layer_norm1.*, which its weights lack",
         ),
         (unknown_schedule, r".*/scheduler_config\.json: unknown beta_schedule 'sinus'"),
         (unknown_prediction, r".*/scheduler_config\.json: unknown prediction.* 'flow'"),
@@ -225,7 +225,7 @@ def test_a_model_is_a_folder_or_a_checkpoint(fewstep, model, out):
     done = fewstep("sample", "a cat", model=model / "model_index.json", out=out)
     assert done.code == 1
     assert "is not a readable safetensors file" in done.error
-    assert "a Stable Diffusion folder or a .safetensors checkpoint is needed" in done.hint
+    assert "name a Stable Diffusion folder or a .safetensors checkpoint" in done.hint
 
 
 # Data
@@ -437,7 +437,7 @@ def test_options_of_distilling(fewstep, tiny_model_folder, tiny_data_folder, out
         assert not out.exists()
         return done.hint
 
-    hint = refused(r"--psi dpm-solver\+\+2m is multistep: without history it is only DDIM", psi="dpm-solver++2m")
+    hint = refused(r"--psi dpm-solver\+\+2m is multistep, and without history it is only DDIM", psi="dpm-solver++2m")
     assert hint == "use ddim, dpm-solver or dpm-solver++ (single-step)"
     refused(r"unknown --psi 'leap'", psi="leap")
     refused(r"--guidance-scale-max 2 is below --guidance-scale", guidance_scale_max=2)

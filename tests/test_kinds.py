@@ -267,7 +267,7 @@ def test_a_safety_checker_is_kept_unless_told_otherwise(
         ({"mask": "m.png"}, "--mask needs --image"),
         ({"outpaint": "8"}, "--outpaint needs --image"),
         ({"image": "i.png", "outpaint": "8", "mask": "m.png"}, "--mask and --outpaint exclude each other"),
-        ({"image": "i.png", "outpaint": "1,2"}, "--outpaint 1,2 is not pixels at the left, top, right and bottom"),
+        ({"image": "i.png", "outpaint": "1,2"}, "--outpaint 1,2 is not pixels for left, top, right and bottom"),
         ({"image": "i.png", "outpaint": "0"}, "--outpaint 0 is not pixels"),
         ({"controlnet": "net"}, "--controlnet and --control-image go together"),
         ({"controlnet": "net", "control_image": "i.png"}, "controlnet net not found"),

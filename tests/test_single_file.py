@@ -223,12 +223,12 @@ def test_noise_prediction_at_zero_terminal_snr_is_refused(tmp_path):
             f"lacks 1 of the model's tensors, such as {VAE}decoder.conv_in",
         ),
         (lambda t: t.update(stray=ONE), "has 1 tensors that have no place in the model, such as stray"),
-        (lambda t: t.update({f"{VAE}decoder.conv_in.bias": ONE}), f"{VAE}decoder.conv_in.bias is 1 and not 128"),
+        (lambda t: t.update({f"{VAE}decoder.conv_in.bias": ONE}), f"{VAE}decoder.conv_in.bias is 1, not 128"),
         (
             lambda t: t[f"{VAE}decoder.conv_in.bias"].fill_(torch.nan),
             "holds values that are not finite: 128 in decoder.conv_in.bias",
         ),
-        (lambda t: t.clear(), "is no Stable Diffusion checkpoint in the original layout"),
+        (lambda t: t.clear(), "is not a Stable Diffusion checkpoint in the original layout"),
     ],
 )
 def test_a_checkpoint_of_another_kind_is_refused(fewstep, tmp_path, change: Any, error: str):

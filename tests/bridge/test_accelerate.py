@@ -284,10 +284,10 @@ def test_factors_follow_their_layers_type(pipe, lora):
 def test_nothing_to_accelerate_with_is_refused_and_changes_nothing(pipe, options):
     kind, scheduler = type(pipe), pipe.scheduler
     with pytest.raises(
-        UsageError, match=r"^nothing makes this StableDiffusionPipeline a few-step one: no LoRA"
+        UsageError, match=r"^nothing makes this StableDiffusionPipeline fast: no LoRA"
     ) as error:
         accelerate(pipe, **options)
-    assert error.value.hint.startswith('give one, as accelerate(pipe, "lcm-lora-sdv1-5"), or the steps and solver')
+    assert error.value.hint.startswith('give a LoRA, as in accelerate(pipe, "lcm-lora-sdv1-5"), or the steps and solver')
     assert (type(pipe), pipe.scheduler) == (kind, scheduler)
 
 
@@ -307,7 +307,7 @@ def test_a_style_alone_is_plugged_in_and_the_plan_said(pipe, tmp_path, capsys):
     style = random_lora(tmp_path / "style.safetensors", pipe, STYLE)
     with accelerate(pipe, style):
         assert (
-            "note: no LoRA given is an acceleration: dpm-solver++ in 20 steps, guidance 7.5" in capsys.readouterr().err
+            "note: none of the LoRAs is an acceleration: dpm-solver++ in 20 steps, guidance 7.5" in capsys.readouterr().err
         )
     with accelerate(pipe, style, steps=10):
         assert "acceleration" not in capsys.readouterr().err
@@ -318,7 +318,7 @@ def test_a_style_alone_is_plugged_in_and_the_plan_said(pipe, tmp_path, capsys):
 
 def test_pipelines_of_another_kind():
     with pytest.raises(
-        FewstepError, match=r"^str is no diffusers pipeline\n\nhint: accelerate is for pipelines around"
+        FewstepError, match=r"^str is not a diffusers pipeline\n\nhint: accelerate is for pipelines around"
     ):
         accelerate("emoji")
     transformer = DiTTransformer2DModel(num_layers=1, num_attention_heads=1, attention_head_dim=4, sample_size=4)
@@ -346,8 +346,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path, pipe, lora):
     for message, arguments in {
         r"^LoRA .*other.safetensors does not fit StableDiffusionPipeline: \d+ of \d+ modules match": {"lora": other},
         "^LoRA file not found: nowhere.safetensors\n\nhint: ": {"lora": "nowhere.safetensors"},
-        r"^weight \[1, 2\] does not go with 1 LoRAs\n\nhint: ": {"lora": lora, "weight": [1, 2]},
-        "^weight nan does not go with 1 LoRAs": {"lora": lora, "weight": float("nan")},
+        r"^weight \[1, 2\] does not fit 1 LoRAs\n\nhint: ": {"lora": lora, "weight": [1, 2]},
+        "^weight nan does not fit 1 LoRAs": {"lora": lora, "weight": float("nan")},
         "^unknown solver 'sinus'": {"lora": lora, "solver": "sinus"},
         "^dpm-solver makes 2 network calls a step": {"lora": lora, "solver": "dpm-solver", "steps": 5},
     }.items():
@@ -362,7 +362,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path, pipe, lora):
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own
 def test_hooks_that_would_go_unseen_are_refused(pipe, lora):
     pipe.unet.compile()
-    with pytest.raises(FewstepError, match=r"^the UNet is compiled.*\n\nhint: accelerate first, or use folded=True$"):
+    with pytest.raises(FewstepError, match=r"^the UNet is compiled.*\n\nhint: accelerate it first, or use folded=True$"):
         accelerate(pipe, lora)
     accelerate(pipe, lora, folded=True).undo()
     pipe.unet._compiled_call_impl = None

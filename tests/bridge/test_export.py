@@ -93,7 +93,7 @@ def test_the_folder_says_what_is_in_it(fewstep, tmp_path, tiny_model_folder):
     told = json.loads(done.out)
     assert (told["scheduler"], told["steps"], told["guidance_scale"]) == ("LCMScheduler", 4, 1.0)
     card = (tmp_path / "four" / "README.md").read_text(encoding="utf-8")
-    for words in ("| 0.8 | style.safetensors |", "| MIT |", "its file names none", "num_inference_steps=4",
+    for words in ("| 0.8 | style.safetensors |", "| MIT |", "its file does not name one", "num_inference_steps=4",
                   "guidance_scale=1", "999, 759, 499, 259", 'from_pretrained("four")'):  # fmt: skip
         assert words in card
     assert str(tmp_path) not in card

@@ -304,7 +304,7 @@ def test_fresh_noise_is_asked_for_and_noted(fewstep, drawing, tmp_path):
     assert (recipe(paths[1])["eta"], recipe(paths[1])["gamma"]) == (0.5, None)
     assert (pixels(paths[0]) != pixels(paths[1])).any()
     done = fewstep("sample", "a cat", *drawing, "--solver", "ddim", out=tmp_path, gamma=0.5)
-    assert (done.code, done.error) == (2, "--gamma is of the tcd solver, and the solver is ddim")
+    assert (done.code, done.error) == (2, "--gamma belongs to the tcd solver, but the solver is ddim")
 
 
 def test_the_negative_prompt_matters_with_guidance(fewstep, drawing, tmp_path):

@@ -195,7 +195,7 @@ def test_a_dora_without_its_model_or_a_rank_is_refused(fewstep, dora, tmp_path):
     rank = len(next(iter(delta.values())))
     done = fewstep("merge", file, out=tmp_path / "x")
     assert (done.code, done.hint) == (1, "name that model: fewstep merge FILE --into MODEL, or --model MODEL --rank 64")
-    assert "cannot be used: it is a DoRA" in done.error
+    assert "cannot be used alone: it is a DoRA" in done.error
     done = fewstep("merge", file, model=base, max_rank=rank - 1, out=tmp_path / "x")
     assert done.error.startswith(f"the exact sum has rank {rank} in {next(iter(delta))}")
 
@@ -289,7 +289,7 @@ def test_a_files_own_words_reach_no_terminal(fewstep, two):
         (["merge", "--out", "x"], 2, "no LoRA was given"),
         (["merge", "a.safetensors"], 2, "--out is required"),
         (["merge", "nowhere.safetensors", "--out", "x"], 1, "LoRA file not found: nowhere.safetensors"),
-        (["merge", "a.safetensors:1,left=2", "--out", "x"], 2, "LoRA a.safetensors:1,left=2: there is no block 'left'"),
+        (["merge", "a.safetensors:1,left=2", "--out", "x"], 2, "LoRA a.safetensors:1,left=2: unknown block 'left'"),
         (["merge", "a.safetensors", "--into", "nowhere", "--out", "x"], 1, "model nowhere not found"),
         (
             ["merge", "a.safetensors", "--into", "m", "--rank", "2", "--out", "x"],
@@ -408,5 +408,5 @@ def test_a_file_converted_to_another_dialect_says_what_it_said(fewstep, tmp_path
 def test_a_lora_of_another_family_is_taken_as_the_named_model_s_with_a_note(fewstep, tmp_path):
     make_lora(tmp_path / "a.safetensors", 2, 0, LCD.model_copy(update={"family": "sd15"}))
     done = fewstep("merge", tmp_path / "a.safetensors", model="emoji", out=tmp_path / "b.safetensors")
-    assert (done.code, "a.safetensors was made for sd15; it is taken as emoji" in done.err) == (0, True)
+    assert (done.code, "a.safetensors was made for sd15; here it is used for emoji" in done.err) == (0, True)
     assert load_adapter(tmp_path / "b.safetensors", EMOJI.all_modules())[1].family == "emoji"

@@ -160,7 +160,7 @@ def test_pictures_without_a_recipe_or_with_a_broken_one_are_refused(fewstep, dra
     done = fewstep("sample", redraw=path)
     assert done.code == 1
     assert done.error.startswith(f"the recipe in {path} cannot be read (prompt: ")
-    assert done.hint == "it says that fewstep 7.0 drew it: use that version"
+    assert done.hint == "fewstep 7.0 drew the picture: use that version"
 
 
 def test_inspect_shows_how_a_picture_was_drawn(fewstep, drawn, drawing, folder):

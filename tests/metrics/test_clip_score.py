@@ -73,5 +73,5 @@ def test_a_part_that_is_missing_is_named(tmp_path, broken, message):
 
 
 def test_another_kind_of_model_is_refused(tiny_model_folder):
-    with pytest.raises(FewstepError, match=r"text_encoder/config\.json: model_type is clip_text_model and not clip"):
+    with pytest.raises(FewstepError, match=r"text_encoder/config\.json: model_type is clip_text_model, not clip"):
         load_judge(str(tiny_model_folder / "text_encoder"), PROMPTS, CPU)

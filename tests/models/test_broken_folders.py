@@ -180,7 +180,7 @@ def test_values_that_cannot_be(model, file, key, values):
 def test_a_refusal_says_file_key_and_value(model):
     change(model / "vae" / "config.json", scaling_factor=0)
     error = refusal(model)
-    assert error.message == f"{model}/vae/config.json: scaling_factor is 0 and not a number above 0"
+    assert error.message == f"{model}/vae/config.json: scaling_factor is 0, not a number above 0"
     change(model / "vae" / "config.json", scaling_factor=0.18215)
     change(model / "fewstep.json", k=0)
     error = refusal(model)
@@ -188,7 +188,9 @@ def test_a_refusal_says_file_key_and_value(model):
     change(model / "fewstep.json", k=20)
     change(model / "unet" / "config.json", layers_per_block=1_000_000)
     error = refusal(model)
-    assert error.message.startswith(f"{model}/unet/config.json asks for 4000000 layers or more, and its weights are ")
+    assert error.message.startswith(
+        f"{model}/unet/config.json asks for at least 4000000 layers, but its weights are only "
+    )
 
 
 def test_what_diffusers_reads_is_read(model):
@@ -255,7 +257,7 @@ def test_tensors_that_no_module_takes(model, part):
     rewrite(model / part / WEIGHTS[part], lambda tensors: tensors.update(lora_up=torch.zeros(2)))
     error = refusal(model)
     assert error.message == (
-        f"{model}/{part}/config.json has no place for 1 tensors of the weights beside it, such as lora_up"
+        f"{model}/{part}/config.json has no place for 1 tensors of its weights, such as lora_up"
     )
 
 

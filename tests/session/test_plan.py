@@ -66,7 +66,7 @@ def test_the_skipping_step_can_be_asked_for():
     assert (without.timesteps, without.k, without.grid) == (with_lora.timesteps, 100, "quadratic")
     assert plan_sampling(SCHEDULE, [LCM], k=100).timesteps == (999, 799, 499, 299)
     assert plan_sampling(SCHEDULE, [], "ddim", 4, k=100).grid == "lcm"  # a k asks for the grid that has one
-    with pytest.raises(UsageError, match=r"^k is of the training grid, and grid is trailing\n\nhint: add grid lcm"):
+    with pytest.raises(UsageError, match=r"^k belongs to the training grid, but grid is trailing\n\nhint: add grid lcm"):
         plan_sampling(SCHEDULE, [], "ddim", 4, grid="trailing", k=100)
     with pytest.raises(UsageError, match=r"^skipping step k = 1001 is outside 1 to 1000"):
         plan_sampling(SCHEDULE, [], "lcm", 4, k=1001)
@@ -77,7 +77,7 @@ def test_steps_beyond_the_training_grid_are_refused(grid):
     coarse = LCM.model_copy(update={"k": 100, "grid": grid})
     assert plan_sampling(SCHEDULE, [coarse], steps=10).timesteps == tuple(range(999, 0, -100))
     for solver, steps, most in (("lcm", 11, 10), ("tcd", 12, 10), ("heun", 22, 20), ("dpm-solver-3", 33, 30)):
-        message = rf"^steps {steps} are too many for the {grid} grid, which has 10 timesteps \(k = 100\)"
+        message = rf"^steps {steps} is too many for the {grid} grid, which has 10 timesteps \(k = 100\)"
         with pytest.raises(UsageError, match=rf"{message}\n\nhint: use at most {most}, or grid trailing"):
             plan_sampling(SCHEDULE, [coarse], solver, steps)
         assert plan_sampling(SCHEDULE, [coarse], solver, most).steps == most
@@ -135,9 +135,9 @@ def notes(*arguments, **options):
 
 
 def test_notes():
-    assert "guidance 7.5 burns with an acceleration LoRA" in notes([LCM], guidance_scale=7.5)
+    assert "guidance 7.5 is too strong for an acceleration LoRA" in notes([LCM], guidance_scale=7.5)
     assert notes([LCM], guidance_scale=2) == ""
-    assert "12 steps: an acceleration LoRA gains nothing past 8" in notes([LCM], steps=12)
+    assert "12 steps: an acceleration LoRA does not gain from more than 8" in notes([LCM], steps=12)
     assert notes([LCM], steps=8) == ""
     assert "made for the lcm solver, and ddim was asked for" in notes([LCM], "ddim")
     for name in ("lcm", "tcd"):
@@ -198,9 +198,9 @@ def test_fresh_noise_is_the_wish_or_the_recipes():
     assert plan_sampling(SCHEDULE, [tcd], "ddim").solver == DDIM()
     assert plan_sampling(SCHEDULE, [tcd.model_copy(update={"solver": "ddim", "eta": 1.0})]).solver == DDIM(1.0)
     for name in ("euler", "lcm", "dpm-solver++"):
-        with pytest.raises(UsageError, match=f"eta is of the ddim solver, and the solver is {re.escape(name)}"):
+        with pytest.raises(UsageError, match=f"eta belongs to the ddim solver, but the solver is {re.escape(name)}"):
             plan_sampling(SCHEDULE, [], name, eta=0.5)
-    with pytest.raises(UsageError, match="gamma is of the tcd solver, and the solver is ddim\n\nhint: add solver tcd"):
+    with pytest.raises(UsageError, match="gamma belongs to the tcd solver, but the solver is ddim\n\nhint: add solver tcd"):
         plan_sampling(SCHEDULE, [], "ddim", gamma=0.5)
 
 

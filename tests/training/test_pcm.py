@@ -197,7 +197,7 @@ def test_a_plan_notes_steps_that_jump_over_an_edge() -> None:
     for steps in (1, 2, 3, 6):
         (text,) = plan_sampling(SCHEDULE, [recipe], steps=steps).notes
         assert text == (
-            "this LoRA was trained in 4 phases, which begin at 999, 749, 499, 249, and these steps jump over some of"
+            "this LoRA was trained in 4 phases, which begin at 999, 749, 499, 249, but these steps jump over some of"
             " them: use 4 steps or a multiple"
         )
     assert "jump" not in " ".join(plan_sampling(SCHEDULE, [recipe], "lcm", 2).notes)

@@ -1,1 +1,1 @@
-"""Where fewstep meets diffusers: its pipelines made few-step ones, and models written for them."""
+"""The bridge to diffusers: makes its pipelines few-step pipelines, and writes models for them."""

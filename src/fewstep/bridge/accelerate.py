@@ -1,4 +1,4 @@
-"""accelerate(): a few-step plan, its solver and its LoRAs on any diffusers pipeline that has a UNet."""
+"""accelerate() puts a few-step plan, with its solver and LoRAs, on any diffusers pipeline that has a UNet."""
 
 import inspect
 import math
@@ -28,7 +28,7 @@ from fewstep.models.references import LoraReference, parse_reference
 from fewstep.session.loras import Shelf, recipes_of
 from fewstep.session.plan import Plan, plan_sampling
 
-MARK = "_fewstep"  # on a UNet that carries LoRAs of ours, and on the class of a pipeline that is accelerated
+MARK = "_fewstep"  # attribute of a UNet with our LoRAs, and of the class of an accelerated pipeline
 OF_THE_MODEL = (*SCHEDULE_KEYS, "prediction_type")
 WHICH = "accelerate is for pipelines around a Stable Diffusion UNet: SD 1.x, SD 2.x, SSD-1B, SDXL"
 
@@ -42,13 +42,13 @@ class Accelerated:
     _stack: ExitStack = field(repr=False)
 
     def undo(self) -> None:
-        """Put scheduler, weights (bit for bit), call and defaults back as they were; nothing, the second time."""
+        """Restore scheduler, weights (bit for bit), call and defaults. A second call does nothing."""
         self._stack.close()
 
     def share(self, pipe: Any) -> "Accelerated":
-        """The same for another pipeline around the same UNet, which has the LoRAs already (diffusers' `from_pipe`).
+        """Accelerate another pipeline around the same UNet, which already has the LoRAs (diffusers' `from_pipe`).
 
-        Undone by itself, and before this one.
+        Undo the result separately, and before this one.
         """
         if getattr(pipe, "unet", None) is not self.pipe.unet:
             raise FewstepError(f"{type(pipe).__name__} has another UNet", "use accelerate for it")
@@ -75,19 +75,19 @@ def accelerate(
     solver: str = "auto",
     folded: bool = False,
 ) -> Accelerated:
-    """`pipe`, a diffusers pipeline, made a few-step one in place; the returned object undoes it.
+    """Make `pipe`, a diffusers pipeline, a few-step pipeline in place. The returned object undoes it.
 
-    lora: FILE or FILE:WEIGHT as on the command line, one or several, which add up exactly. weight: of all of them, or
-    one each; it multiplies the ones in their names. steps, guidance_scale, solver: None and auto follow the LoRAs'
-    recipes. steps are network evaluations; calls of `pipe` may still say num_inference_steps and guidance_scale, of
-    which these are the defaults. folded: LoRAs are added into the weights (faster; a copy of those weights is kept on
-    the CPU) instead of beside them.
+    lora: FILE or FILE:WEIGHT as on the command line, one or several, which add up exactly. weight: one for all LoRAs or
+    one each; it multiplies the weights in their names. steps, guidance_scale, solver: None and auto follow the LoRAs'
+    recipes. steps counts network evaluations. steps and guidance_scale become the defaults of `pipe`; its calls may
+    still set num_inference_steps and guidance_scale. folded: add the LoRAs to the weights (faster, but keeps a copy of
+    those weights on the CPU) instead of running them next to the layers.
 
-    Without a LoRA the model must be a few-step one itself: by its own recipe, as of one that fewstep distilled,
-    or by the steps or the solver that are asked for.
+    Without a LoRA the model must be a few-step model itself: its own recipe shows it, as in models that fewstep
+    distilled, or the caller gives the steps or the solver.
 
-    Image-to-image and inpainting run all the steps, laid inside strength's range. Raises FewstepError for a pipeline
-    without a UNet, a LoRA that does not fit, and steps or solvers that cannot be.
+    Image-to-image and inpainting run all the steps, inside strength's range. Raises FewstepError for a pipeline
+    without a UNet, a LoRA that does not fit, and impossible steps or solvers.
     """
     unet = checked_unet(pipe)
     schedule, layers = schedule_of(pipe), layers_of_pipeline(pipe)
@@ -109,25 +109,26 @@ def accelerate(
 
 
 def answer_slow(pipe: Any, plugged: bool, plan: Plan) -> None:
-    """Raise UsageError where nothing makes a few-step model of the pipeline's; where LoRAs were asked for, note it."""
+    """When nothing makes the pipeline's model a few-step model: note it if LoRAs were given, else raise UsageError."""
     if not plugged:
         raise UsageError(
-            f"nothing makes this {type(pipe).__name__} a few-step one: no LoRA was given, and its model has no recipe",
-            'give one, as accelerate(pipe, "lcm-lora-sdv1-5"), or the steps and solver of a few-step model',
+            f"nothing makes this {type(pipe).__name__} fast: no LoRA was given, and its model has no recipe",
+            'give a LoRA, as in accelerate(pipe, "lcm-lora-sdv1-5"), or the steps and solver of a few-step model',
         )
     note(
-        f"no LoRA given is an acceleration: {plan.solver_name} in {plan.steps} steps, guidance {plan.guidance_scale:g}"
+        f"none of the LoRAs is an acceleration: {plan.solver_name} in {plan.steps} steps,"
+        f" guidance {plan.guidance_scale:g}"
     )
 
 
-# --- what can be accelerated --------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------------------
 
 
 def checked_unet(pipe: object) -> nn.Module:
     """The UNet of a pipeline that is not accelerated yet. Raises FewstepError for anything else."""
     name = type(pipe).__name__
     if not hasattr(pipe, "scheduler") or not hasattr(pipe, "components"):
-        raise FewstepError(f"{name} is no diffusers pipeline", WHICH)
+        raise FewstepError(f"{name} is not a diffusers pipeline", WHICH)
     unet = getattr(pipe, "unet", None)
     if not isinstance(unet, nn.Module):
         raise FewstepError(f"{name} has no UNet", WHICH)
@@ -144,23 +145,23 @@ def refuse_accelerated(pipe: Any) -> None:
 
 
 def check_layers(pipe: Any, folded: bool) -> None:
-    """Raise FewstepError where LoRAs would have no effect, or one they should not have."""
+    """Raise FewstepError when LoRAs would have no effect, or a wrong one."""
     unet = pipe.unet
     if getattr(unet, MARK, False):
         raise FewstepError(
             f"the UNet of this {type(pipe).__name__} has LoRAs from another accelerated pipeline",
-            "use share(pipe) of what that accelerate returned",
+            "use share(pipe) on the object that the other accelerate returned",
         )
     modules = list(unet.modules())
     if any(getattr(module, "fused_projections", False) for module in modules):
-        raise FewstepError("the projections of the UNet are fused", "call pipe.unfuse_qkv_projections() before")
+        raise FewstepError("the projections of the UNet are fused", "call pipe.unfuse_qkv_projections() first")
     compiled = hasattr(unet, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in modules)
     if compiled and not folded:
-        raise FewstepError("the UNet is compiled, and hooks would go unseen", "accelerate first, or use folded=True")
+        raise FewstepError("the UNet is compiled, so hooks have no effect", "accelerate it first, or use folded=True")
 
 
 def schedule_of(pipe: Any) -> NoiseSchedule:
-    """The noise schedule the pipeline's model was trained on. Raises FewstepError where there is none of our kind."""
+    """The noise schedule that the pipeline's model was trained on. Raises FewstepError for other kinds of schedule."""
     config, name = pipe.scheduler.config, type(pipe.scheduler).__name__
     learned = str(config.get("variance_type") or "").startswith("learned")
     if "beta_schedule" not in config or learned or config.get("timestep_type") == "continuous":
@@ -170,7 +171,7 @@ def schedule_of(pipe: Any) -> NoiseSchedule:
 
 
 def layers_of_pipeline(pipe: Any) -> dict[str, nn.Module]:
-    """Every module that a LoRA can adapt, named as in checkpoints; where PEFT has wrapped one, the one inside."""
+    """Name in checkpoints -> module, for every module that a LoRA can adapt; for a PEFT wrapper, the module inside."""
     layers = {}
     for part in COMPONENTS:
         network = getattr(pipe, part, None)
@@ -187,11 +188,11 @@ def layers_of_pipeline(pipe: Any) -> dict[str, nn.Module]:
 def references_of(
     lora: str | Path | Sequence[str | Path] | None, weight: float | Sequence[float]
 ) -> list[LoraReference]:
-    """The LoRAs meant, with their weights."""
+    """The references of the LoRAs, with their weights."""
     files = [] if lora is None else [lora] if isinstance(lora, str | Path) else list(lora)
     weights = [weight] * len(files) if isinstance(weight, int | float) else list(weight)
     if len(weights) != len(files) or not all(math.isfinite(w) for w in weights):
-        raise UsageError(f"weight {weight} does not go with {len(files)} LoRAs", "give one number, or one for each")
+        raise UsageError(f"weight {weight} does not fit {len(files)} LoRAs", "give one number, or one for each")
     named = zip(map(parse_reference, map(str, files)), weights, strict=True)
     return [LoraReference(r.path, w * r.weight, {b: w * own for b, own in r.blocks.items()}) for r, w in named]
 
@@ -199,7 +200,7 @@ def references_of(
 def read_loras(
     pipe: Any, layers: Mapping[str, nn.Module], references: Sequence[LoraReference]
 ) -> tuple[list[WeightedAdapter], tuple[Recipe, ...]]:
-    """The LoRAs with their weights, and the recipes: the model's own first. Raises FewstepError for misfits."""
+    """The LoRAs with their weights, and the recipes, the model's first. Raises FewstepError if a LoRA does not fit."""
     name = str(pipe.config.get("_name_or_path") or type(pipe).__name__)
     shapes = {module: shape for module, layer in layers.items() if (shape := shape_of(layer)) is not None}
     prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
@@ -210,10 +211,10 @@ def read_loras(
 def plug(
     pipe: Any, layers: Mapping[str, nn.Module], terms: Sequence[WeightedAdapter], folded: bool, stack: ExitStack
 ) -> None:
-    """Plug the LoRAs in, into the weights or beside them, until the stack is closed.
+    """Plug the LoRAs into the weights, or next to the layers, until the stack is closed.
 
-    Where weights are stored in 8 bits, LoRAs beside them are kept in the type of what is not, such as norms. A note
-    tells when the type of weights loses much of what is added into them.
+    Next to weights stored in 8 bits, LoRAs have the type of the other parameters, such as norms. A note tells when
+    rounding to the weights' type loses much of the LoRAs.
     """
     if not folded:
         computing = widest(parameter.dtype for parameter in pipe.unet.parameters())
@@ -230,7 +231,7 @@ def plug(
 
 
 def dress(pipe: Any, plan: Plan, stack: ExitStack) -> None:
-    """Give the pipeline our scheduler and a class of its own, whose calls have the plan's defaults."""
+    """Give the pipeline our scheduler, and a class of its own whose calls have the plan's defaults."""
     scheduler, kind = pipe.scheduler, type(pipe)
     config = {name: scheduler.config[name] for name in OF_THE_MODEL if name in scheduler.config}
     stepping = {"solver": plan.solver_name, "grid": plan.grid, "k": plan.k, "eta": plan.eta, "gamma": plan.gamma}
@@ -242,7 +243,7 @@ def dress(pipe: Any, plan: Plan, stack: ExitStack) -> None:
 
 
 def fast_class(kind: type, plan: Plan) -> type:
-    """A subclass of the same name: its calls default to the plan, and strength leaves all steps in."""
+    """A subclass with the same name. Its calls have the plan's defaults, and strength does not drop steps."""
     members = {"__call__": call_of(kind, plan), "__module__": kind.__module__, "__doc__": kind.__doc__, MARK: True}
     if hasattr(kind, "get_timesteps"):
         members["get_timesteps"] = get_timesteps_of(kind)
@@ -250,7 +251,7 @@ def fast_class(kind: type, plan: Plan) -> type:
 
 
 def call_of(kind: Any, plan: Plan) -> Callable[..., Any]:
-    """`__call__` with the same parameters and other defaults."""
+    """`__call__` with the same parameters and the plan's defaults."""
     call, signature = kind.__call__, inspect.signature(kind.__call__)
     planned = {"num_inference_steps": plan.steps, "guidance_scale": plan.guidance_scale}
     defaults = {name: value for name, value in planned.items() if name in signature.parameters}
@@ -266,9 +267,9 @@ def call_of(kind: Any, plan: Plan) -> Callable[..., Any]:
 
 
 def get_timesteps_of(kind: Any) -> Callable[..., Any]:
-    """Image-to-image's choice of timesteps: all of them, laid on [0, strength * T].
+    """Image-to-image's `get_timesteps`: all steps, inside [0, strength * T].
 
-    What diffusers chooses where the caller has chosen timesteps or another range, or taken another scheduler.
+    It is diffusers' own choice when the caller has set timesteps, another range or another scheduler.
     """
     usual, signature = kind.get_timesteps, inspect.signature(kind.get_timesteps)
 

@@ -1,4 +1,4 @@
-"""A model with its LoRAs folded in, as a folder that other programs sample right by themselves."""
+"""Exports a model with its LoRAs folded in, as a folder that other programs sample correctly without fewstep."""
 
 import inspect
 from collections.abc import Mapping
@@ -33,14 +33,14 @@ CARD, BASE_CARD = "README.md", "README-base.md"
 
 
 class Stepping(NamedTuple):
-    """How diffusers says a solver."""
+    """The counterpart of a solver in diffusers."""
 
-    name: str  # of the scheduler's class
+    name: str  # the scheduler's class
     config: Mapping[str, Any]
-    call: Mapping[str, Any] = {}  # what the pipeline is to be told beside steps and guidance
+    call: Mapping[str, Any] = {}  # arguments for calls of the pipeline, besides steps and guidance
 
 
-STEPPINGS = {  # tests hold each against ours
+STEPPINGS = {  # tests compare each with our solver
     "lcm": Stepping("LCMScheduler", {"timestep_scaling": 10.0}),
     "tcd": Stepping("TCDScheduler", {}, {"eta": 0.3}),  # the pipeline's own eta is 0, which adds no noise
     "ddim": Stepping("DDIMScheduler", {"timestep_spacing": "trailing", "set_alpha_to_one": True}),
@@ -58,14 +58,14 @@ STEPPINGS = {  # tests hold each against ours
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """What was written to config.out, whole or not at all: weights, scheduler, recipe and card.
+    """Write weights, scheduler, recipe and card to config.out, whole or not at all. Returns facts about them.
 
-    The plan is that of `fewstep sample` with the same --model and --lora. The weights are W0 + sum_i w_i Delta W_i in
-    float32, rounded once to the type they are stored in.
+    The plan is that of `fewstep sample` with the same --model and --lora. The weights are W0 + sum_i w_i Delta W_i,
+    computed in float32 and rounded once to the stored type.
     """
     if config.out.exists():
         raise UsageError(
-            f"{option('out')} {config.out} is already there", f"choose another {option('out')} for the model"
+            f"{option('out')} {config.out} already exists", f"choose another {option('out')} for the model"
         )
     loras = config.loras or default_loras(config.model, "auto")
     session = Session(config.model, loras, dtype="fp32", device="cpu")
@@ -97,7 +97,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 def folder_of(model: Path, spare: Path) -> Path:
-    """The model's folder; one made in half precision of a single file."""
+    """The model's folder. A single file is written to the folder `spare` first, in half precision."""
     if model.is_dir():
         return model
     save_folder(load_model(str(model), torch.float16), spare)
@@ -108,9 +108,10 @@ def folder_of(model: Path, spare: Path) -> Path:
 
 
 def scheduler_of(source: Path, facts: Facts, plan: Plan) -> tuple[Stepping, Any]:
-    """The stepping of the plan, and a scheduler of diffusers that makes its very timesteps, or that a call tells them.
+    """The plan's counterpart in diffusers, and its scheduler, which makes exactly the plan's timesteps.
 
-    Raises FewstepError for a solver that no scheduler known here has, and for timesteps that it does not make.
+    A scheduler that takes timesteps gets them in the call. Raises FewstepError for a solver without a counterpart, and
+    for timesteps that the scheduler does not make.
     """
     stepping = STEPPINGS.get(plan.solver_name)
     if stepping is None:
@@ -123,31 +124,31 @@ def scheduler_of(source: Path, facts: Facts, plan: Plan) -> tuple[Stepping, Any]
     stored = read_json(source / "scheduler" / "scheduler_config.json", "scheduler config")
     config = {name: stored[name] for name in SCHEDULE_KEYS if name in stored and name in known}
     config |= {"prediction_type": facts.prediction_type, "clip_sample": False, **stepping.config}
-    config["steps_offset"] = 1  # no grid here uses it, and the pipeline warns of any other
+    config["steps_offset"] = 1  # our grids do not use it, and the pipeline warns about other values
     if "original_inference_steps" in known:
         config["original_inference_steps"] = len(facts.schedule) // plan.k
-    scheduler = kind(**{name: value for name, value in config.items() if name in known})  # some have no clip_sample
+    scheduler = kind(**{name: value for name, value in config.items() if name in known})  # some lack clip_sample
     scheduler.set_timesteps(len(plan.timesteps))
     if tuple(scheduler.timesteps.tolist()) == plan.timesteps:
         return stepping, scheduler
     if "timesteps" not in inspect.signature(kind.set_timesteps).parameters:
         raise FewstepError(
-            f"diffusers' {stepping.name} steps at {scheduler.timesteps.tolist()}, and this model wants"
+            f"diffusers' {stepping.name} steps at {scheduler.timesteps.tolist()}, but this model needs"
             f" {list(plan.timesteps)}",
-            "sample it with fewstep",
+            "sample this model with fewstep",
         )
     return stepping._replace(call={**stepping.call, "timesteps": list(plan.timesteps)}), scheduler
 
 
 def write_scheduler(folder: Path, scheduler: Any) -> None:
-    """Make this the scheduler of the model folder."""
+    """Write the scheduler to the model folder."""
     index = read_json(folder / "model_index.json", "model index")
     write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", type(scheduler).__name__]})
     scheduler.save_pretrained(folder / "scheduler")
 
 
 def recipe_of(session: Session, plan: Plan) -> Recipe:
-    """How the folder wants to be sampled: its plan is `plan`."""
+    """The folder's recipe, which leads to the plan `plan`."""
     recipes = session.recipes
     first = next((recipe for recipe in recipes if recipe.accelerates), next(iter(recipes), Recipe(method="denoising")))
     return first.model_copy(
@@ -166,12 +167,12 @@ def recipe_of(session: Session, plan: Plan) -> Recipe:
 
 
 def card(config: ExportConfig, fitted: Fitted, plan: Plan, stepping: Stepping, base: str) -> str:
-    """The folder's README: how to sample it, what is in it, under which licences.
+    """The text of the folder's README: how to sample it, its content and its licences.
 
-    base: the hash of the model's own files.
+    base: hash of the base model's files.
     """
     fresh = plan.gamma if plan.eta is None else plan.eta
-    noise = {} if fresh is None else {"eta": fresh}  # diffusers' one name for both
+    noise = {} if fresh is None else {"eta": fresh}  # diffusers has one name for eta and gamma
     calls = {"num_inference_steps": plan.steps, "guidance_scale": plan.guidance_scale, **stepping.call, **noise}
     options = ", ".join(f"{name}={value}" for name, value in calls.items())
     model = Path(config.model).name if Path(config.model).exists() else config.model
@@ -182,7 +183,7 @@ pipeline_tag: text-to-image
 ---
 # {name}
 
-{model} {"with LoRAs folded in" if fitted.terms else "as it is"}. Written by fewstep {__version__}.
+{model} {"with LoRAs folded in" if fitted.terms else "without LoRAs"}. Written by fewstep {__version__}.
 
 ## Sample it
 
@@ -191,8 +192,8 @@ pipeline_tag: text-to-image
     pipe = DiffusionPipeline.from_pretrained("{name}")
     pipe("a cat", {options}).images[0].save("cat.png")
 
-{guided(plan)} `scheduler/` holds the {stepping.name}; the timesteps this was made for are {timesteps}. For fewstep
-`{RECIPE_FILE}` says the same: `fewstep sample "a cat" --model {name}`.
+{guided(plan)} `scheduler/` holds the {stepping.name}. The model was made for the timesteps {timesteps}. For fewstep,
+`{RECIPE_FILE}` holds the same settings: `fewstep sample "a cat" --model {name}`.
 
 ## What is in it
 
@@ -200,26 +201,26 @@ Each weight is W0 + the weighted sum of the LoRAs' updates, added in float32 and
 
 | weight | file | modules | sha256 | licence |
 | ---: | --- | ---: | --- | --- |
-| | {model} | | {base} | see [{BASE_CARD}]({BASE_CARD}), if it is there, or its publisher |
+| | {model} | | {base} | see [{BASE_CARD}]({BASE_CARD}) if it exists, or ask its publisher |
 {"".join(line(term) for term in fitted.terms)}"""
 
 
 def guided(plan: Plan) -> str:
-    """What the guidance means, in words."""
+    """The meaning of the plan's guidance, in words."""
     if plan.guidance_scale == 1:
-        return "Guidance is off: a step is one row through the network, and a negative prompt has no effect."
-    return "A step is two rows through the network, for guidance."
+        return "Guidance is off: a step evaluates the network once per picture, and a negative prompt has no effect."
+    return "Guidance is on: a step evaluates the network twice per picture."
 
 
 def line(term: Term) -> str:
-    """One LoRA of the sum, a row of the card's table."""
+    """The row of one LoRA in the card's table."""
     weights = ", ".join([f"{term.reference.weight:g}", *(f"{b}={w:g}" for b, w in term.reference.blocks.items())])
     name, modules = term.reference.path.name, len(term.adapter.modules)
     return f"| {weights} | {name} | {modules} | {hash_of(term.reference.file)} | {licence_of(term)} |\n"
 
 
 def licence_of(term: Term) -> str:
-    """What a LoRA's file says of its licence."""
+    """The licences that a LoRA's file names, in words."""
     if shipped_lora(str(term.reference.path)):
         return LICENCE
-    return "; ".join(licences_of_term(term)) or "its file names none"
+    return "; ".join(licences_of_term(term)) or "its file does not name one"

@@ -1,4 +1,4 @@
-"""fewstep's solvers, grids and consistency function as a scheduler that every diffusers pipeline can be given."""
+"""fewstep's solvers, grids and consistency function as a scheduler for any diffusers pipeline."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,21 +35,21 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass
 class FewstepSchedulerOutput(BaseOutput):  # type: ignore[misc]
-    """What a step gives."""
+    """The result of a step."""
 
-    prev_sample: Tensor  # where the network is evaluated next, (B, C, H, W); after the last step, the clean latents
-    pred_original_sample: Tensor | None = None  # the estimate of x_0 that the step was made with
+    prev_sample: Tensor  # the next input of the network, (B, C, H, W); after the last step, the clean latents
+    pred_original_sample: Tensor | None = None  # the estimate of x_0 that the step used
 
 
 class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """A solver of fewstep, turned inside out: the pipeline evaluates the network, `step` does the rest.
+    """A solver of fewstep as a diffusers scheduler: the pipeline evaluates the network, `step` does the rest.
 
-    `num_inference_steps` are network evaluations of one branch, as fewstep's steps are everywhere. A solver that makes
-    several a step has as many timesteps, those at its inner levels fractional: what the solver asks for waits until
-    the pipeline brings it. So one piece of code steps here and in `fewstep sample`.
+    `num_inference_steps` counts network evaluations of one branch, like fewstep's steps. A solver with several
+    evaluations a step has a timestep for each; those at its inner levels are fractional. The solver's step waits for
+    each evaluation until the pipeline brings it. So the same code steps here and in `fewstep sample`.
 
-    With an image-to-image pipeline `num_inference_steps * strength` of the steps are run, by diffusers' rule, and with
-    4 steps a strength below 0.25 leaves none. `fewstep.accelerate` lays all the steps inside strength's range.
+    In an image-to-image pipeline diffusers runs `num_inference_steps * strength` of the steps; with 4 steps and a
+    strength below 0.25, none. `fewstep.accelerate` places all the steps inside strength's range instead.
     """
 
     _compatibles: ClassVar[list[str]] = [
@@ -76,15 +76,15 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eta: float | None = None,
         gamma: float | None = None,
     ) -> None:
-        """The first seven are of the model, as in every diffusers scheduler.
+        """The first seven arguments describe the model, as in every diffusers scheduler.
 
         solver: a name of fewstep's solvers. grid: auto, lcm, quadratic, trailing, leading or linspace; auto is lcm
-        for lcm and tcd. k: skipping step of the training grid, which lcm and quadratic are parts of.
-        eta, gamma: of ddim and tcd, in [0, 1]; None is their own.
+        for lcm and tcd, and trailing for other solvers. k: skipping step of the training grid, from which lcm and
+        quadratic choose. eta: of ddim, gamma: of tcd, in [0, 1]; None = the solver's default.
         """
         self.schedule = schedule_from_config(self.config)
         bar = self.schedule.alpha_bar
-        self.alphas_cumprod = bar.float()  # (T,), by its name in diffusers
+        self.alphas_cumprod = bar.float()  # (T,), diffusers' name for alpha_bar
         self.betas = (1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])).float()  # (T,)
         self.prediction = prediction_named(prediction_type)
         self.solver = solver_named(solver, eta, gamma)
@@ -93,22 +93,22 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         refuse_blind(prediction_type, self.schedule.zero_terminal_snr)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(self.schedule) - 1, -1, -1)
-        self.custom_timesteps = False  # whether the caller chose them
+        self.custom_timesteps = False  # whether the caller set the timesteps
         self.begin_index: int | None = None
-        self.step_index: int | None = None  # network evaluations made
-        self._steps: list[Levels] = []  # of every step of the solver
+        self.step_index: int | None = None  # number of network evaluations so far
+        self._steps: list[Levels] = []  # levels of every step of the solver
         self._restart()
 
     def __len__(self) -> int:
         return len(self.schedule)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_step": None, "_answers": 0}  # a copy made amid a step goes on at first order
+        return vars(self) | {"_step": None, "_answers": 0}  # a copy made in the middle of a step goes on at first order
 
     def _restart(self) -> None:
         self._state: State = None
-        self._step: Step | None = None  # the solver's, while it waits for an answer
-        self._answers = 0  # that it has had
+        self._step: Step | None = None  # the solver's step while it waits for an answer
+        self._answers = 0  # answers that this step has had
 
     def set_timesteps(
         self,
@@ -118,16 +118,17 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         timesteps: Sequence[int] | None = None,
         strength: float = 1.0,
     ) -> None:
-        """Lay out so many network evaluations.
+        """Set the timesteps of `num_inference_steps` network evaluations.
 
-        original_inference_steps: points of the lcm grid instead of k, as diffusers' LCMScheduler has it.
-        timesteps: where the solver's steps begin, descending, instead of a grid. strength: all on [0, strength * T].
+        original_inference_steps: number of points of the lcm grid, instead of k, as in diffusers' LCMScheduler.
+        timesteps: beginnings of the solver's steps, descending, instead of a grid. strength: all lie in
+        [0, strength * T].
         """
         T = len(self.schedule)
         self.custom_timesteps = timesteps is not None
         if timesteps is None:
             if num_inference_steps is None:
-                raise UsageError("neither num_inference_steps nor timesteps given", "4 steps are usual with an LCM")
+                raise UsageError("neither num_inference_steps nor timesteps is given", "4 steps are usual with an LCM")
             k = T // original_inference_steps if original_inference_steps else self.config.k
             wish = (self.config.solver, num_inference_steps)
             grid = reachable_grid(*wish, self.grid, k, T, strength)
@@ -137,10 +138,10 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.lay(timesteps, device)
 
     def lay(self, timesteps: Sequence[int], device: torch.device | str | None = None) -> None:
-        """Begin at the first of these timesteps, where the solver's steps start; the clean end follows the last."""
+        """Set the beginnings of the solver's steps, and start at the first. The last step ends at the clean level."""
         starts, T = [int(t) for t in timesteps], len(self.schedule)
         if not starts or not 0 <= min(starts) <= max(starts) < T:
-            raise UsageError(f"timesteps {starts} are not all inside 0 to {T - 1}", "give them from high to low")
+            raise UsageError(f"timesteps {starts} are not all inside 0 to {T - 1}", "list them from high to low")
         levels = sampling_levels(self.schedule, starts)
         steps = [self.solver.levels(self.schedule, s, t) for s, t in pairwise(levels)]
         stops = torch.cat([level.t for step in steps for level in step[: self.solver.calls]])
@@ -151,18 +152,18 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._restart()
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin at that timestep rather than at the one `step` is told first."""
+        """Begin at the timestep with this index, instead of the one in the first call of `step`."""
         self.begin_index = begin_index
 
     def index_for_timestep(self, timestep: Tensor | float) -> int:
-        """Where the timestep is among `timesteps`; of several places the first at which a step of the solver begins."""
+        """The index of the timestep in `timesteps`; of several, the first one at which a solver's step begins."""
         found = [i for i, t in enumerate(self.timesteps.tolist()) if t == float(timestep)]
         if not found:
-            raise ValueError(f"timestep {float(timestep):g} is none of {self.timesteps.tolist()}")
+            raise ValueError(f"timestep {float(timestep):g} is not one of {self.timesteps.tolist()}")
         return min(found, key=lambda i: (i % self.solver.calls > 0, i))
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
-        """The sample as it is."""
+        """The sample, unchanged."""
         return sample
 
     def step(
@@ -173,12 +174,12 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        """FewstepSchedulerOutput, or its fields: the next sample from the network's output at this one (B, C, H, W).
+        """The next sample, from the network's output at this sample (B, C, H, W), as FewstepSchedulerOutput or a tuple.
 
-        generator: of the noise, one or one per image, as pipelines have them.
+        generator: for the noise; one, or one per image, as pipelines pass them.
         """
         if self.num_inference_steps is None:
-            raise ValueError("set_timesteps comes before step")
+            raise ValueError("call set_timesteps before step")
         if self.step_index is None:
             begin = self.begin_index
             self.step_index = self.index_for_timestep(timestep) if begin is None else begin
@@ -189,12 +190,12 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return FewstepSchedulerOutput(*fields) if return_dict else fields
 
     def _advance(self, output: Tensor, x: Tensor, noise: "PipelineNoise") -> tuple[Tensor, Tensor]:
-        """The estimate of x_0 at x, and where the network is wanted next."""
+        """The estimate of x_0 at x, and the next input of the network."""
         assert self.step_index is not None
         number, call = divmod(self.step_index, self.solver.calls)
         levels = tuple(level.to(x.device) for level in self._steps[number])
         x_0 = self._estimate(output, x, levels[call])
-        if call != self._answers:  # the pipeline began amid a step: on to the next level at first order
+        if call != self._answers:  # the pipeline began in the middle of a step: go to the next level at first order
             x_t, _ = run_step(DDIM().step(x, levels[call : call + 2], None, None), lambda x_t, level: x_0)
             return x_0, x_t
         if self._step is None:
@@ -216,7 +217,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return consistency(lambda x_t, level: x_0, x, level)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x_0 + sigma eps at timesteps (B,), inner ones too."""
+        """alpha x_0 + sigma eps at timesteps (B,), which may be fractional."""
         level = self._levels_like(original_samples, timesteps)
         noised: Tensor = level.alpha * original_samples.float() + level.sigma * noise.float()
         return noised.to(original_samples.dtype)
@@ -234,7 +235,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class PipelineNoise:
-    """Standard normal draws in float32, of x's shape and on its device, as diffusers draws them."""
+    """Draws standard normal noise in float32, of x's shape and on its device, as diffusers does."""
 
     x: Tensor
     generator: Generators

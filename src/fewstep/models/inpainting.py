@@ -29,7 +29,7 @@ def mask_and_latents(model: Encoder, pixels: Tensor, masks: Tensor) -> Tensor:
 
 
 def training_mask(seed: int, size: int) -> Tensor:
-    """A random mask (1, size, size) of 0 and 1: a rectangle with sides from size / 4 to size, or (share WHOLE) all 1."""
+    """A random mask (1, size, size) of 0 and 1: a rectangle of sides size / 4 to size, or all 1 (share WHOLE)."""
     generator = torch.Generator().manual_seed(seed)
     whole, width, height, x, y = torch.rand(5, generator=generator).tolist()
     if whole < WHOLE:

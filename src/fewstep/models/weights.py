@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 def model_path(name: str) -> Path:
-    """The folder or file of a model: the embedded one, one of the hub, or a path. Raises FewstepError if there is none."""
+    """The folder or file of a model: the embedded one, one of the hub, or a path. Raises FewstepError if missing."""
     path = shipped_model(name) or resolved(name)
     if not path.exists():
         raise not_found(name)

@@ -1,4 +1,4 @@
-"""A model on an engine with LoRAs plugged in, opened once and drawn with many times."""
+"""The session: a model on an engine with LoRAs plugged in. It is opened once and draws many times."""
 
 from fewstep.session.drawing import Picture
 from fewstep.session.plan import Plan

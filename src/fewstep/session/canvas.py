@@ -1,4 +1,4 @@
-"""What a picture starts from: an image, the part of it that is drawn anew, a sketch to follow."""
+"""The canvas of a picture: an image to start from, the part of it to draw again, a picture for a ControlNet."""
 
 from dataclasses import dataclass
 
@@ -17,28 +17,28 @@ from fewstep.models.inpainting import mask_and_latents
 
 @dataclass(frozen=True)
 class Canvas:
-    """The size of the pictures, and what is on them before the first step. Tensors are for one picture."""
+    """The size of the pictures, and their content before the first step. Tensors are for one picture."""
 
     height: int
     width: int
     pixels: Tensor | None = None  # (3, H, W) in [-1, 1]
-    mask: Tensor | None = None  # (1, H, W) in [0, 1]: how far each pixel is drawn anew
-    latents: Tensor | None = None  # (1, C, h, w) of the pixels, where they are begun from or kept
-    start: Tensor | None = None  # the same, where the first step begins from them; None begins from noise alone
+    mask: Tensor | None = None  # (1, H, W) in [0, 1]: 1 where pixels are drawn again, 0 where they are kept
+    latents: Tensor | None = None  # (1, C, h, w) of the pixels, if drawing starts from them or keeps a part
+    start: Tensor | None = None  # the latents, if the first step begins from them; None = it begins from noise alone
     mask_and_latents: Tensor | None = None  # (1, 1 + C, h, w), for an inpainting network
-    control: Tensor | None = None  # (1, 3, H, W) in [0, 1], what a ControlNet follows
+    control: Tensor | None = None  # (1, 3, H, W) in [0, 1], for a ControlNet
     outpaint: str | None = None  # LEFT,TOP,RIGHT,BOTTOM pixels that were added to the image
 
     @property
     def area(self) -> Tensor | None:
-        """The latents (1, 1, h, w) that are drawn anew, as 1: those with any pixel that is."""
+        """(1, 1, h, w), 1 for latents that are drawn again: those with at least one such pixel."""
         if self.mask is None or self.latents is None:
             return None
         factor = self.height // self.latents.shape[2]
         return (F.max_pool2d(self.mask[None], factor) > 0).to(self.latents)
 
     def kept(self, pixels: Tensor) -> Tensor:
-        """Drawn pixels (3, H, W) with the image's own wherever the mask is 0, to the bit."""
+        """The new pixels (3, H, W); where the mask is 0, exactly the image's pixels."""
         if self.mask is None or self.pixels is None:
             return pixels
         mixed = self.mask * pixels + (1 - self.mask) * self.pixels
@@ -61,14 +61,14 @@ def canvas_of(draw: Draw, engine: Engine) -> Canvas:
 
 
 def strength_of(draw: Draw) -> float:
-    """How far from --image to go: as asked, else all the way where there is no image or a part of it is new."""
+    """The strength of `draw`. Unless it is set, it is 1 without an image and when a part of the image is new."""
     if draw.image is None:
         return 1.0
     return draw.strength or (1.0 if draw.mask or draw.outpaint else 0.6)
 
 
 def _image_and_mask(draw: Draw, engine: Engine) -> tuple[int, int, Tensor | None, Tensor | None]:
-    """Height, width, and what --image, --mask and --outpaint make."""
+    """Height, width, image and mask from --image, --mask and --outpaint."""
     if draw.image is None:
         return *_size(draw, engine), None, None
     if draw.outpaint is not None:
@@ -89,9 +89,9 @@ def _size(draw: Draw, engine: Engine) -> tuple[int, int]:
 
 
 def _extended(draw: Draw, engine: Engine) -> tuple[int, int, Tensor, Tensor]:
-    """The image on a canvas larger by --outpaint, its edge drawn out; the mask is 1 beyond the image.
+    """The image on a canvas enlarged by --outpaint, with its edge pixels repeated. The mask is 1 outside the image.
 
-    The canvas grows at the right and the bottom up to a multiple of the autoencoder's factor.
+    The canvas also grows on the right and at the bottom to a multiple of the autoencoder's factor.
     """
     assert draw.image is not None
     width, height = _own_size(draw, draw.image)
@@ -105,13 +105,13 @@ def _extended(draw: Draw, engine: Engine) -> tuple[int, int, Tensor, Tensor]:
 
 
 def _own_size(draw: Draw, image: bytes) -> tuple[int, int]:
-    """Width and height of the image itself, before pixels are added to it."""
+    """Width and height of the image itself, without added pixels."""
     own_width, own_height = image_size(image)
     return draw.width or own_width, draw.height or own_height
 
 
 def _added(draw: Draw, height: int, width: int) -> str:
-    """--outpaint as it came out on a canvas of this size: with what was added up to a multiple of the factor."""
+    """--outpaint for a canvas of this size, including the pixels that make its sides multiples of the factor."""
     assert draw.image is not None
     own_width, own_height = _own_size(draw, draw.image)
     left, top, _, _ = sides(draw.outpaint or "")
@@ -119,21 +119,21 @@ def _added(draw: Draw, height: int, width: int) -> str:
 
 
 def sides(text: str) -> tuple[int, int, int, int]:
-    """Pixels at the left, top, right and bottom that --outpaint asks for: one number for all, or four."""
+    """Pixels on the left, top, right and bottom, from the text of --outpaint: one number for all, or four."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 4) or min(numbers) < 0 or not any(numbers):
         raise UsageError(
-            f"{option('outpaint')} {text} is not pixels at the left, top, right and bottom", "such as 64, or 0,0,128,0"
+            f"{option('outpaint')} {text} is not pixels for left, top, right and bottom", "such as 64, or 0,0,128,0"
         )
     left, top, right, bottom = numbers * (4 // len(numbers))
     return left, top, right, bottom
 
 
 def _mask_and_latents(engine: Engine, height: int, width: int, pixels: Tensor | None, mask: Tensor | None) -> Tensor:
-    """What an inpainting network gets beside x. Without an image, or without a mask, all is drawn anew."""
+    """The mask and latents for an inpainting network. Without an image or a mask, everything is drawn."""
     mask = torch.ones(1, height, width) if mask is None else mask
     pixels = torch.zeros(3, height, width) if pixels is None else pixels
     return mask_and_latents(engine, pixels[None], mask[None])
@@ -141,9 +141,9 @@ def _mask_and_latents(engine: Engine, height: int, width: int, pixels: Tensor | 
 
 @dataclass(frozen=True)
 class Keeping:
-    """A denoiser whose estimate of x_0 is the image itself wherever nothing is drawn: inpainting without training.
+    """A denoiser for inpainting without training. In the kept part, its estimate of x_0 is the image itself.
 
-    Every solver then leads there to the image, and on the way to it with the picture's own noise.
+    Every solver then ends at the image there. On the way, the kept part has the picture's own noise.
     """
 
     denoise: Denoiser
@@ -151,5 +151,5 @@ class Keeping:
     area: Tensor  # (1, 1, H, W), 1 where the network's estimate counts
 
     def __call__(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """x_t (B, C, H, W) -> x_0 estimate of the same shape."""
+        """The estimate of x_0, of the shape of x_t (B, C, H, W)."""
         return torch.lerp(self.latents, self.denoise(x_t, level), self.area)

@@ -1,4 +1,4 @@
-"""How a batch of pictures is drawn on an engine: noise, the one loop, the decoder."""
+"""Draws a batch of pictures on an engine: noise, the sampling loop, the decoder."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,28 +21,28 @@ from fewstep.session.canvas import Canvas, Keeping
 from fewstep.session.plan import Plan
 from fewstep.session.recipe import PictureRecipe
 
-DECODED_AT_ONCE = 64 * 64  # latent pixels: one picture of 512 x 512, or several smaller ones
-Lap = Callable[[str], object]  # a stopwatch's button: "text", "network" or "decoder" is done for a batch
-OnEstimate = Callable[[int, Tensor], object]  # takes the steps taken, and x_0 (B, C, h, w) as it is estimated so far
+DECODED_AT_ONCE = 64 * 64  # latent pixels that are decoded together: one 512 x 512 picture, or several smaller ones
+Lap = Callable[[str], object]  # called when the part "text", "network" or "decoder" of a batch has ended
+OnEstimate = Callable[[int, Tensor], object]  # called with the number of steps done, and the estimate x_0 (B, C, h, w)
 
 
 class Picture(NamedTuple):
-    """One drawn picture, and all it takes to draw it again."""
+    """One picture, and its recipe, which is enough to draw it again."""
 
     pixels: Tensor  # (3, H, W) in [-1, 1], on the CPU
     recipe: PictureRecipe
 
     @property
     def image(self) -> Image.Image:
-        """As an RGB image."""
+        """The picture as an RGB image."""
         return to_image(self.pixels)
 
 
 class PictureBatch(NamedTuple):
-    """What some pictures are drawn from, at once."""
+    """The inputs of B pictures that are drawn together."""
 
-    conditioning: Conditioning  # of B pictures
-    empty: Conditioning  # what guidance leads away from, of B pictures
+    conditioning: Conditioning  # for B pictures
+    empty: Conditioning  # the other branch of guidance (empty or negative prompt), for B pictures
     noise: Noise  # draws (B, C, h, w)
 
 
@@ -54,7 +54,7 @@ class Watching:
     x_0: Tensor | None = None
 
     def __call__(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """x_t (B, C, H, W) -> x_0 estimate of the same shape."""
+        """The estimate of x_0, of the shape of x_t (B, C, H, W)."""
         self.x_0 = self.denoise(x_t, level)
         return self.x_0
 
@@ -68,7 +68,10 @@ def draw_latents(
     batch: PictureBatch,
     on_estimate: OnEstimate,
 ) -> tuple[Tensor, int]:
-    """Latents (B, C, h, w) of a batch, from noise or from the canvas noised to the first level, and network rows."""
+    """Latents (B, C, h, w) of a batch, and the number of network rows.
+
+    Drawing begins from noise, or from the canvas with the noise of the first level.
+    """
     facts, evaluations = engine.facts, Evaluations()
     denoise: Denoiser = GuidedDenoiser(
         network, facts.prediction, batch.conditioning, batch.empty, plan.guidance_scale, evaluations
@@ -92,7 +95,7 @@ def draw_latents(
 
 
 def decoded(engine: Engine, latents: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) on the CPU. Raises FewstepError for latents that are not finite: no black picture."""
+    """Pixels (B, 3, H, W) on the CPU. Raises FewstepError for latents that are not finite; they would give black."""
     if not latents.isfinite().all():
         hint = f"use {option('dtype')} fp32 or bf16, or a lower {option('guidance_scale')}"
         raise FewstepError("the network's output is not finite", hint)
@@ -101,10 +104,10 @@ def decoded(engine: Engine, latents: Tensor) -> Tensor:
 
 
 def previewed(engine: Engine, latents: Tensor) -> list[Image.Image]:
-    """Pictures of an estimate (B, C, h, w) on the way."""
+    """Preview pictures of an estimate of x_0, (B, C, h, w)."""
     return [to_image(pixels) for pixels in decoded(engine, latents)]
 
 
 def batches(prompts: Sequence[str], size: int) -> list[tuple[int, Sequence[str]]]:
-    """The prompts `size` at a time, each part with the number of its first."""
+    """The prompts in parts of `size`, each with the number of its first prompt."""
     return [(first, prompts[first : first + size]) for first in range(0, len(prompts), size)]

@@ -1,4 +1,4 @@
-"""The LoRAs of a session: files opened and checked against its model, and kept open while they are used."""
+"""The LoRAs of a session. Files are opened, checked against its model, and stay open while they are used."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from fewstep.models.references import LoraReference, parse_reference
 
 
 class LoraFacts(TypedDict):
-    """What the recipe of a picture says of a LoRA."""
+    """A LoRA in the recipe of a picture."""
 
-    file: str  # as it was typed
+    file: str  # as the user typed it
     weight: float
-    blocks: dict[str, float]  # block -> its weight, where that is another one
+    blocks: dict[str, float]  # block -> its weight, where it differs from `weight`
     sha256: str
 
 
@@ -32,19 +32,19 @@ class OpenLora:
     """A LoRA file that fits the model."""
 
     file: Path
-    changed: int  # when the file was, in nanoseconds
+    changed: int  # modification time of the file, in nanoseconds
     adapter: Adapter
     recipe: Recipe | None
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file."""
+        """SHA-256 of the file."""
         return hash_of(self.file)
 
 
 @dataclass(frozen=True)
 class PluggedLora:
-    """An open LoRA, and how much of it is plugged in."""
+    """An open LoRA, and its weight."""
 
     reference: LoraReference
     lora: OpenLora
@@ -56,7 +56,7 @@ class PluggedLora:
 
     @property
     def facts(self) -> LoraFacts:
-        """What the recipe of a picture says of it."""
+        """Its entry in the recipe of a picture."""
         reference = self.reference
         return {
             "file": str(reference.path),
@@ -67,21 +67,21 @@ class PluggedLora:
 
 
 class Shelf:
-    """LoRA files opened for one model; each is opened, and each of its tensors checked, once."""
+    """LoRA files that are open for one model. Each file is opened once, and each of its tensors is checked once."""
 
     def __init__(
         self, model: str, shapes: Mapping[str, ModuleShape], prediction_type: str, weights: Base | None = None
     ) -> None:
-        """model: its name, for errors. weights: W0 of a module, which a DoRA needs; None refuses those."""
+        """model: its name, for errors. weights: reads W0 of a module, which a DoRA needs; None = DoRAs are refused."""
         self._model, self._shapes, self._prediction, self._weights = model, shapes, prediction_type, weights
         self._open: dict[Path, OpenLora] = {}
 
     def take(self, loras: Sequence[str]) -> tuple[PluggedLora, ...]:
-        """The LoRAs as they are typed. Raises FewstepError for one that is not there or does not fit the model."""
+        """The LoRAs of these typed references. Raises FewstepError for a file that is missing or does not fit."""
         return self.fit([parse_reference(text) for text in loras])
 
     def fit(self, references: Sequence[LoraReference]) -> tuple[PluggedLora, ...]:
-        """The LoRAs meant, opened. Raises FewstepError likewise."""
+        """The LoRAs of these references, opened. Raises FewstepError like `take`."""
         return tuple(PluggedLora(reference, self._opened(reference)) for reference in references)
 
     def _opened(self, reference: LoraReference) -> OpenLora:
@@ -96,12 +96,12 @@ class Shelf:
 
 
 def recipes_of(model: Recipe | None, loras: Sequence[PluggedLora]) -> tuple[Recipe, ...]:
-    """The recipes that a plan follows: the model's own, then those of the LoRAs that are added, not subtracted."""
+    """The recipes that a plan follows: the model's, then those of the LoRAs with a positive weight."""
     plugged = [one.lora.recipe for one in loras if one.reference.weight > 0]
     return tuple(recipe for recipe in (model, *plugged) if recipe is not None)
 
 
 def default_loras(model: str, solver: str) -> tuple[str, ...]:
-    """What is plugged in where no LoRA is named: emoji's own acceleration, unless the solver is for ordinary models."""
+    """The LoRAs when the user names none: emoji's own acceleration, unless the solver is for ordinary models."""
     fits = solver == "auto" or (solver in SOLVERS and SOLVERS[solver].distilled_only)
     return (ACCELERATION,) if model == MODEL and fits else ()

@@ -1,4 +1,4 @@
-"""Recipe and wishes in, solver, timesteps and guidance out: the one place every skin and trainer asks."""
+"""Makes the plan (solver, timesteps, guidance) from recipes and requested options, for all commands and training."""
 
 import math
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE_SCALE = 7.5
 DEFAULT_K = 20
 GRIDS = {"trailing": trailing_grid, "leading": leading_grid, "linspace": linspace_grid}
-TRAINING_GRIDS = ("lcm", "quadratic")  # parts of the timesteps that a network was distilled at
+TRAINING_GRIDS = ("lcm", "quadratic")  # subsets of the timesteps that a network was distilled at
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How images will be drawn."""
+    """The solver, timesteps and guidance for drawing pictures."""
 
     solver_name: str
     timesteps: tuple[int, ...]  # descending; the clean end follows
     guidance_scale: float
-    notes: tuple[Line, ...] = ()  # one-line advice for the person
-    grid: str = "trailing"  # that the timesteps are of: a name of GRIDS or TRAINING_GRIDS
-    k: int = DEFAULT_K  # skipping step of the latter
-    eta: float | None = None  # of ddim; None is the solver's own, 0
-    gamma: float | None = None  # of tcd; None is the solver's own, 0.3
+    notes: tuple[Line, ...] = ()  # advice for the user, one line each
+    grid: str = "trailing"  # grid of the timesteps: a name of GRIDS or TRAINING_GRIDS
+    k: int = DEFAULT_K  # skipping step of the grids in TRAINING_GRIDS
+    eta: float | None = None  # of ddim; None = the solver's default, 0
+    gamma: float | None = None  # of tcd; None = the solver's default, 0.3
 
     @property
     def solver(self) -> Solver:
@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def consistency(self) -> bool:
-        """Whether the solver steps with the consistency function rather than the bare x_0 estimate."""
+        """Whether the solver uses the consistency function instead of the bare estimate of x_0."""
         return self.solver.follows_consistency
 
     @property
@@ -70,14 +70,14 @@ def plan_sampling(
     gamma: float | None = None,
     k: int | None = None,
 ) -> Plan:
-    """The plan for sampling with models and LoRAs of these recipes; None and auto follow them.
+    """The plan for a model and LoRAs with these recipes. Options that are None or auto follow the recipes.
 
-    grid: auto is that of an acceleration that was trained on one, lcm if it names none, else trailing.
-    eta, gamma: how much noise ddim and tcd replace by fresh one, in [0, 1]; the others have none to choose.
-    k: skipping step of the training grid, which lcm and quadratic are parts of; with auto it asks for such a grid.
-    strength: of image-to-image, in (0, 1]: the grid is laid on [0, strength * T], so the steps stay as asked; where
-    fewer trained timesteps than that are left, it is the trailing one, and a note says so.
-    Raises UsageError for what cannot be.
+    grid: auto is the recipe's grid for an acceleration trained on a grid (lcm if it names none), else trailing.
+    eta, gamma: the share of noise, in [0, 1], that ddim or tcd replaces by fresh noise. Other solvers have neither.
+    k: skipping step of the training grid, from which lcm and quadratic choose. With grid auto, a k implies such a grid.
+    strength: for image-to-image, in (0, 1]. The grid covers [0, strength * T], so the number of steps does not change.
+    If fewer trained timesteps than steps are left there, the grid is trailing, and a note tells it.
+    Raises UsageError for impossible options.
     """
     fast = next((recipe for recipe in recipes if recipe.accelerates), None)
     name = (fast.solver if fast else "dpm-solver++") if solver == "auto" else solver
@@ -102,7 +102,7 @@ def plan_sampling(
 
 
 def solver_named(name: str, eta: float | None = None, gamma: float | None = None) -> Solver:
-    """The solver of that name; eta and gamma, of ddim and tcd, None for its own. UsageError for an unknown one."""
+    """The solver of that name. eta: of ddim, gamma: of tcd; None = the default. Raises UsageError for unknown names."""
     if name not in SOLVERS:
         raise UsageError(f"unknown solver {name!r}", f"known ones: {', '.join(SOLVERS)}")
     given = {"eta": eta, "gamma": gamma}
@@ -111,12 +111,12 @@ def solver_named(name: str, eta: float | None = None, gamma: float | None = None
 
 
 def _solver_with(field: str) -> str:
-    """The name whose solver has the field; its other names are for one value of it."""
+    """The name of the solver that has the field. Other names of it stand for one value of the field."""
     return next(name for name, solver in SOLVERS.items() if hasattr(solver, field))
 
 
 def grid_named(grid: str, solver: str) -> str:
-    """A name of GRIDS or TRAINING_GRIDS; of auto, lcm for the solvers of distilled networks, else trailing."""
+    """A name of GRIDS or TRAINING_GRIDS. auto is lcm for solvers of distilled networks, trailing for others."""
     if grid == "auto":
         return "lcm" if solver_named(solver).distilled_only else "trailing"
     if grid not in (*TRAINING_GRIDS, *GRIDS):
@@ -125,23 +125,23 @@ def grid_named(grid: str, solver: str) -> str:
 
 
 def _training_grid(grid: str, k: int | None, solver: str, fast: Recipe | None) -> tuple[str, int]:
-    """The grid asked for by name, and the skipping step of the training grid: the wishes, else the recipe's."""
+    """The grid's name and the skipping step of the training grid: the requested ones, else the recipe's."""
     own = fast.k if fast else None
     if grid == "auto" and fast and (fast.grid or own):
         grid = fast.grid or "lcm"
     grid = grid_named("lcm" if grid == "auto" and k else grid, solver)
     if k and grid not in TRAINING_GRIDS:
         raise UsageError(
-            f"{option('k')} is of the training grid, and {option('grid')} is {grid}",
+            f"{option('k')} belongs to the training grid, but {option('grid')} is {grid}",
             f"add {option('grid')} lcm or {option('grid')} quadratic",
         )
     return grid, k or own or DEFAULT_K
 
 
 def reachable_grid(solver: str, steps: int, grid: str, k: int, T: int, strength: float = 1.0) -> str:
-    """The grid; but trailing where strength leaves fewer timesteps of the training grid than there are steps.
+    """The grid, or trailing if strength leaves fewer timesteps of the training grid than steps.
 
-    Raises UsageError where the whole training grid has fewer.
+    Raises UsageError if the whole training grid has fewer timesteps than steps.
     """
     count = solver_steps(solver, steps)
     if grid not in TRAINING_GRIDS or count <= _reach(count, strength, T) // k:
@@ -150,21 +150,21 @@ def reachable_grid(solver: str, steps: int, grid: str, k: int, T: int, strength:
         return "trailing"
     points, calls = len(skipping_grid(k, T)), solver_named(solver).calls
     raise UsageError(
-        f"{option('steps')} {steps} are too many for the {grid} grid, which has {points} timesteps (k = {k})",
-        f"use at most {points * calls}, or {option('grid')} trailing, which is not bound to the timesteps of training",
+        f"{option('steps')} {steps} is too many for the {grid} grid, which has {points} timesteps (k = {k})",
+        f"use at most {points * calls}, or {option('grid')} trailing, which is not limited to the trained timesteps",
     )
 
 
 def between_trained(strength: float, k: int) -> str:
-    """What is said where strength leaves fewer timesteps of the training grid than there are steps."""
+    """The note for a strength that leaves fewer timesteps of the training grid than steps."""
     return f"strength {strength:g} leaves too few of the trained timesteps (k = {k}): the steps lie between them"
 
 
 def lay_timesteps(solver: str, steps: int, grid: str, k: int, T: int, strength: float = 1.0) -> list[int]:
-    """The timesteps, descending, at which the steps of a solver begin: `steps` network evaluations in all.
+    """The timesteps, descending, at which the solver's steps begin. `steps` counts network evaluations.
 
-    grid: one that `reachable_grid` gave. strength: of image-to-image, in (0, 1]: the grid is laid on
-    [0, strength * T], so the steps stay as asked.
+    grid: from `reachable_grid`. strength: for image-to-image, in (0, 1]. The grid covers [0, strength * T], so the
+    number of steps does not change.
     """
     count = solver_steps(solver, steps)
     reach = _reach(count, strength, T)
@@ -174,7 +174,7 @@ def lay_timesteps(solver: str, steps: int, grid: str, k: int, T: int, strength: 
 
 
 def _reach(count: int, strength: float, T: int) -> int:
-    """Timesteps below which image-to-image begins: strength * T, or as many as there are steps."""
+    """The number of timesteps that image-to-image uses: strength * T, but at least one for each step."""
     if not 0 < strength <= 1:
         raise UsageError(
             f"strength {strength:g} is outside 0 to 1", "0.6 keeps the picture's layout; 1 forgets the picture"
@@ -183,24 +183,24 @@ def _reach(count: int, strength: float, T: int) -> int:
 
 
 def _fresh_noise(field: str, wish: float | None, name: str, fast: Recipe | None) -> float | None:
-    """The wish, else the recipe's if its solver is used; UsageError for a wish where the solver has no such field."""
+    """The requested value, else the recipe's if its solver is used. Raises UsageError if the solver lacks the field."""
     of = _solver_with(field)
     if name == of:
         own = getattr(fast, field) if fast and fast.solver == name else None
         return own if wish is None else wish
     if wish is not None:
         raise UsageError(
-            f"{option(field)} is of the {of} solver, and the solver is {name}", f"add {option('solver')} {of}"
+            f"{option(field)} belongs to the {of} solver, but the solver is {name}", f"add {option('solver')} {of}"
         )
     return None
 
 
 def solver_steps(name: str, steps: int) -> int:
-    """Solver steps for `steps` network evaluations."""
+    """The number of solver steps for `steps` network evaluations."""
     calls = solver_named(name).calls
     if steps < 1 or steps % calls:
         raise UsageError(
-            f"{name} makes {calls} network calls a step, so {option('steps')} {steps} does not come out even",
+            f"{name} makes {calls} network calls a step, but {option('steps')} {steps} is not a multiple of {calls}",
             f"use a multiple of {calls}",
         )
     if steps > 1000:
@@ -214,23 +214,23 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
     notes = []
     if fast and fast.recognised_by:
         notes.append(
-            f"a LoRA carries no recipe; by '{fast.recognised_by}' in its name it is made for {fast.solver},"
-            f" {fast.steps} steps, guidance {fast.guidance_scale:g}: {option('solver')}, {option('steps')} and"
-            f" {option('guidance_scale')} overrule it"
+            f"a LoRA carries no recipe; its name contains '{fast.recognised_by}', so it is used with {fast.solver},"
+            f" {fast.steps} steps, guidance {fast.guidance_scale:g}; {option('solver')}, {option('steps')} and"
+            f" {option('guidance_scale')} change that"
         )
     if fast and fast.caveat:
         notes.append(f"pictures will differ from its makers': {fast.caveat}")
     if fast and (fast.guidance_scale or 1) <= 2 < guidance_scale:
         notes.append(
-            f"guidance {guidance_scale:g} burns with an acceleration LoRA, which has guidance in it: use 1 to 2"
+            f"guidance {guidance_scale:g} is too strong for an acceleration LoRA, which contains guidance: use 1 to 2"
         )
     if fast and steps > max(8, fast.steps or 1):
-        notes.append(f"{steps} steps: an acceleration LoRA gains nothing past 8")
+        notes.append(f"{steps} steps: an acceleration LoRA does not gain from more than 8")
     if fast and fast.solver not in ("auto", name):
-        notes.append(f"this LoRA was made for the {fast.solver} solver, and {name} was asked for")
+        notes.append(f"this LoRA was made for the {fast.solver} solver, but you asked for {name}")
     if not fast and solver_named(name).distilled_only:
         notes.append(
-            f"the {name} solver needs an acceleration LoRA or a distilled model; without one images are blurry"
+            f"the {name} solver needs an acceleration LoRA or a distilled model; without one, pictures are blurry"
         )
     if negative_prompt and guidance_scale == 1:
         notes.append(f"the negative prompt has no effect at guidance 1: {option('nag_scale')} 5 makes it work")
@@ -238,27 +238,27 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
 
 
 def stops_at(edges: Sequence[int], timesteps: Sequence[int]) -> bool:
-    """Whether a step begins at each of the edges below the first."""
+    """Whether a step begins at every edge after the first."""
     return {edge for edge in edges if edge < timesteps[0]} <= set(timesteps)
 
 
 def jumping_over(edges: Sequence[int], strength: float) -> str:
-    """What is said where a step jumps over an edge of the phases that the LoRA was trained in."""
+    """The note for steps that jump over an edge of the phases in which the LoRA was trained."""
     advice = f": use {len(edges)} steps or a multiple" if strength == 1 else ""
     return (
-        f"this LoRA was trained in {len(edges)} phases, which begin at {', '.join(map(str, edges))}, and these steps"
+        f"this LoRA was trained in {len(edges)} phases, which begin at {', '.join(map(str, edges))}, but these steps"
         f" jump over some of them{advice}"
     )
 
 
 def psi_named(name: str) -> Solver:
-    """The ODE solver that steps the teacher in distillation, by a name of SOLVERS; dpm-solver++ means 2S.
+    """The ODE solver for the teacher's steps in distillation, by a name of SOLVERS. dpm-solver++ means 2S here.
 
     Raises UsageError for multistep, noisy and unknown solvers.
     """
     solver = SOLVERS.get("dpm-solver++2s" if name == "dpm-solver++" else name)
     if name == "dpm-solver++2m" or (solver and (solver.multistep or solver.order == 0)):
-        reason = "adds noise" if solver and solver.order == 0 else "is multistep: without history it is only DDIM"
+        reason = "adds noise" if solver and solver.order == 0 else "is multistep, and without history it is only DDIM"
         raise UsageError(f"{option('psi')} {name} {reason}", "use ddim, dpm-solver or dpm-solver++ (single-step)")
     if solver is None:
         raise UsageError(f"unknown {option('psi')} {name!r}", "use ddim, dpm-solver or dpm-solver++")
@@ -266,6 +266,6 @@ def psi_named(name: str) -> Solver:
 
 
 def refuse_zero_snr(name: str, schedule: NoiseSchedule) -> None:
-    """Raise UsageError for the solvers that divide by alpha on a schedule that begins at pure noise (trap 10)."""
+    """Raise UsageError for a solver that divides by alpha, on a schedule that begins at pure noise (trap 10)."""
     if solver_named(name).divides_by_alpha and schedule.zero_terminal_snr:
         raise UsageError(f"{name} divides by alpha, which is 0 where this model starts", "use dpm-solver++ instead")

@@ -1,10 +1,10 @@
-"""The recipe of a picture: all it takes to draw it again."""
+"""The recipe of a picture, which is enough to draw it again."""
 
 from pathlib import Path
 from typing import NotRequired
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # which pydantic can read on Python 3.11 too
+from typing_extensions import TypedDict  # pydantic cannot read typing's on Python 3.11
 
 from fewstep.errors import FewstepError
 from fewstep.images import recipe_in
@@ -12,14 +12,14 @@ from fewstep.session.loras import LoraFacts
 
 
 class StartFacts(TypedDict):
-    """What a recipe says of a picture that another was started from."""
+    """The entry in a recipe for a picture from which another one was started."""
 
     sha256: str  # of the file's bytes
-    file: NotRequired[str]  # as it was typed; a session is given bytes
+    file: NotRequired[str]  # as the user typed it; a session gets only bytes
 
 
 class PictureRecipe(TypedDict):
-    """All it takes to draw a picture again. What is None was not asked for, or is not for this solver."""
+    """Everything that is needed to draw a picture again. None: not requested, or not an option of this solver."""
 
     prompt: str
     negative_prompt: str
@@ -34,7 +34,7 @@ class PictureRecipe(TypedDict):
     grid: str
     k: int
     timesteps: list[int]
-    nfe: float  # network evaluations, rows of guidance counted
+    nfe: float  # network evaluations, counting both branches of guidance
     guidance_scale: float
     nag_scale: float
     image: StartFacts | None
@@ -50,11 +50,11 @@ class PictureRecipe(TypedDict):
     engine: str
     dtype: str
     no_safety_checker: bool
-    fewstep: str  # the version
+    fewstep: str  # the version of fewstep
 
 
 def read_recipe(picture: Path) -> PictureRecipe:
-    """The recipe in a picture's file. Raises FewstepError for a file without one, and for one that is not whole."""
+    """The recipe in a picture's file. Raises FewstepError for a file without a recipe, or with an incomplete one."""
     recipe = recipe_in(picture)
     try:
         return TypeAdapter(PictureRecipe).validate_python(recipe)
@@ -63,5 +63,5 @@ def read_recipe(picture: Path) -> PictureRecipe:
         place = ".".join(map(str, first["loc"]))
         raise FewstepError(
             f"the recipe in {picture} cannot be read ({place}: {first['msg'][0].lower()}{first['msg'][1:]})",
-            f"it says that fewstep {recipe['fewstep']} drew it: use that version",
+            f"fewstep {recipe['fewstep']} drew the picture: use that version",
         ) from None

@@ -1,4 +1,4 @@
-"""The Session: what every skin draws with. Opened once, used many times, closed at the end."""
+"""The Session. All commands and programs draw with it. It is opened once, used many times, and closed at the end."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -34,7 +34,7 @@ from fewstep.session.recipe import PictureRecipe, StartFacts
 
 
 def untimed(part: str) -> None:
-    """Nothing, at the end of a part."""
+    """Do nothing at the end of a part."""
 
 
 class Session:
@@ -44,7 +44,7 @@ class Session:
             for picture in session.draw("a red fox in the snow", steps=4, seed=7, count=4):
                 picture.image.save(f"{picture.recipe['seed']}.png")
 
-    One thread at a time may use it.
+    Only one thread at a time may use it.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Session:
         live_lora: bool = False,
         sink: Sink | None = None,
     ) -> None:
-        """The fields of `Where`, and the sink that events go to; None is the one in force.
+        """The arguments are the fields of `Where`. sink: gets the events; None = the sink that is in force.
 
-        loras: FILE or FILE:WEIGHT each; None = emoji's own acceleration where the solver is one for it, else none.
-        Raises FewstepError for what is missing or does not fit, UsageError for a value that cannot be.
+        loras: FILE or FILE:WEIGHT each; None = emoji's own acceleration if the solver is one for it, else none.
+        Raises FewstepError for a file that is missing or does not fit, and UsageError for an impossible value.
         """
         where = build(
             Where,
@@ -87,7 +87,7 @@ class Session:
 
     @classmethod
     def on(cls, engine: Engine, where: Where, sink: Sink | None = None) -> Self:
-        """A session on an engine that has its model already; of `where` only the LoRAs are loaded."""
+        """A session on an engine that already has its model. Only the LoRAs of `where` are loaded."""
         session = cls.__new__(cls)
         session._start(where, engine, sink)
         return session
@@ -99,35 +99,35 @@ class Session:
         self._engine: Engine | None = engine
         self._shelf = Shelf(where.model, engine.shapes, engine.facts.prediction_type, engine.original_weight)
         self._plugged: tuple[PluggedLora, ...] = ()
-        self._default = where.loras is None  # whether what is plugged in follows the solver
+        self._default = where.loras is None  # whether the LoRAs follow the solver
         self.plug(where.loras)
 
-    # --- what it is ---------------------------------------------------------------------------------------------
+    # --- facts --------------------------------------------------------------------------------------------------
 
     @property
     def engine(self) -> Engine:
-        """What runs the networks. Raises FewstepError once the session is closed."""
+        """The engine that runs the networks. Raises FewstepError once the session is closed."""
         if self._engine is None:
             raise FewstepError("the session is closed", "open another one")
         return self._engine
 
     @property
     def facts(self) -> Facts:
-        """Of the model."""
+        """Facts about the model."""
         return self.engine.facts
 
     @property
     def loras(self) -> tuple[LoraFacts, ...]:
-        """File, weight, weights of blocks and SHA-256 of each LoRA that is plugged in."""
+        """File, weight, weights of blocks and SHA-256 of each plugged LoRA."""
         return tuple(one.facts for one in self._plugged)
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:
-        """What a plan follows: the model's own recipe, if it has one, then those of the LoRAs that are added."""
+        """The recipes that a plan follows: the model's, if it has one, then those of LoRAs with a positive weight."""
         return recipes_of(self.facts.recipe, self._plugged)
 
     def close(self) -> None:
-        """Let go of the model; nothing, the second time."""
+        """Release the model. A second call does nothing."""
         self._engine = None
         self._plugged = ()
 
@@ -142,11 +142,11 @@ class Session:
     # --- LoRAs --------------------------------------------------------------------------------------------------
 
     def plug(self, loras: Sequence[str] | None) -> None:
-        """Plug in these LoRAs instead of the ones before: the weights become W0 + sum_i w_i B_i A_i, exactly summed.
+        """Replace the plugged LoRAs by these: the weights become W0 + sum_i w_i B_i A_i, summed exactly.
 
-        loras: FILE or FILE:WEIGHT each; none at all gives the bare model back, to the bit. None = as when the session
-        was opened without any. Raises FewstepError for one that is missing or does not fit; the session then is as it
-        was.
+        loras: FILE or FILE:WEIGHT each. An empty list restores the bare model, bit for bit. None = the LoRAs of a
+        session that is opened without naming any. Raises FewstepError for one that is missing or does not fit; the
+        session then stays as it was.
         """
         names = default_loras(self.where.model, "auto") if loras is None else tuple(loras)
         self._plug(names)
@@ -160,12 +160,12 @@ class Session:
         self._plugged = taken
 
     def _telling(self) -> AbstractContextManager[None]:
-        """Lets events go to the session's sink, if it has one."""
+        """Inside the block, events go to the session's sink, if it has one."""
         return nullcontext() if self.sink is None else telling(self.sink)
 
     @contextmanager
     def plugged(self, *loras: str) -> Iterator[Self]:
-        """Other LoRAs within the block, and the ones before after it, bit for bit."""
+        """Use other LoRAs inside the block. After it, the weights are as before, bit for bit."""
         before, default = self._plugged, self._default
         self.plug(loras)
         try:
@@ -176,7 +176,7 @@ class Session:
                 self._plugged, self._default = before, default
 
     def _follow(self, solver: str) -> None:
-        """Where no LoRA was named: plug in what goes with the solver."""
+        """Unless the user named LoRAs, plug in those that go with the solver."""
         if self._default:
             names = default_loras(self.where.model, solver)
             if names != tuple(str(one.reference.path) for one in self._plugged):
@@ -185,7 +185,7 @@ class Session:
     # --- pictures -----------------------------------------------------------------------------------------------
 
     def plan(self, draw: Draw) -> Plan:
-        """How `draw` is sampled with what is plugged in. Raises UsageError for what cannot be."""
+        """The plan for `draw` with the plugged LoRAs. Raises UsageError for impossible options."""
         check_supported(self.engine.supports, draw, self.where.engine)
         self._follow(draw.solver)
         return plan_sampling(
@@ -203,10 +203,10 @@ class Session:
         )
 
     def draw(self, prompts: str | Sequence[str] | Draw, **options: Unpack[DrawOptions]) -> Iterator[Picture]:
-        """The pictures of the prompts, one by one as they are drawn; number i has seed `seed + i`.
+        """The pictures of the prompts, one by one as they are drawn. Picture number i has seed `seed + i`.
 
-        prompts: or a whole `Draw`, of which options change fields. What is wrong is raised by this call, before
-        anything is drawn. Notes, progress and previews go to the session's sink.
+        prompts: one, several, or a whole `Draw`, whose fields `options` change. This call raises all errors of the
+        request before anything is drawn. Notes, progress and previews go to the session's sink.
         """
         draw = draw_of(prompts, options)
         plan = self.plan(draw)
@@ -216,9 +216,9 @@ class Session:
         return self.pictures(draw, plan)
 
     def pictures(self, draw: Draw, plan: Plan, lap: Lap = untimed) -> Iterator[Picture]:
-        """The pictures of `draw` by a plan that was made before.
+        """The pictures of `draw`, with a plan that was made before.
 
-        lap: a stopwatch's button. The text of all batches is embedded first, in one lap.
+        lap: called at the end of each part. The text of all batches is embedded first, as one part.
         """
         return self._pictures(draw, plan, canvas_of(draw, self.engine), lap)
 
@@ -235,7 +235,7 @@ class Session:
         with engine.network(NetworkOptions(draw.nag_scale, draw.control_scale)) as network:
             for first, part in batches(prompts, draw.batch_size):
                 if self._plugged is not plugged:
-                    raise FewstepError("other LoRAs were plugged in while pictures were drawn", "take all first")
+                    raise FewstepError("other LoRAs were plugged in while pictures were drawn", "finish drawing first")
                 seeds = tuple(draw.seed + first + i for i in range(len(part)))
                 shape = engine.facts.latent_shape(canvas.height, canvas.width)
                 batch = PictureBatch(
@@ -253,9 +253,9 @@ class Session:
                     yield Picture(picture, self._recipe(draw, plan, canvas, prompt, seed, rows / len(part)))
 
     def paint(self, plan: Plan, conditioning: Conditioning, noise: Noise) -> Tensor:
-        """Pixels (B, 3, H, W) on the CPU of one batch, from embeddings and noise instead of prompts and seeds.
+        """Pixels (B, 3, H, W) on the CPU for one batch, from embeddings and noise instead of prompts and seeds.
 
-        conditioning: of B pictures of the model's own size. noise: draws (B, C, h, w), first what they begin from.
+        conditioning: for B pictures of the model's own size. noise: draws (B, C, h, w); its first draw is the start.
         """
         engine, size = self.engine, self.engine.facts.size
         empty = engine.embed([""], size, size).expand(len(conditioning.text))
@@ -265,19 +265,19 @@ class Session:
         return decoded(engine, latents)
 
     def _conditioning(self, text: str, canvas: Canvas) -> Conditioning:
-        """What one prompt and the canvas tell the networks."""
+        """The conditioning of one prompt and the canvas."""
         embedded = self.engine.embed([text], canvas.height, canvas.width)
         return embedded._replace(mask_and_latents=canvas.mask_and_latents, control=canvas.control)
 
     def _tell(self, seeds: tuple[int, ...], pictures: int, first: int, steps: int, step: int, x_0: Tensor) -> None:
-        """Progress and a preview, after a step of the batch that begins with picture number `first`."""
+        """Send progress and a preview after a step of the batch that begins with picture number `first`."""
         engine = self.engine
         with self._telling():
             tell(Progress("drawing", first * steps + step * len(seeds), pictures * steps, "step"))
             tell(Preview(seeds, step, steps, partial(previewed, engine, x_0)))
 
     def _seen(self, pixels: Tensor, prompt: str, seed: int) -> Tensor:
-        """The pixels (3, H, W), or black where the model's safety checker hides them, with a note."""
+        """The pixels (3, H, W), or black and a note if the model's safety checker hides the picture."""
         if not self.engine.hides(pixels):
             return pixels
         with self._telling():
@@ -285,7 +285,7 @@ class Session:
         return pixels.new_full(pixels.shape, -1)
 
     def _recipe(self, draw: Draw, plan: Plan, canvas: Canvas, prompt: str, seed: int, nfe: float) -> PictureRecipe:
-        """All it takes to draw the picture again."""
+        """The recipe of a picture."""
         where = self.where
         return {
             "prompt": prompt,
@@ -322,7 +322,7 @@ class Session:
 
 
 def started_from(picture: bytes | None) -> StartFacts | None:
-    """What a recipe says of a picture to start from, if there is one."""
+    """The entry in a recipe for a picture to start from; None without one."""
     return None if picture is None else {"sha256": sha256_bytes(picture)}
 
 
@@ -340,8 +340,10 @@ def sample(
     sink: Sink | None = None,
     **options: Unpack[DrawOptions],
 ) -> list[Picture]:
-    """The pictures of the prompts, from a session that is opened for them alone; the arguments are those of `Session`
-    and `Session.draw`."""
+    """The pictures of the prompts, from a session that is opened only for them.
+
+    The arguments are those of `Session` and `Session.draw`.
+    """
     draw = draw_of(prompts, options)  # a wrong keyword is named before anything is loaded
     with Session(
         model,
