@@ -283,11 +283,11 @@ def test_factors_follow_their_layers_type(pipe, lora):
 @pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.5}, {"lora": []}, {"folded": True}])
 def test_nothing_to_accelerate_with_is_refused_and_changes_nothing(pipe, options):
     kind, scheduler = type(pipe), pipe.scheduler
-    with pytest.raises(
-        UsageError, match=r"^nothing makes this StableDiffusionPipeline fast: no LoRA"
-    ) as error:
+    with pytest.raises(UsageError, match=r"^nothing makes this StableDiffusionPipeline fast: no LoRA") as error:
         accelerate(pipe, **options)
-    assert error.value.hint.startswith('give a LoRA, as in accelerate(pipe, "lcm-lora-sdv1-5"), or the steps and solver')
+    assert error.value.hint.startswith(
+        'give a LoRA, as in accelerate(pipe, "lcm-lora-sdv1-5"), or the steps and solver'
+    )
     assert (type(pipe), pipe.scheduler) == (kind, scheduler)
 
 
@@ -307,7 +307,8 @@ def test_a_style_alone_is_plugged_in_and_the_plan_said(pipe, tmp_path, capsys):
     style = random_lora(tmp_path / "style.safetensors", pipe, STYLE)
     with accelerate(pipe, style):
         assert (
-            "note: none of the LoRAs is an acceleration: dpm-solver++ in 20 steps, guidance 7.5" in capsys.readouterr().err
+            "note: none of the LoRAs is an acceleration: dpm-solver++ in 20 steps, guidance 7.5"
+            in capsys.readouterr().err
         )
     with accelerate(pipe, style, steps=10):
         assert "acceleration" not in capsys.readouterr().err
@@ -362,7 +363,9 @@ def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path, pipe, lora):
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own
 def test_hooks_that_would_go_unseen_are_refused(pipe, lora):
     pipe.unet.compile()
-    with pytest.raises(FewstepError, match=r"^the UNet is compiled.*\n\nhint: accelerate it first, or use folded=True$"):
+    with pytest.raises(
+        FewstepError, match=r"^the UNet is compiled.*\n\nhint: accelerate it first, or use folded=True$"
+    ):
         accelerate(pipe, lora)
     accelerate(pipe, lora, folded=True).undo()
     pipe.unet._compiled_call_impl = None

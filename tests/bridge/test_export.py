@@ -152,7 +152,7 @@ def test_what_diffusers_cannot_step_is_refused(fewstep, tmp_path, tiny_model_fol
 def test_what_is_there_is_not_replaced(fewstep, tmp_path):
     (tmp_path / "out").mkdir()
     done = fewstep("export", out=tmp_path / "out")
-    assert (done.code, done.error) == (2, f"--out {tmp_path / 'out'} is already there")
+    assert (done.code, done.error) == (2, f"--out {tmp_path / 'out'} already exists")
     assert fewstep("export", out=tmp_path / "x", to="gguf").code == 2
 
 

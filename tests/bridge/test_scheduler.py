@@ -128,7 +128,7 @@ def test_it_begins_at_the_timestep_it_is_told():
     scheduler.set_timesteps(6)
     assert scheduler.timesteps.tolist() == [999, 666, 666, 332, 332, 166]  # the last two: first order, to the clean end
     assert [scheduler.index_for_timestep(t) for t in (999, 666, torch.tensor(332), 166)] == [0, 2, 4, 5]
-    with pytest.raises(ValueError, match=r"^timestep 7 is none of \[999, "):
+    with pytest.raises(ValueError, match=r"^timestep 7 is not one of \[999, "):
         scheduler.index_for_timestep(7)
 
 

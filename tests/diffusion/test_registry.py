@@ -58,7 +58,7 @@ from fewstep.bridge.scheduler import FewstepScheduler
 schedule = schedule_from_config({})
 plan = plan_sampling(schedule, [], build(SampleConfig, prompts=("a",), solver="toy").solver, 4)
 assert (plan.grid, plan.steps, len(plan.timesteps), plan.consistency) == ("lcm", 4, 2, False)
-assert plan.notes == ("the toy solver needs an acceleration LoRA or a distilled model; without one, pictures are blurry",)
+assert plan.notes == ("the toy solver needs an acceleration LoRA or a distilled model; without one, pictures blur",)
 assert parse_row("toy:4").solver == "toy"
 assert psi_named("toy").calls == 2
 for what, say in ((lambda: parse_row("toy:3"), "2 network calls a step"),

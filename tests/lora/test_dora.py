@@ -116,7 +116,7 @@ def test_what_is_no_whole_dora_is_refused(net: Net, tmp_path: Path) -> None:
     tensors = load_file(file)
     key = next(key for key in tensors if "magnitude" in key)
     save_file(tensors | {key: torch.ones(3)}, file)
-    with pytest.raises(FewstepError, match=r"do not fit \(the magnitudes are \(3,\) and the weight \(5, 9\)\)"):
+    with pytest.raises(FewstepError, match=r"do not fit \(the magnitudes are \(3,\), the weight is \(5, 9\)\)"):
         load_adapter(tmp_path, shapes, weights)[0].modules["wide"]
     save_file({k: x for k, x in tensors.items() if k != key}, file)
     with pytest.raises(FewstepError, match="the config calls wide a DoRA, but its magnitudes are missing"):

@@ -80,7 +80,7 @@ def test_the_message_says_that_the_name_decides_and_what_overrules_it() -> None:
     assert recipe is not None
     (note,) = plan_sampling(SCHEDULE, [recipe]).notes
     assert "its name contains 'lcm'" in note
-    assert note.endswith("solver, steps and guidance_scale overrule it")
+    assert note.endswith("solver, steps and guidance_scale change that")
 
 
 @pytest.mark.parametrize(

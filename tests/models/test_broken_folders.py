@@ -228,7 +228,7 @@ def test_sdxl_whose_parts_are_of_several_models(tmp_path):
         assert str(path) in refusal(model).message
     replace(path, text)
     change(model / "model_index.json", text_encoder_2=[None, None])
-    assert refusal(model).message == f"{path}: cross_attention_dim is 40, and the text encoder gives 16"
+    assert refusal(model).message == f"{path}: cross_attention_dim is 40, but the text encoder gives 16"
 
 
 # --- weights --------------------------------------------------------------------------------------------------
@@ -256,9 +256,7 @@ def test_weights_whose_sum_overflows_are_finite(model):
 def test_tensors_that_no_module_takes(model, part):
     rewrite(model / part / WEIGHTS[part], lambda tensors: tensors.update(lora_up=torch.zeros(2)))
     error = refusal(model)
-    assert error.message == (
-        f"{model}/{part}/config.json has no place for 1 tensors of its weights, such as lora_up"
-    )
+    assert error.message == (f"{model}/{part}/config.json has no place for 1 tensors of its weights, such as lora_up")
 
 
 def test_tensors_that_text_encoders_keep_are_left(model):

@@ -66,7 +66,9 @@ def test_the_skipping_step_can_be_asked_for():
     assert (without.timesteps, without.k, without.grid) == (with_lora.timesteps, 100, "quadratic")
     assert plan_sampling(SCHEDULE, [LCM], k=100).timesteps == (999, 799, 499, 299)
     assert plan_sampling(SCHEDULE, [], "ddim", 4, k=100).grid == "lcm"  # a k asks for the grid that has one
-    with pytest.raises(UsageError, match=r"^k belongs to the training grid, but grid is trailing\n\nhint: add grid lcm"):
+    with pytest.raises(
+        UsageError, match=r"^k belongs to the training grid, but grid is trailing\n\nhint: add grid lcm"
+    ):
         plan_sampling(SCHEDULE, [], "ddim", 4, grid="trailing", k=100)
     with pytest.raises(UsageError, match=r"^skipping step k = 1001 is outside 1 to 1000"):
         plan_sampling(SCHEDULE, [], "lcm", 4, k=1001)
@@ -118,7 +120,7 @@ def test_second_order_steps_cost_two_calls():
     plan = plan_sampling(SCHEDULE, [], "dpm-solver", 8, 1.0)
     assert (len(plan.timesteps), plan.steps, plan.nfe) == (4, 8, 8)
     for name in ("dpm-solver", "dpm-solver++2s", "heun"):
-        with pytest.raises(UsageError, match=rf"^{name.replace('+', '[+]')} makes 2 network calls a step, so steps 5 "):
+        with pytest.raises(UsageError, match=rf"^{name.replace('+', '[+]')} makes 2 network calls a step, but steps 5 "):
             plan_sampling(SCHEDULE, [], name, 5)
 
 
@@ -139,7 +141,7 @@ def test_notes():
     assert notes([LCM], guidance_scale=2) == ""
     assert "12 steps: an acceleration LoRA does not gain from more than 8" in notes([LCM], steps=12)
     assert notes([LCM], steps=8) == ""
-    assert "made for the lcm solver, and ddim was asked for" in notes([LCM], "ddim")
+    assert "made for the lcm solver, but you asked for ddim" in notes([LCM], "ddim")
     for name in ("lcm", "tcd"):
         assert f"the {name} solver needs an acceleration LoRA" in notes([], name)
     assert "negative prompt has no effect at guidance 1" in notes([LCM], negative_prompt=True)
@@ -200,7 +202,9 @@ def test_fresh_noise_is_the_wish_or_the_recipes():
     for name in ("euler", "lcm", "dpm-solver++"):
         with pytest.raises(UsageError, match=f"eta belongs to the ddim solver, but the solver is {re.escape(name)}"):
             plan_sampling(SCHEDULE, [], name, eta=0.5)
-    with pytest.raises(UsageError, match="gamma belongs to the tcd solver, but the solver is ddim\n\nhint: add solver tcd"):
+    with pytest.raises(
+        UsageError, match="gamma belongs to the tcd solver, but the solver is ddim\n\nhint: add solver tcd"
+    ):
         plan_sampling(SCHEDULE, [], "ddim", gamma=0.5)
 
 

@@ -229,9 +229,7 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
     if fast and fast.solver not in ("auto", name):
         notes.append(f"this LoRA was made for the {fast.solver} solver, but you asked for {name}")
     if not fast and solver_named(name).distilled_only:
-        notes.append(
-            f"the {name} solver needs an acceleration LoRA or a distilled model; without one, pictures are blurry"
-        )
+        notes.append(f"the {name} solver needs an acceleration LoRA or a distilled model; without one, pictures blur")
     if negative_prompt and guidance_scale == 1:
         notes.append(f"the negative prompt has no effect at guidance 1: {option('nag_scale')} 5 makes it work")
     return notes
