@@ -120,7 +120,9 @@ def test_second_order_steps_cost_two_calls():
     plan = plan_sampling(SCHEDULE, [], "dpm-solver", 8, 1.0)
     assert (len(plan.timesteps), plan.steps, plan.nfe) == (4, 8, 8)
     for name in ("dpm-solver", "dpm-solver++2s", "heun"):
-        with pytest.raises(UsageError, match=rf"^{name.replace('+', '[+]')} makes 2 network calls a step, but steps 5 "):
+        with pytest.raises(
+            UsageError, match=rf"^{name.replace('+', '[+]')} makes 2 network calls a step, but steps 5 "
+        ):
             plan_sampling(SCHEDULE, [], name, 5)
 
 
