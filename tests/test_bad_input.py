@@ -403,7 +403,7 @@ def test_a_lora_to_begin_with(fewstep, tiny_model_folder, tiny_data_folder, lora
     assert done.hint == "use --rank 2"
     done = fewstep("distill", *TINY, **common, modules="attention", init_lora=lora)
     assert done.code == 2
-    assert done.error.startswith(f"--modules attention: {lora} adapts others, such as ")
+    assert done.error.startswith(f"--modules attention: {lora} also adapts others, such as ")
     assert not out.exists()
 
 
@@ -598,7 +598,7 @@ def test_ctrl_c_in_training(tiny_model_folder, tiny_data_folder, cache_folder, o
     found = re.search(r"(?:^|\n)error: stopped after (\d+) of 100000 steps, [^\n]+\n\nhint: ([^\n]+)\n\Z", errors)
     assert found, errors
     assert "Traceback" not in errors
-    assert found[2] == "run the same command with --resume to go on"
+    assert found[2] == "run the same command with --resume to continue"
     steps = int(found[1])
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{steps:08d}.safetensors"]
     assert (out / "lora.safetensors").exists()

@@ -150,7 +150,7 @@ def test_ctrl_c_and_a_program_of_one_command(capsys):
         raise KeyboardInterrupt
 
     assert main_of(DoctorConfig, stopped, ["--json"]) == 130
-    assert capsys.readouterr() == ("", "error: stopped\n\nhint: nothing half-written was left\n")
+    assert capsys.readouterr() == ("", "error: stopped\n\nhint: no half-written file was left\n")
 
 
 def test_a_termination_signal_is_ctrl_c(capsys, tmp_path):
@@ -162,7 +162,7 @@ def test_a_termination_signal_is_ctrl_c(capsys, tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     assert main_of(DoctorConfig, asked_to_end, []) == 130
-    assert capsys.readouterr() == ("", "error: stopped\n\nhint: nothing half-written was left\n")
+    assert capsys.readouterr() == ("", "error: stopped\n\nhint: no half-written file was left\n")
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
 

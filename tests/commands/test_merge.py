@@ -184,7 +184,7 @@ def test_inspect_tells_what_a_dora_is_without_its_model_and_how_strong_with_it(f
     assert (told["layout"], told["dora"], told["fits"]) == ("kohya, DoRA", True, ["emoji"])
     assert (told["ranks"], told["modules"], told["strength"]) == ({"2": 1}, 1, {})
     lines = fewstep("inspect", file).out.splitlines()
-    assert next(x for x in lines if x.startswith("strength")).endswith("as of every DoRA: give --model")
+    assert next(x for x in lines if x.startswith("strength")).endswith("as for every DoRA: add --model")
     told = json.loads(fewstep("inspect", file, "--json", model=base).out)
     assert told["ranks"] == {"2": 1}
     assert sum(told["strength"].values()) == pytest.approx(float(next(iter(delta.values())).norm()), rel=1e-3)
@@ -299,7 +299,7 @@ def test_a_files_own_words_reach_no_terminal(fewstep, two):
         (
             ["merge", "a.safetensors", "--into", "m", "--out", "a.safetensors"],
             2,
-            "--out a.safetensors is already there",
+            "--out a.safetensors already exists",
         ),
         (["resize", "a.safetensors", "--out", "x"], 2, "neither --rank nor --energy was given"),
         (["resize", "a.safetensors", "b.safetensors", "--out", "x", "--rank", "1"], 2, "2 LoRAs were given, not one"),
@@ -334,7 +334,7 @@ def test_a_file_with_a_module_of_nowhere_is_refused_or_cut(fewstep, two, tmp_pat
 def test_a_whole_folder_is_never_replaced(fewstep, two, tmp_path):
     a, _, _, _ = two
     done = fewstep("merge", a, "--overwrite", dialect="peft", out=tmp_path)
-    assert (done.code, done.error) == (2, f"--out {tmp_path} is already there")
+    assert (done.code, done.error) == (2, f"--out {tmp_path} already exists")
     base_model(tmp_path / "base")
     shutil.copytree(tmp_path / "base", tmp_path / "other")
     done = fewstep("merge", a, "--overwrite", into=tmp_path / "base", out=tmp_path / "other")
@@ -351,14 +351,14 @@ def test_what_is_there_is_replaced_only_when_asked(fewstep, two, tmp_path, diale
     for typed in (("merge", a), ("resize", b, "--rank", 1)):
         before = weights.read_bytes()
         done = fewstep(*typed, dialect=dialect, out=out)
-        assert (done.code, done.error) == (2, f"--out {out} is already there")
-        assert done.hint == "choose another --out, or give --overwrite"
+        assert (done.code, done.error) == (2, f"--out {out} already exists")
+        assert done.hint == "choose another --out, or add --overwrite"
         assert weights.read_bytes() == before
         assert fewstep(*typed, "--overwrite", dialect=dialect, out=out).code == 0
         assert weights.read_bytes() != before
     assert fewstep("merge", out, "--overwrite", dialect=dialect, out=out).code == 0  # onto itself
     difference = ("difference", "nowhere", "nowhere")
-    assert fewstep(*difference, dialect=dialect, out=out).error == f"--out {out} is already there"
+    assert fewstep(*difference, dialect=dialect, out=out).error == f"--out {out} already exists"
     assert fewstep(*difference, "--overwrite", dialect=dialect, out=out).error.startswith("model nowhere not found")
 
 

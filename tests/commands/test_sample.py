@@ -125,8 +125,8 @@ def test_a_file_it_was_started_from_has_to_be_there(fewstep, drawn, drawing, fol
     assert (done.code, done.err) == (0, f"note: 00.png has changed since {first} was drawn with it\n")
     Path("00.png").rename("kept.png")
     done = fewstep("sample", redraw=first, out=folder / "y")
-    assert (done.code, done.error) == (1, f"{first} was drawn with a picture as --image: 00.png, which is not here")
-    assert done.hint.startswith("give it: --image FILE (its SHA-256 begins with ")
+    assert (done.code, done.error) == (1, f"{first} was drawn with a picture as --image: 00.png, which is missing")
+    assert done.hint.startswith("add --image FILE (its SHA-256 begins with ")
     assert not (folder / "y").exists()
     [given] = drawn("--redraw", first, "--json", image="kept.png", out="z")["images"]
     assert (given["image"]["file"], given["strength"]) == ("kept.png", 0.5)

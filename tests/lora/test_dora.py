@@ -119,5 +119,5 @@ def test_what_is_no_whole_dora_is_refused(net: Net, tmp_path: Path) -> None:
     with pytest.raises(FewstepError, match=r"do not fit \(the magnitudes are \(3,\), the weight is \(5, 9\)\)"):
         load_adapter(tmp_path, shapes, weights)[0].modules["wide"]
     save_file({k: x for k, x in tensors.items() if k != key}, file)
-    with pytest.raises(FewstepError, match="the config calls wide a DoRA, but its magnitudes are missing"):
+    with pytest.raises(FewstepError, match=r"the config calls .*wide a DoRA, but its magnitudes are missing"):
         load_adapter(tmp_path, shapes, weights)[0].modules["wide"]

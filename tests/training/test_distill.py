@@ -142,11 +142,11 @@ def test_lcf_of_what_is_no_few_step_model_is_refused(fewstep, tiny_model_folder,
     common = {"model": tiny_model_folder, "data": tiny_data_folder, "out": tmp_path / "out"}
     done = fewstep("distill", *TINY, "--method", "lcf", **common)
     assert done.code == 2
-    assert "does not say that it is one" in done.error
+    assert "has no recipe of one" in done.error
     assert "--init-lora" in done.hint
     done = fewstep("distill", *TINY, "--method", "lcf", "--psi", "heun", "--guidance-scale", "4", **common)
     assert done.code == 2
-    assert done.error == "--guidance-scale, --psi: without effect on --method lcf"
+    assert done.error == "--guidance-scale, --psi: no effect with --method lcf"
     assert done.hint == "leave it out, or use --method lcd"
     assert not (tmp_path / "out").exists()
 

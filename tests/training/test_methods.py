@@ -165,7 +165,7 @@ def test_names_in_configs_are_those_of_the_registry() -> None:
 
 def test_what_a_method_does_not_read_is_refused(model: Model, tmp_path: Path) -> None:
     common = {"model": "m", "data": "d", "out": tmp_path}
-    with pytest.raises(UsageError, match=r"^psi: without effect on method lcf\n\nhint: .*use method lcd$"):
+    with pytest.raises(UsageError, match=r"^psi: no effect with method lcf\n\nhint: .*use method lcd$"):
         method_of(build(DistillConfig, **common, method="lcf", psi="heun"))
     for name, method in METHODS.items():
         assert method.reads <= DistillConfig.model_fields.keys() - AdapterConfig.model_fields.keys(), name
@@ -245,7 +245,7 @@ def test_a_method_is_one_file(tiny_model_folder: Path, tiny_data_folder: Path, t
     environment = os.environ | {"PYTHONPATH": "", "COLUMNS": "100"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "--psi: without effect on --method toy" in done.stderr
+    assert "--psi: no effect with --method toy" in done.stderr
     shown = " ".join(re.findall(r"[\w+-]+", done.stdout))
     assert "toy A toy of no use to anyone" in shown
     assert re.search(r"choices lcd lcf pcm tcd toy", shown)

@@ -160,9 +160,9 @@ def test_a_count_that_does_not_divide_is_one_line(
     assert done.error == "--phases 4 does not divide the training grid, which has 50 timesteps at --k 20"
     assert done.hint == "use --k 25, or --phases 2 or 5"
     done = fewstep("distill", *TINY, "--phases", "5", **common)
-    assert done.error == "--phases: without effect on --method lcd"
+    assert done.error == "--phases: no effect with --method lcd"
     done = fewstep("distill", *TINY, "--method", "pcm", "--grid", "quadratic", **common)
-    assert done.error == "--grid: without effect on --method pcm"
+    assert done.error == "--grid: no effect with --method pcm"
     assert not (tmp_path / "out").exists()
 
 

@@ -120,12 +120,12 @@ def test_a_checkpoint_of_other_players_is_refused_by_name(tmp_path: Path) -> Non
     for name, players in (("one", one), ("two", two())):
         run(tmp_path / name, players, train_steps=1)
     paths = {name: tmp_path / name / "checkpoints" / "step-00000001.safetensors" for name in ("one", "two")}
-    with pytest.raises(FewstepError, match=r"it is of student, critic, and this run trains net"):
+    with pytest.raises(FewstepError, match=r"it is of student, critic, but this run trains net"):
         load_checkpoint(paths["two"], one, {})
-    with pytest.raises(FewstepError, match=r"it is of net, and this run trains student, critic"):
+    with pytest.raises(FewstepError, match=r"it is of net, but this run trains student, critic"):
         load_checkpoint(paths["one"], two(), {})
     rewritten(paths["one"], players=None)
-    with pytest.raises(FewstepError, match=r"it is of one player, and this run trains student, critic"):
+    with pytest.raises(FewstepError, match=r"it is of one player, but this run trains student, critic"):
         load_checkpoint(paths["one"], two(), {})
 
 

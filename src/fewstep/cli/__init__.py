@@ -1,4 +1,4 @@
-"""The command line: a thin skin that turns options into configs, and events, results and errors into text."""
+"""The command line. It turns options into configs, and events, results and errors into text."""
 
 from fewstep.cli.app import entry, main, main_of
 

@@ -1,4 +1,4 @@
-"""The command line: a thin skin that turns options into configs, and errors into one line and a hint."""
+"""The command line. It turns options into configs, and errors into one line and a hint."""
 
 import io
 import os
@@ -47,12 +47,12 @@ SPINS = (
     "10000"  # of a GNU OpenMP thread that waits, before it sleeps; with its 300,000 a busy core slows others 50 times
 )
 
-ALIKE = 0.65  # of two options' names, for one to be meant by the other
+ALIKE = 0.65  # similarity of two options' names above which a misspelt one is understood as the other
 
 C = TypeVar("C", bound=Config)
 Command = Callable[[Any], None]
 
-COMMANDS: dict[str, tuple[type[Config], str]] = {  # name: its config, and where its function is
+COMMANDS: dict[str, tuple[type[Config], str]] = {  # name -> its config, and the module of its function
     "demo": (DemoConfig, "demo"),
     "sample": (SampleConfig, "sample"),
     "distill": (DistillConfig, "train"),
@@ -77,7 +77,7 @@ def new_app() -> App:
         version=__version__,
         help_format="plaintext",
         default_parameter=OPTIONS,
-        suppress_keyboard_interrupt=False,  # `guarded` says it in our words
+        suppress_keyboard_interrupt=False,  # `guarded` prints its own message
     )
     for name, (kind, module) in COMMANDS.items():
         app.command(command(kind, runner(module, name)), name=name)
@@ -85,7 +85,7 @@ def new_app() -> App:
 
 
 def runner(module: str, name: str) -> Command:
-    """What runs a command and shows its result; it is imported when it is called: --help imports no torch."""
+    """A function that imports and runs a command and shows its result. So --help imports no torch."""
 
     def run(config: Config) -> None:
         with doing("loading PyTorch and diffusers"):
@@ -96,7 +96,7 @@ def runner(module: str, name: str) -> Command:
 
 
 def command(kind: type[Config], run: Command) -> Callable[..., None]:
-    """A function cyclopts can read: `kind`'s fields as options, the one it names, if any, as arguments."""
+    """A function for cyclopts. The fields of `kind` are its options; one field may take the arguments."""
     required = any(field.is_required() for field in kind.model_fields.values())
     options = with_options(kind)
     flat: Any = Annotated[options if required else options | None, Parameter(name="*", name_transform=spelling)]
@@ -123,7 +123,7 @@ def command(kind: type[Config], run: Command) -> Callable[..., None]:
 
 
 def with_options(kind: type[C]) -> type[C]:
-    """The config with what cyclopts has to know of fields that are typed in a way of their own."""
+    """The config, with instructions for cyclopts about fields that people type in a special way."""
     fields: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
         for typed in field.metadata:
@@ -136,18 +136,18 @@ def with_options(kind: type[C]) -> type[C]:
 
 
 def spelling(field: str) -> str:
-    """The option's name without its dashes."""
+    """The option's name without leading dashes."""
     return option_name(field).removeprefix("--")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; its exit code."""
+    """Run the program. Returns its exit code."""
     kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
     return guarded(new_app(), sys.argv[1:] if argv is None else argv, kinds)
 
 
 def main_of(kind: type[Config], run: Command, argv: Sequence[str] | None = None) -> int:
-    """Run a program of one command, as the recipes are; its exit code."""
+    """Run a program with one command, such as those in recipes/. Returns its exit code."""
     app = App(
         help=kind.__doc__,
         help_format="plaintext",
@@ -160,9 +160,9 @@ def main_of(kind: type[Config], run: Command, argv: Sequence[str] | None = None)
 
 
 def guarded(app: App, argv: Sequence[str], kinds: Mapping[str, type[Config]]) -> int:
-    """Run `app`, turning every expected error into one line and a hint on stderr, and an exit code.
+    """Run `app`. Returns the exit code. Every expected error becomes one line and a hint on stderr.
 
-    kinds: of its commands by name; "" is the name of a program of one command.
+    kinds: command -> its config. A program with one command has the name "".
     """
     sink = Terminal()
     try:
@@ -184,16 +184,16 @@ def guarded(app: App, argv: Sequence[str], kinds: Mapping[str, type[Config]]) ->
             raise
         return complain(FewstepError(f"{error.filename}: {error.strerror}", "check the path"))
     except KeyboardInterrupt:
-        return complain(FewstepError("stopped", "nothing half-written was left"), 130)
+        return complain(FewstepError("stopped", "no half-written file was left"), 130)
     finally:
         sink.close()
 
 
 @contextmanager
 def termination_as_ctrl_c() -> Iterator[None]:
-    """Within the block a termination signal raises KeyboardInterrupt, so that what is half-written is removed."""
+    """Inside the block, a termination signal raises KeyboardInterrupt, so that half-written files are removed."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is None:
-        yield  # only the main thread may handle signals; a handler of None is not Python's
+        yield  # only the main thread may handle signals; None means a handler that Python did not set
         return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -203,18 +203,18 @@ def termination_as_ctrl_c() -> Iterator[None]:
 
 
 def interrupt(number: int, frame: object) -> None:
-    """What Ctrl-C does."""
+    """Do the same as Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def complain(error: FewstepError, exit_code: int | None = None) -> int:
-    """Print the error as one line, a blank line and a hint; its exit code."""
+    """Print the error as one line, a blank line and a hint. Returns the exit code."""
     print(f"error: {error.spelled(option_name)}", file=sys.stderr)
     return error.exit_code if exit_code is None else exit_code
 
 
 def explained(error: CycloptsError, kind: type[Config] | None, argv: Sequence[str]) -> UsageError:
-    """A command-line mistake in our words. kind: of the command that argv names, if it names one."""
+    """The UsageError for a mistake on the command line. kind: config of the command in argv; None without one."""
     if kind is not None and (known := answers(kind, argv)):
         texts = [text if len(known) == 1 else f"{option}: {text}" for option, text in known.items()]
         return UsageError(f"unknown option{'s' * (len(known) > 1)}: {', '.join(known)}", "; ".join(texts))
@@ -225,13 +225,13 @@ def explained(error: CycloptsError, kind: type[Config] | None, argv: Sequence[st
     suggestion = re.search(r"option: -*(\S+)\. Did you mean -*(\S+)\?$", text)
     if suggestion and SequenceMatcher(None, suggestion[1], suggestion[2]).ratio() < ALIKE:
         text = text[: text.index(" Did you mean")]
-    return UsageError(text[0].lower() + text[1:].rstrip("."), "see --help for what there is")
+    return UsageError(text[0].lower() + text[1:].rstrip("."), "see --help for the options")
 
 
 def entry() -> None:
-    """The console command."""
+    """Run the console command `fewstep`."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported, which nothing did yet
-    if isinstance(sys.stdout, io.TextIOWrapper):  # where files are named in letters that the terminal does not have
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # torch reads it on import, which comes later
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may have letters that the terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

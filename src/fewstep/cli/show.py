@@ -1,4 +1,4 @@
-"""Results on stdout: text for people, or one JSON document for programs."""
+"""Prints results on stdout: text for people, or one JSON document for programs."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from fewstep.errors import spelled
 
 
 def show(result: object, as_json: bool) -> None:
-    """Print what a command gave back: a Result, or pictures that are saved one after another."""
+    """Print the result of a command: a Result, or pictures that are saved one after another."""
     if isinstance(result, Result):
         print(
             json.dumps(result.document, indent=2, ensure_ascii=False) if as_json else spelled(result.text, option_name)

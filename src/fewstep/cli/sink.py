@@ -1,4 +1,4 @@
-"""Events as a terminal shows them: notes and progress on stderr. Data goes to stdout and is not here."""
+"""Shows events in a terminal: notes and progress on stderr. Results go to stdout, not through this file."""
 
 import sys
 import time
@@ -11,21 +11,21 @@ from fewstep.configs import option_name
 from fewstep.errors import Line, printable
 from fewstep.events import Event, Note, Progress
 
-PATIENCE_S = 2.0  # for which a person waits without asking why
-REPORT_S = 60.0  # between lines about work where stderr is no terminal
-LINE = 79  # characters that cover what a bar left on its line
+PATIENCE_S = 2.0  # work that takes longer is named
+REPORT_S = 60.0  # time between lines about work when stderr is not a terminal
+LINE = 79  # characters that overwrite the rest of a bar on its line
 
 
 class Terminal:
-    """The command line's sink. Where stderr is no terminal, notes are shown, and of long work a line now and then."""
+    """The command line's sink. Without a terminal it prints notes, and for long work a line every REPORT_S."""
 
     def __init__(self) -> None:
-        self._bars: dict[str, Any] = {}  # tqdm, of work that is counted, the outermost first
-        self._begun: dict[str, tuple[float, float, int]] = {}  # seconds at its first and last line, and done at first
-        self._timers: dict[str, Timer] = {}  # of work that is not counted
+        self._bars: dict[str, Any] = {}  # work that is counted -> its tqdm bar, outermost first
+        self._begun: dict[str, tuple[float, float, int]] = {}  # work -> first time, last time, done at first
+        self._timers: dict[str, Timer] = {}  # work that is not counted -> its timer
 
     def __call__(self, event: Event) -> None:
-        """Show the event; pictures are none of it."""
+        """Show a note or progress. Previews are not shown."""
         if isinstance(event, Note):
             tqdm.write(f"note: {Line(event.text).spelled(option_name)}", file=sys.stderr)
         elif isinstance(event, Progress) and sys.stderr.isatty():
@@ -34,14 +34,14 @@ class Terminal:
             self._report(event)
 
     def close(self) -> None:
-        """Take away what is shown."""
+        """Remove bars and timers."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
         self._close_bars()
 
     def _wait(self, work: Progress) -> None:
-        """Say what is being done, in one line, if it takes longer than PATIENCE_S."""
+        """Print the name of the work, in one line, if it takes longer than PATIENCE_S."""
         if work.done < work.total:
             line = f"\r{printable(work.work) + ' ...':<{LINE}}\n"
             timer = Timer(PATIENCE_S, lambda: print(line, end="", file=sys.stderr, flush=True))
@@ -52,7 +52,7 @@ class Terminal:
             begun.cancel()
 
     def _count(self, work: Progress) -> None:
-        """Move the work's bar, which shows its rate and the time left; work within the work has one below."""
+        """Update the work's bar, which shows its rate and the time left. Work inside other work has a bar below."""
         bar = self._bars.get(work.work)
         if bar is None or bar.total != work.total or work.done < bar.n:
             self._close_bars(work.work)
@@ -71,13 +71,13 @@ class Terminal:
             self._close_bars(work.work)
 
     def _close_bars(self, first: str | None = None) -> None:
-        """Take away the work's bar and what began within it; all, where none is named."""
+        """Remove the bar of the work `first` and the bars inside it; None = all bars."""
         names = list(self._bars)
         for name in names[names.index(first) if first in names else len(names) if first else 0 :][::-1]:
             self._bars.pop(name).close()
 
     def _report(self, work: Progress) -> None:
-        """Print a line about the work if the last is REPORT_S ago, for whoever reads the file that stderr goes to."""
+        """Print a line about the work if the last one is REPORT_S old, for readers of a log file."""
         now = time.monotonic()
         begun, last, first = self._begun.setdefault(work.work, (now, now, work.done))
         if work.done <= first or work.done >= work.total:

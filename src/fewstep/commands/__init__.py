@@ -1,1 +1,1 @@
-"""What the commands do: each takes its config, tells events, and gives a value back; nothing is printed."""
+"""The commands. Each takes its config, sends events and returns a value. None prints anything."""

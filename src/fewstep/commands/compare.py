@@ -1,4 +1,4 @@
-"""`fewstep compare`: ways to sample, in one table with its protocol."""
+"""`fewstep compare`: a table of ways to sample, with the protocol of the measurement."""
 
 from fewstep.commands.result import Result
 from fewstep.configs import CompareConfig
@@ -8,7 +8,7 @@ from fewstep.events import note
 
 
 def compare(config: CompareConfig) -> Result:
-    """The table and its protocol; they and the pictures are in config.out."""
+    """The table and its protocol. config.out holds them and the pictures."""
     document = compare_rows(config)
     note(f"written to {config.out}; see {config.out / 'report.html'}")
     return Result(document, markdown(document))

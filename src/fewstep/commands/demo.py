@@ -1,4 +1,4 @@
-"""`fewstep demo`: the whole story on the embedded model, in minutes, as pictures, a table and one report.html."""
+"""`fewstep demo`: all of fewstep on the embedded model, in minutes, as pictures, a table and one report.html."""
 
 import shutil
 import time
@@ -25,7 +25,7 @@ from fewstep.sheets import SheetRow, grid
 from fewstep.training import run as training
 
 SOLVERS = (("ddim", 32), ("dpm-solver", 16), ("dpm-solver++", 8), ("lcm", 4), ("lcm", 2), ("lcm", 1))
-SUBJECTS = {  # label in a prompt: (style, code point) of the pair it names; what it draws best comes first
+SUBJECTS = {  # prompt -> (style, code point) of the real drawing it names; the best-drawn things come first
     "noto emoji of panda": ("noto", "1f43c"),
     "gradient emoji of red heart": ("fluent-color", "2764"),
     "emojione emoji of christmas tree": ("emojione", "1f384"),
@@ -51,11 +51,11 @@ SUBJECTS = {  # label in a prompt: (style, code point) of the pair it names; wha
     "gradient emoji of pizza": ("fluent-color", "1f355"),
     "noto 2018 emoji of ghost": ("noto-2018", "1f47b"),
 }
-SHEET_THINGS = 8  # of them on the sheet
+SHEET_THINGS = 8  # the first SUBJECTS are on the sheet
 STYLED = ("castle", "fish", "rocket", "cat face", "umbrella", "mushroom", "robot", "house")
-STYLE_WEIGHT = 0.8  # beside the acceleration's 1.0: the report's Figure 3
+STYLE_WEIGHT = 0.8  # with 1.0 for the acceleration, as in Figure 3 of the LCM-LoRA report
 STYLELESS = ("rocket", "robot", "castle", "umbrella", "mushroom", "house", "panda", "guitar")
-GRID: Grid = "quadratic"  # of what the demo distils, and of what it is held against
+GRID: Grid = "quadratic"  # of the LoRA that the demo distils, and of the one it is compared with
 BATCH_SIZE = 16
 DISTILLING = {"k": 100, "grid": GRID, "batch_size": BATCH_SIZE, "rank": 16, "learning_rate": 1e-3, "warmup": 5,
               "ema": 0.9}  # fmt: skip
@@ -63,19 +63,19 @@ COLUMNS = ("solver", "steps", "NFE", "ms a picture", "speed-up", "recognised")
 
 
 class TimedPictures(NamedTuple):
-    """What one way of sampling gave."""
+    """The pictures of one way of sampling, and their time."""
 
     pictures: list[Picture]
-    seconds: float  # a picture: text, network and decoder
+    seconds: float  # per picture: text, network and decoder
 
     @property
     def images(self) -> list[Image.Image]:
-        """As RGB images."""
+        """The pictures as RGB images."""
         return [picture.image for picture in self.pictures]
 
 
 class Part(NamedTuple):
-    """One part of the story: its sheet, and what the report says around it."""
+    """One part of the demo: its sheet, and its text in the report."""
 
     name: str
     sheet: Image.Image
@@ -83,19 +83,19 @@ class Part(NamedTuple):
 
 
 def demo(config: DemoConfig) -> Result:
-    """The story, in config.out; the text is the table, the files and what to try next."""
+    """Run the demo, with its results in config.out. The text is the table, the files and commands to try next."""
     begun = time.perf_counter()
     if config.out.exists() and not (config.out / "report.html").is_file():
         raise UsageError(
-            f"{option('out')} {config.out} holds other things than a demo", f"choose another {option('out')}"
+            f"{option('out')} {config.out} holds something other than a demo", f"choose another {option('out')}"
         )
     session = Session(MODEL, (), engine=config.engine, dtype=config.dtype, device=config.device)
     with atomic_folder(config.out) as folder:
         note("1 of 3: the same prompts from the same noise, with four solvers")
         solvers, rows = compare_solvers(session, config)
-        note("2 of 3: style LoRAs alone, and beside the acceleration that never met them")
+        note("2 of 3: style LoRAs alone, and added to the acceleration, which was trained without them")
         styles = combine_styles(session, config)
-        note("3 of 3: a distillation from scratch, on drawings that ship")
+        note("3 of 3: a distillation from scratch, on drawings that ship with fewstep")
         distilled = distil_anew(session, config, folder)
         minutes = (time.perf_counter() - begun) / 60
         write(folder, (solvers, styles, distilled), config, minutes)
@@ -106,7 +106,7 @@ def demo(config: DemoConfig) -> Result:
 
 
 def next_commands(config: DemoConfig) -> list[str]:
-    """What to try after the demo, to be typed as the demo itself was."""
+    """Commands to try after the demo, spelled as the demo itself was typed."""
     drawings, fewstep = shipped_kit() / "drawings", program()
     return [
         f'  {fewstep} sample "a happy red robot"',
@@ -116,7 +116,7 @@ def next_commands(config: DemoConfig) -> list[str]:
 
 
 def draw(session: Session, prompts: Sequence[str], config: DemoConfig, **options: object) -> TimedPictures:
-    """Pictures of the prompts, seeds 0, 1, ..., and the seconds each took; a first one warms the machine up."""
+    """Pictures of the prompts with seeds 0, 1, ..., and seconds per picture. One picture first warms the machine up."""
     request = build(Draw, prompts=tuple(prompts), seed=config.seed, **options)
     plan = session.plan(request)
     list(session.pictures(request.model_copy(update={"prompts": request.prompts[:1]}), plan))
@@ -126,7 +126,7 @@ def draw(session: Session, prompts: Sequence[str], config: DemoConfig, **options
 
 
 def compare_solvers(session: Session, config: DemoConfig) -> tuple[Part, list[list[str]]]:
-    """The report's table on the embedded model: time and recognisability of every solver, and its rows as text."""
+    """The LCM-LoRA report's table for the embedded model: time and recognised pictures per solver; its rows as text."""
     results = []
     for solver, steps in SOLVERS:
         session.plug((ACCELERATION,) if solver == "lcm" else ())
@@ -152,11 +152,11 @@ Recognised = Callable[[Sequence[Picture]], str]
 
 
 def recogniser() -> Recognised:
-    """A function that counts the recognised among SUBJECTS' pictures, as text; "-" without the network's package."""
+    """A function that counts the recognised pictures of SUBJECTS, as text; "-" without the network's package."""
     try:
         network = load_efficientnet()
     except FewstepError as error:
-        note(f"what is recognised is not counted: {error.whole}")
+        note(f"recognised pictures are not counted: {error.whole}")
         return lambda pictures: "-"
     reference = load_reference(shipped_kit() / "reference.safetensors")
     styles, concepts = zip(*SUBJECTS.values(), strict=True)
@@ -170,7 +170,7 @@ def recogniser() -> Recognised:
 
 
 def combine_styles(session: Session, config: DemoConfig) -> Part:
-    """Each shipped style alone at 20 steps, and 0.8 of it with the acceleration at 4."""
+    """Each shipped style alone in 20 steps, and at weight 0.8 with the acceleration in 4 steps."""
     rows = []
     for style in STYLES:
         prompts = [f"emoji of {thing}" for thing in STYLED]
@@ -185,7 +185,7 @@ def combine_styles(session: Session, config: DemoConfig) -> Part:
 
 
 def distil_anew(session: Session, config: DemoConfig, folder: Path) -> Part:
-    """Four-step pictures before and after a short distillation of the model on the drawings of the kit."""
+    """Four-step pictures before and after a short distillation of the model on the kit's drawings."""
     run_folder, steps = folder / "run", config.distill_steps
     distilling = {"train_steps": steps, "checkpoint_every": steps, "seed": config.seed, "device": config.device}
     recipe = session.facts.recipe
@@ -232,30 +232,30 @@ def write(folder: Path, parts: Sequence[Part], config: DemoConfig, minutes: floa
 SOLVERS_TEXT = (
     heading("Four steps instead of thirty-two"),
     paragraph(
-        "Each column is one prompt and one noise. DDIM, DPM-Solver and DPM-Solver++ draw with the model as it is,"
-        " guided, so every step is two rows through the network (NFE). lcm is the same model with its acceleration"
-        " LoRA: guidance is distilled into it, and a step is one row."
+        "Each column has one prompt and one noise. DDIM, DPM-Solver and DPM-Solver++ draw with the bare model and"
+        " guidance, so every step evaluates the network twice (NFE 2). lcm is the same model with its acceleration"
+        " LoRA. Guidance is distilled into it, so a step evaluates the network once."
     ),
     paragraph(
-        f"Shown are {SHEET_THINGS} things that this small model draws well; {len(SUBJECTS)} are counted. Recognised are"
-        " pictures whose nearest real drawing in another style shows the same thing, among 1,644 things, by"
-        " EfficientNet features. So few pictures tell two solvers apart only roughly.",
+        f"The sheet shows {SHEET_THINGS} things that this small model draws well; {len(SUBJECTS)} are counted. A"
+        " picture is recognised if its nearest real drawing in another style, by EfficientNet features, shows the same"
+        " one of 1,644 things. With so few pictures, only large differences between solvers mean something.",
         faint=True,
     ),
 )
 STYLES_TEXT = (
-    heading("Plugged in beside a style"),
+    heading("Added to a style"),
     paragraph(
-        "Two style LoRAs, trained on drawings the model had never seen. The acceleration LoRA was distilled from the"
-        f" bare model and never met them. Added up, {STYLE_WEIGHT} style + 1.0 acceleration, they draw the style in"
-        " four steps."
+        "There are two style LoRAs, trained on drawings that the model had never seen. The acceleration LoRA was"
+        f" distilled from the bare model, without the styles. Their sum, {STYLE_WEIGHT} style + 1.0 acceleration, draws"
+        " the style in four steps."
     ),
 )
 DISTILLED_TEXT = (
     heading("Distilled just now"),
     paragraph(
-        f"fewstep distill, from nothing, on the few hundred real drawings in the shipped {KIT}: the student learns to"
-        " jump to the end of the guided teacher's path. These prompts name no style: before, four steps end"
-        " in a pale mixture of all."
+        f"This is fewstep distill, from scratch, on the few hundred real drawings in the shipped {KIT}. The student"
+        " learns to jump to the end of the guided teacher's path. The prompts name no style. Before the distillation,"
+        " four steps end in a pale mixture of all styles."
     ),
 )

@@ -1,4 +1,4 @@
-"""Whether this machine is ready: packages, devices, memory, disk, cache folder, the hub."""
+"""`fewstep doctor`: checks whether this machine is ready: packages, devices, disk, cache folder, the hub."""
 
 import os
 import platform
@@ -21,7 +21,7 @@ REMADE = ("compare", "encoded")  # folders of the cache whose files are made aga
 
 
 class Finding(NamedTuple):
-    """One thing looked at."""
+    """The result of one check."""
 
     what: str
     value: str
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 def doctor(config: DoctorConfig) -> Result:
-    """What was found, with an error when something that is needed is missing."""
+    """The results of all checks, with an error if something necessary is missing."""
     if config.prune is not None:
         prune(config.prune)
     findings = examine()
@@ -42,7 +42,7 @@ def doctor(config: DoctorConfig) -> Result:
 
 
 def examine() -> list[Finding]:
-    """Everything there is to say about this machine."""
+    """All checks of this machine."""
     return [
         Finding("fewstep", f"{__version__} on Python {platform.python_version()}, {platform.system()}", True),
         *(_package(name) for name in PACKAGES),
@@ -85,12 +85,12 @@ def _cache() -> Finding:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files in a folder; 0 if there is none."""
+    """The number of bytes in a folder's files; 0 for a missing folder."""
     return sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
 
 
 def prune(days: int) -> None:
-    """Delete files of REMADE that were written `days` days ago or earlier, and say on stderr what that frees."""
+    """Delete files of REMADE that were written at least `days` days ago, and note the freed space."""
     freed, oldest = 0, time.time() - days * 86400
     for name in REMADE:
         for file in (cache_dir() / name).glob("*.safetensors"):
@@ -101,7 +101,7 @@ def prune(days: int) -> None:
 
 
 def _hub() -> Finding:
-    """Whether models can be downloaded now; never bad, for what is on this machine works without."""
+    """Whether models can be downloaded now. It is never a fault: models on this machine work without the hub."""
     from fewstep.hub.resolve import hub, reachable
 
     here = hub()

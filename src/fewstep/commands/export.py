@@ -8,11 +8,11 @@ from fewstep.configs import ExportConfig
 
 
 def export(config: ExportConfig) -> Result:
-    """What was written to config.out."""
+    """Export the model. The result describes the files in config.out."""
     facts = export_model(config)
     return Result(facts, "\n".join(f"{name.replace('_', ' '):<14}  {in_words(value)}" for name, value in facts.items()))
 
 
 def in_words(value: Any) -> str:
-    """A fact as a person reads it."""
+    """A fact as text for people."""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""`fewstep inspect`: what a LoRA is, whom it fits and how it wants to be sampled; or how a picture was drawn."""
+"""`fewstep inspect`: facts about a LoRA, the models it fits and its recipe; or the recipe of a picture."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -36,17 +36,17 @@ SAMPLING = (
     "recognised_by",
     "caveat",
 )
-READABLE = 300  # characters of a line; --json has all of it
-STRENGTH = " (Frobenius norm of what it adds to the weights, by block)"
-UNTOLD = Line(f"depends on the weights of its model, as of every DoRA: give {option('model')}")
+READABLE = 300  # characters of a line; --json prints all
+STRENGTH = " (Frobenius norm of the change of the weights, by block)"
+UNKNOWN_STRENGTH = Line(f"depends on the weights of its model, as for every DoRA: add {option('model')}")
 
-STARTS = ("image", "mask", "control_image")  # what a picture may have been started from
+STARTS = ("image", "mask", "control_image")  # pictures from which a picture may have been started
 
 Models = Mapping[str, Mapping[str, ModuleShape]]  # name -> module -> shape
 
 
 class Coverage(NamedTuple):
-    """How much of a file has its place in a model."""
+    """How many modules of a file have a place in a model."""
 
     model: str
     found: int
@@ -57,7 +57,7 @@ class Coverage(NamedTuple):
 
 
 def inspect(config: InspectConfig) -> Result:
-    """What there is to say about each file."""
+    """The facts about each file."""
     models, base = candidates(config.model)
     found = [of_picture(Path(text)) if is_picture(Path(text)) else of_lora(text, models, base) for text in config.files]
     documents = [result.document for result in found]
@@ -65,7 +65,7 @@ def inspect(config: InspectConfig) -> Result:
 
 
 def of_picture(path: Path) -> Result:
-    """How a picture was drawn: the recipe in it, but for what was not asked."""
+    """The recipe in a picture, without the options that were not used."""
     recipe: dict[str, Any] = {"file": str(path), **read_recipe(path)}
     lines = {name.replace("_", " "): value for name, value in recipe.items() if value is not False}
     for name in STARTS:
@@ -78,13 +78,13 @@ def of_picture(path: Path) -> Result:
 
 
 def of_lora(text: str, models: Models, base: Base | None) -> Result:
-    """What there is to say about a LoRA file."""
+    """The facts about a LoRA file."""
     facts = report(text, models, base)
     return Result(facts, as_text(facts))
 
 
 def candidates(model: str | None) -> tuple[Models, Base | None]:
-    """The modules of the model asked about, and its weights; or the modules of every family."""
+    """The modules and weights of the named model, or the modules of every family."""
     if model is not None:
         base, shapes = weights_of(model)
         return {model: shapes}, base
@@ -93,7 +93,7 @@ def candidates(model: str | None) -> tuple[Models, Base | None]:
 
 @doing("measuring the LoRA")
 def report(text: str, models: Models, base: Base | None) -> dict[str, Any]:
-    """All facts about one file, as JSON has them."""
+    """All facts about one file, for JSON."""
     path = parse_reference(text).file
     file = open_lora(path)
     adapters = {name: file.factors(shapes) for name, shapes in models.items()}
@@ -123,7 +123,7 @@ def report(text: str, models: Models, base: Base | None) -> dict[str, Any]:
 
 
 def coverage(adapter: Adapter, name: str, shapes: Mapping[str, ModuleShape]) -> Coverage:
-    """Of one file in one model."""
+    """The coverage of one file in one model."""
     total = len(adapter.modules)
     return Coverage(name, total - len(misfits(adapter, shapes)), total)
 
@@ -131,7 +131,7 @@ def coverage(adapter: Adapter, name: str, shapes: Mapping[str, ModuleShape]) -> 
 def measured(adapter: Adapter, whole: Adapter) -> dict[str, Any]:
     """Ranks, sizes and the strength of each block: the Frobenius norm of its Delta W.
 
-    adapter: the factors as the file has them. whole: what they add to the weights; a DoRA's own is the base's as well.
+    adapter: the factors in the file. whole: the updates of the weights. For a DoRA they depend on the base model too.
     """
     ranks: Counter[int] = Counter()
     squares: dict[str, float] = {}
@@ -152,7 +152,7 @@ def measured(adapter: Adapter, whole: Adapter) -> dict[str, Any]:
 
 
 def sampling(recipe: Recipe | None) -> dict[str, Any]:
-    """What the recipe says about sampling; nothing when the file has none."""
+    """The recipe's entries about sampling; empty when the file has no recipe."""
     if recipe is None:
         return {}
     sampling = {name: getattr(recipe, name) for name in SAMPLING if getattr(recipe, name) not in (None, "")}
@@ -163,20 +163,20 @@ def sampling(recipe: Recipe | None) -> dict[str, Any]:
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
-    """The facts as lines a person reads."""
+    """The facts as lines of text for people."""
     covered = [Coverage(**c) for c in facts["coverage"]]
     strengths = [f"{block} {norm:.3g}" for block, norm in facts["strength"].items()]
     lines = {
         "file": facts["file"],
         "sha256": facts["sha256"],
         "layout": facts["layout"],
-        "fits": ", ".join(facts["fits"]) or Line(f"no known family: give {option('model')}"),
+        "fits": ", ".join(facts["fits"]) or Line(f"no known family: add {option('model')}"),
         "coverage": "; ".join(map(str, covered)),
         "touched": facts["touched"],
         "parameters": f"{facts['parameters']:,} in {facts['modules']} modules",
         "rank": ", ".join(f"{rank} ({count} modules)" for rank, count in facts["ranks"].items()),
-        "strength": ", ".join(strengths) + STRENGTH if strengths else UNTOLD,
-        "sampling": ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()) or "not said",
+        "strength": ", ".join(strengths) + STRENGTH if strengths else UNKNOWN_STRENGTH,
+        "sampling": ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()) or "unknown",
         **facts["metadata"],
     }
     if facts["other_metadata"]:
@@ -185,7 +185,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
 
 
 def table(lines: Mapping[str, object]) -> str:
-    """Names and values, one a line."""
+    """Names and values, one per line."""
     width = max(map(len, lines))
     texts = {name: x.marked if isinstance(x, Line) else printable(str(x), READABLE) for name, x in lines.items()}
     return "\n".join(f"{name:<{width}}  {text}" for name, text in texts.items())

@@ -1,4 +1,4 @@
-"""`fewstep list`: what ships, the short names of the hub, engines and solvers, and what the cache holds."""
+"""`fewstep list`: models and LoRAs that ship, short names of the hub, engines, solvers, and the cache."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from fewstep.hub.resolve import hub
 from fewstep.io import cache_dir
 
 DAY_S = 86400
-LINE = 77  # letters
+LINE = 77  # letters in a line
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 CACHED = {  # folder of the cache -> what it holds
     "compare": "pictures of compare and tune",
@@ -25,7 +25,7 @@ CACHED = {  # folder of the cache -> what it holds
 
 
 def list(config: ListConfig) -> Result:
-    """Everything that can be named in a command, and the cache."""
+    """All names that commands understand, and the content of the cache."""
     document = {
         "ships": [
             {"name": MODEL, "kind": "model", "licence": LICENCE},
@@ -41,13 +41,13 @@ def list(config: ListConfig) -> Result:
 
 
 def engines() -> tuple[str, ...]:
-    """The engines there are, by the names of their files: importing them takes torch."""
+    """The names of the engines, from the names of their files, because importing them would import torch."""
     folder = Path(fewstep.__file__).parent / "engines"
     return tuple(file.name for file in iter_modules([str(folder)]) if file.name != "engine")
 
 
 def aliases() -> tuple[dict[str, Any], ...]:
-    """The short names of models and LoRAs of the hub, and how much of each is on this machine."""
+    """The short names of models and LoRAs on the hub, and how much of each is on this machine."""
     here = hub()
     return tuple(
         {
@@ -63,7 +63,7 @@ def aliases() -> tuple[dict[str, Any], ...]:
 
 
 def cached() -> tuple[dict[str, Any], ...]:
-    """What each folder of the cache holds, with the age of its oldest and its newest file."""
+    """The content of each folder of the cache, with the age of its oldest and its newest file."""
     folders = sorted(folder for folder in cache_dir().glob("*") if folder.is_dir() and folder.name[0] != ".")
     found = []
     for folder in folders:
@@ -83,18 +83,18 @@ def cached() -> tuple[dict[str, Any], ...]:
 
 
 def files_in(folder: Path) -> Iterable[tuple[int, float]]:
-    """Bytes and time of the last change of every file in a folder, at any depth; none where there is no folder."""
+    """Size in bytes and time of change of every file in a folder, at any depth; empty for a missing folder."""
     for file in folder.rglob("*"):
         try:
             about = file.lstat()
-        except OSError:  # gone meanwhile
+        except OSError:  # the file was just removed
             continue
         if file.is_file() and not file.is_symlink():
             yield about.st_size, about.st_mtime
 
 
 def as_text(document: dict[str, Any]) -> str:
-    """The document as a person reads it."""
+    """The document as text for people."""
     place, cache = document["hub"], document["cache"]
     blocks: Sequence[tuple[str, Sequence[Sequence[str]]]] = [
         ("Ships with fewstep", [(one["name"], one["kind"]) for one in document["ships"]]),
@@ -123,23 +123,23 @@ def as_text(document: dict[str, Any]) -> str:
         ),
     ]
     text = "\n\n".join(f"{title}\n{columns(rows)}" for title, rows in blocks)
-    return text + ("\n\nfewstep doctor --prune DAYS deletes what is old from the cache." if cache["holds"] else "")
+    return text + ("\n\nfewstep doctor --prune DAYS deletes old files from the cache." if cache["holds"] else "")
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """The rows under each other, their cells in columns."""
+    """The rows as lines, with their cells aligned in columns."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(f"  {line}".rstrip() for line in lines)
 
 
 def files_of(count: int) -> str:
-    """Such as 1 file, 12 files."""
+    """A number of files in words, such as 1 file or 12 files."""
     return f"{count:,} file{'s' * (count != 1)}"
 
 
 def ages_of(one: dict[str, Any]) -> str:
-    """Such as 3 to 12 days old."""
+    """The ages in words, such as 3 to 12 days old."""
     newest, oldest = int(one["newest_days"]), int(one["oldest_days"])
     if oldest == 0:
         return "of today"
@@ -147,7 +147,7 @@ def ages_of(one: dict[str, Any]) -> str:
 
 
 def in_units(size: float) -> str:
-    """A number of bytes as it is read, such as 3.4 MiB."""
+    """A number of bytes in words, such as 3.4 MiB."""
     unit = 0
     while size >= 1024 and unit < len(UNITS) - 1:
         size, unit = size / 1024, unit + 1

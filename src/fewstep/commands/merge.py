@@ -1,4 +1,4 @@
-"""LoRA arithmetic from the command line: merge, resize and difference, exactly unless a rank is asked for."""
+"""LoRA arithmetic from the command line: merge, resize and difference. It is exact unless a rank is requested."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ from fewstep.models.references import parse_reference
 from fewstep.models.sums import Fitted, facts_of, fit, merged_recipe, sources_of, tell_loss
 from fewstep.models.weights import model_path, stored_types, weights_of
 
-MEANINGS = {  # of what is told where something is lost
+MEANINGS = {  # explanations of the figures for a loss
     "energy": "the share kept of ||change of the weights||^2, all modules together",
     "mean_error": "||change - kept|| / ||change|| of a module, mean over the modules",
     "worst_error": "the largest of these",
@@ -34,7 +34,7 @@ MEANINGS = {  # of what is told where something is lost
 
 
 def merge(config: MergeConfig) -> Result:
-    """What was written: the linear combination of the LoRAs, or a model with it folded in."""
+    """Write the linear combination of the LoRAs, or a model with it folded in. The result describes the file."""
     check_out(config, config.into is not None)
     fitted = fit([parse_reference(text) for text in config.files], config.into or config.model, config.allow_partial)
     modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
@@ -50,20 +50,20 @@ def merge(config: MergeConfig) -> Result:
 
 
 def check_out(config: AdapterOutput, model: bool = False) -> None:
-    """Raise UsageError where something is at --out that is not to be replaced.
+    """Raise UsageError if --out exists and must not be replaced.
 
-    A file is, and a PEFT folder by another, if --overwrite says so. model: whether a model is written.
+    With --overwrite a file may be replaced, and a PEFT folder by another one. model: whether a model is written.
     """
     folder = config.dialect == "peft" and not model
     replaceable = (config.out / PEFT_CONFIG).is_file() if folder else config.out.is_file()
     if config.out.exists() and not (config.overwrite and replaceable):
-        replace = f", or give {option('overwrite')}" if replaceable else ""
+        replace = f", or add {option('overwrite')}" if replaceable else ""
         hint = f"choose another {option('out')}{replace}"
-        raise UsageError(f"{option('out')} {config.out} is already there", hint)
+        raise UsageError(f"{option('out')} {config.out} already exists", hint)
 
 
 def check_ranks(modules: Mapping[str, LowRank], most: int) -> None:
-    """Raise FewstepError for a sum that is exact only at a rank above `most`, in some module."""
+    """Raise FewstepError if some module's exact sum needs a rank above `most`."""
     for name in modules:
         rank = size_of(modules, name).rank
         if rank > most:
@@ -75,11 +75,11 @@ def check_ranks(modules: Mapping[str, LowRank], most: int) -> None:
 
 
 def resize(config: ResizeConfig) -> Result:
-    """What was written: one LoRA again at a lower rank, and what that loses."""
+    """Write one LoRA at a lower rank. The result describes the file and the loss."""
     if config.rank is None and config.energy is None:
         raise UsageError(
             f"neither {option('rank')} nor {option('energy')} was given",
-            f"say how small: {option('rank')} 8, or {option('energy')} 0.95",
+            f"add one of them, such as {option('rank')} 8 or {option('energy')} 0.95",
         )
     check_out(config)
     fitted = fit([parse_reference(text) for text in config.files], config.model, config.allow_partial)
@@ -87,12 +87,12 @@ def resize(config: ResizeConfig) -> Result:
 
 
 def difference(config: DifferenceConfig) -> Result:
-    """What was written: the LoRA that turns the second model into the first."""
+    """Write the LoRA that turns the second model into the first. The result describes the file."""
     check_out(config)
     (tuned, shapes), (base, base_shapes) = map(weights_of, config.files)
     if shapes != base_shapes:
         raise FewstepError(
-            f"{config.files[0]} and {config.files[1]} are of different families", "compare like with like"
+            f"{config.files[0]} and {config.files[1]} are of different families", "name two models of the same family"
         )
 
     modules, loss = difference_of(tuned, base, shapes, rank=config.rank, energy=config.energy)
@@ -108,7 +108,7 @@ def difference(config: DifferenceConfig) -> Result:
 
 
 def write_sum(config: AdapterOutput, modules: Mapping[str, LowRank], fitted: Fitted) -> Result:
-    """What was written: the sum, cut to a rank if the config asks for it."""
+    """Write the sum, cut to a rank if the config requests it. The result describes the file."""
     loss = None
     if config.rank is not None or config.energy is not None:
         modules, loss = compress(modules, config.rank, config.energy)
@@ -120,18 +120,18 @@ def write_sum(config: AdapterOutput, modules: Mapping[str, LowRank], fitted: Fit
 
 
 def dtype_of(config: AdapterOutput, inputs: Iterable[torch.dtype]) -> torch.dtype:
-    """The type to write a LoRA in: the one asked for, or the widest of its inputs'."""
+    """The type of a LoRA to write: the requested one, or the widest type of its inputs."""
     return widest(inputs) if config.dtype == "auto" else DTYPES[config.dtype]
 
 
 @doing("writing the LoRA")
 def save(config: AdapterOutput, adapter: Adapter, recipe: Recipe, dtype: torch.dtype) -> None:
-    """Write the adapter as the config says, its metadata with it."""
+    """Write the adapter with its metadata, in the config's format."""
     save_adapter(config.out, adapter, recipe, dtype, config.dialect, adapter.metadata)
 
 
 def about(out: Path, modules: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, Any]:
-    """What a file that was written is."""
+    """Facts about a file that was written."""
     ranks = [size_of(modules, name).rank for name in modules]
     name = next(name for name, known in DTYPES.items() if known == dtype)
     return {
@@ -140,7 +140,7 @@ def about(out: Path, modules: Mapping[str, LowRank], dtype: torch.dtype) -> dict
 
 
 def written(facts: Mapping[str, Any], loss: RankLoss | None) -> Result:
-    """The facts of what was written, and what cutting the ranks lost."""
+    """The result: facts about the file, and the loss of cutting the ranks."""
     if loss is not None:
         lost = {"energy": loss.energy, "mean_error": loss.mean, "worst_error": loss.worst}
         facts = {**facts, **lost, "worst_module": loss.worst_module}
@@ -153,7 +153,7 @@ def written(facts: Mapping[str, Any], loss: RankLoss | None) -> Result:
 
 
 def in_words(value: Any) -> str:
-    """A fact as a person reads it."""
+    """A fact as text for people."""
     if isinstance(value, dict):
         value = f"{value['weight']:g} x {value['file']}, {value['modules']} modules"
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -1,4 +1,4 @@
-"""What the program is called, for commands that a person is to type."""
+"""The program's name, for commands that a person can type."""
 
 import shutil
 import sys
@@ -6,6 +6,6 @@ from pathlib import Path
 
 
 def program() -> str:
-    """How the program is called here: by its name if the shell finds it, else by its path."""
+    """The program's name if the shell finds it, else its path."""
     path = Path(sys.argv[0])
     return "fewstep" if shutil.which("fewstep") or path.stem != "fewstep" else str(path)

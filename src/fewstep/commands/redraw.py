@@ -1,4 +1,4 @@
-"""What `fewstep sample --redraw` draws: what the recipe in a picture says, and what was typed beside it."""
+"""`fewstep sample --redraw`: combines the recipe in a picture with the options that were typed."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ AS_THEY_ARE = (
     "nag_scale", "strength", "outpaint", "controlnet", "sketch", "control_scale", "engine", "dtype",
     "no_safety_checker",
 )  # fmt: skip
-TOGETHER = {  # what the recipe says of these goes where the first is typed
+TOGETHER = {  # typed option -> entries of the recipe that it makes void
     "solver": ("eta", "gamma", "grid", "k"),
     "grid": ("k",),
     "mask": ("outpaint",),
@@ -28,9 +28,9 @@ TOGETHER = {  # what the recipe says of these goes where the first is typed
 
 
 def redrawn(config: SampleConfig) -> SampleConfig:
-    """The config that draws the picture `config.redraw` again, with what was typed beside it.
+    """The config that draws the picture `config.redraw` again, changed by the typed options.
 
-    Raises FewstepError for a picture without a recipe, and for one that was started from a file that is not here.
+    Raises FewstepError for a picture without a recipe, or if a file from which it was started is missing.
     """
     assert config.redraw is not None
     recipe = read_recipe(config.redraw)
@@ -50,12 +50,12 @@ def redrawn(config: SampleConfig) -> SampleConfig:
     if config.prompt_file is not None:
         again.pop("prompts")
     if recipe["fewstep"] != __version__:
-        note(f"fewstep {recipe['fewstep']} drew {config.redraw}, and this is {__version__}: the picture may differ")
+        note(f"fewstep {recipe['fewstep']} drew {config.redraw}, but this is {__version__}: the picture may differ")
     return build(SampleConfig, **(again | typed))
 
 
 def fields_of(recipe: PictureRecipe) -> dict[str, Any]:
-    """The fields of a SampleConfig that draws by the recipe, but for the files it was started from."""
+    """The fields of a SampleConfig for the recipe, without the files from which the picture was started."""
     given: dict[str, Any] = dict(recipe)
     left, top, right, bottom = sides(recipe["outpaint"]) if recipe["outpaint"] else (0, 0, 0, 0)
     own = {
@@ -70,24 +70,24 @@ def fields_of(recipe: PictureRecipe) -> dict[str, Any]:
 
 
 def typed_lora(lora: LoraFacts) -> str:
-    """A LoRA of a recipe as it is typed."""
+    """A LoRA of a recipe, as people type it."""
     blocks = "".join(f",{block}={number(weight)}" for block, weight in lora["blocks"].items())
     return f"{lora['file']}:{number(lora['weight'])}{blocks}"
 
 
 def number(value: float) -> str:
-    """A weight as short as it can be written without being another one."""
+    """The shortest text that stands for exactly this weight."""
     return short if float(short := f"{value:g}") == value else repr(value)
 
 
 def started_from(picture: Path, start: StartFacts, name: str) -> Path:
-    """The file that a picture was started from. Raises FewstepError where it is not here."""
+    """The file from which a picture was started. Raises FewstepError if it is missing."""
     known = start.get("file")
     if known is None or not is_file(Path(known)):
-        named = f"{known}, which is not here" if known else "one that has no file name"
+        named = f"{known}, which is missing" if known else "one without a file name"
         raise FewstepError(
             f"{picture} was drawn with a picture as {option(name)}: {named}",
-            f"give it: {option(name)} FILE (its SHA-256 begins with {start['sha256'][:12]})",
+            f"add {option(name)} FILE (its SHA-256 begins with {start['sha256'][:12]})",
         )
     if sha256_file(Path(known)) != start["sha256"]:
         note(f"{known} has changed since {picture} was drawn with it")
@@ -95,11 +95,11 @@ def started_from(picture: Path, start: StartFacts, name: str) -> Path:
 
 
 def tell_changed_loras(config: SampleConfig, session: Session) -> None:
-    """Note LoRA files that are others now than when the picture that is drawn again was drawn."""
+    """Note the LoRA files that have changed since the first drawing of the picture."""
     assert config.redraw is not None
     before = read_recipe(config.redraw)["lora"]
     if config.loras != tuple(map(typed_lora, before)):
-        return  # others were typed
+        return  # the user typed other LoRAs
     for now, then in zip(session.loras, before, strict=True):
         if now["sha256"] != then["sha256"]:
             note(f"the LoRA {now['file']} has changed since {config.redraw} was drawn with it")

@@ -1,4 +1,4 @@
-"""What most commands give back: a document for programs and a text for people."""
+"""The return value of most commands: a document for programs and a text for people."""
 
 from typing import Any, NamedTuple
 
@@ -6,8 +6,8 @@ from fewstep.errors import FewstepError
 
 
 class Result(NamedTuple):
-    """What was done or found."""
+    """The result of a command."""
 
-    document: Any  # of JSON's types
-    text: str  # the same as a person reads it, with fields marked by `errors.option`
-    error: FewstepError | None = None  # what is wrong all the same: raised once the result was shown
+    document: Any  # for programs, in JSON's types
+    text: str  # the same for people, with fields marked by `errors.option`
+    error: FewstepError | None = None  # a fault, raised after the result is shown

@@ -23,15 +23,15 @@ class Saved(NamedTuple):
 
     @property
     def document(self) -> dict[str, Any]:
-        """What --json says of it."""
+        """The picture's entry in the output of --json."""
         recipe: dict[str, Any] = dict(self.picture.recipe) if self.picture else {}
         return {"file": str(self.file), **recipe}
 
 
 def sample(config: SampleConfig) -> Iterator[Saved]:
-    """The pictures of `config`, each as soon as it is saved under config.out; then their contact sheet."""
+    """The pictures of `config`, each as soon as it is saved under config.out, then their contact sheet."""
     if config.out.exists() and not config.out.is_dir():
-        raise UsageError(f"{option('out')} {config.out} is a file", f"give {option('out')} a folder")
+        raise UsageError(f"{option('out')} {config.out} is a file", f"name a folder with {option('out')}")
     if config.redraw is not None:
         config = redrawn(config)
     draw = draw_of(config)
@@ -50,7 +50,7 @@ def sample(config: SampleConfig) -> Iterator[Saved]:
 
 
 def draw_of(config: SampleConfig) -> Draw:
-    """What is drawn: the prompts that were typed, then those of --prompts."""
+    """The request: the typed prompts, then those of --prompts."""
     draw = config.draw(read_bytes)
     if config.prompt_file is None:
         return draw
@@ -59,7 +59,7 @@ def draw_of(config: SampleConfig) -> Draw:
 
 
 def name_files(recipe: PictureRecipe, config: SampleConfig) -> None:
-    """Write into the recipe what the files of the pictures it was started from are called."""
+    """Add to the recipe the names of the picture files from which the picture was started."""
     for start, file in (
         (recipe["image"], config.image),
         (recipe["mask"], config.mask),
@@ -70,6 +70,6 @@ def name_files(recipe: PictureRecipe, config: SampleConfig) -> None:
 
 
 def save_picture(picture: Picture, config: SampleConfig) -> Path:
-    """Where the picture was saved: a file named for its prompt and seed, with its recipe inside; never over another."""
+    """Save the picture with its recipe in a new file, named after prompt and seed. Returns the file's path."""
     path = config.out / f"{words_of(picture.recipe['prompt'])}-{picture.recipe['seed']}"
     return save_image(path, picture.image, config.format, picture.recipe)

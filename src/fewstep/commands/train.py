@@ -1,4 +1,4 @@
-"""`fewstep distill` and `fewstep finetune`: training, and how to draw with what it made."""
+"""`fewstep distill` and `fewstep finetune`: training, then a note on how to draw with the result."""
 
 import re
 from shlex import quote
@@ -16,17 +16,17 @@ from fewstep.training.adapt import Trained
 
 
 def distill(config: DistillConfig) -> Result | None:
-    """Where the few-step LoRA or model lies; None in processes beside the main one."""
+    """The path of the few-step LoRA or model; None in other processes than the main one."""
     return ended(config, run.distill(config))
 
 
 def finetune(config: FinetuneConfig) -> Result | None:
-    """Where the style LoRA or fine-tuned model lies; None in processes beside the main one."""
+    """The path of the style LoRA or fine-tuned model; None in other processes than the main one."""
     return ended(config, run.finetune(config))
 
 
 def ended(config: AdapterConfig, trained: Trained) -> Result | None:
-    """Where the result lies, with a note on how to draw with it."""
+    """The path of the result, with a note on how to draw with it."""
     if not PartialState().is_main_process:
         return None
     words = ["--model", str(trained.result)]

@@ -1,4 +1,4 @@
-"""`fewstep tune`: how much of a style LoRA and of an acceleration LoRA to add."""
+"""`fewstep tune`: finds weights for a style LoRA and an acceleration LoRA that are added up."""
 
 from fewstep.commands.result import Result
 from fewstep.configs import TuneConfig
@@ -8,7 +8,7 @@ from fewstep.events import note
 
 
 def tune(config: TuneConfig) -> Result:
-    """The pairs of weights that were tried, and the best; they and the sheets are in config.out."""
+    """The tried pairs of weights, and the best one. config.out holds them and the sheets."""
     document = tune_weights(config)
     note(f"written to {config.out}; look at {config.out / 'sheet.png'}")
     return Result(document, markdown(document))

@@ -1,1 +1,1 @@
-"""Losses and the one training loop."""
+"""Losses, methods and the one training loop."""

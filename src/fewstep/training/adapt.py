@@ -1,4 +1,4 @@
-"""What distilling and fine-tuning share: the encoded data, and the recipe of what is made."""
+"""Code that distilling and fine-tuning share: the encoded data, and the recipe of the result."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,19 +23,19 @@ from fewstep.training.draws import SampleId, generator, normal, uniform
 
 
 class Batch(NamedTuple):
-    """Encoded samples with everything random about their visits."""
+    """Encoded samples, with all random values of their visits."""
 
     x_0: Tensor  # (B, C, H, W)
-    conditioning: Conditioning  # the empty one where the caption was dropped
+    conditioning: Conditioning  # the empty one for samples whose caption was dropped
     empty: Conditioning
     eps: Tensor  # (B, C, H, W) standard normal
     time: Tensor  # (B,) uniform in [0, 1), on the CPU
     guidance: Tensor  # (B,) uniform in [0, 1), on the CPU
-    end: Tensor  # (B,) likewise
+    end: Tensor  # (B,) uniform in [0, 1), on the CPU
 
 
 class LatentData:
-    """Encoded samples as the loop's Data; a visit draws eps, time, guidance, whether to drop the caption, and end."""
+    """Encoded samples as the loop's Data. A visit draws eps, time, guidance, whether to drop the caption, and end."""
 
     def __init__(self, encoded: Encoded, empty: Conditioning, drop_captions: float) -> None:
         self.encoded, self.empty, self.drop_captions = encoded, empty, drop_captions
@@ -64,7 +64,7 @@ class LatentData:
 
 
 def training_samples(config: AdapterConfig) -> list[Sample]:
-    """The captioned images of --data. A note tells what of it is left out."""
+    """The captioned images of --data. A note tells which files are left out."""
     samples, notes = list_samples(config.data)
     for text in notes:
         note(text)
@@ -72,7 +72,7 @@ def training_samples(config: AdapterConfig) -> list[Sample]:
 
 
 def latent_data(samples: Sequence[Sample], model: Model, config: AdapterConfig) -> LatentData:
-    """The images encoded by the model, once, and the empty caption's embedding."""
+    """The images, encoded once by the model, and the embedding of the empty caption."""
     size = config.size or model.size
     if size % model.factor:
         raise UsageError(
@@ -82,7 +82,7 @@ def latent_data(samples: Sequence[Sample], model: Model, config: AdapterConfig) 
 
 
 def describe(model: Model, config: AdapterConfig, method: str, samples: int, **training: object) -> Recipe:
-    """The recipe of a result as far as distilling and fine-tuning write the same."""
+    """The part of a result's recipe that is the same for distilling and fine-tuning."""
     summary: dict[str, object] = {
         "steps": config.train_steps,
         "batch_size": config.batch_size * config.accumulate,
@@ -112,7 +112,7 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
 
 
 def after(recipe: Recipe, step: int) -> Recipe:
-    """The recipe of what a run leaves after `step` steps, which are fewer than planned if it was stopped."""
+    """The recipe of a result after `step` steps. A stopped run has fewer steps than planned."""
     planned = recipe.training["steps"]
     training = dict(recipe.training, steps=step)
     if step != planned:
@@ -121,19 +121,19 @@ def after(recipe: Recipe, step: int) -> Recipe:
 
 
 class Trained(NamedTuple):
-    """What a run that ended has made."""
+    """The result of a run that has ended."""
 
     result: Path  # a LoRA file, or a model folder
-    caption: str  # of one of the images it was trained on
+    caption: str  # of one of the images that it was trained on
 
 
 def trained(config: AdapterConfig, caption: str) -> Trained:
-    """What the run of `config` has made."""
+    """The result of the run with this config."""
     return Trained(config.out / ("model" if config.full else "lora.safetensors"), caption)
 
 
 def beginning(lora: Path) -> dict[str, Any]:
-    """How the LoRA that training went on from was made itself, as far as its file says."""
+    """How the LoRA from which training continued was made, as far as its file tells."""
     recipe = open_lora(LoraReference(lora, 1.0).file).recipe
     fields = {"method", "k", "grid", "teacher_guidance_scale", "training"}
     return recipe.model_dump(mode="json", include=fields) if recipe else {}

@@ -1,4 +1,4 @@
-"""Training checkpoints: one safetensors file each, whole or not at all, nothing to unpickle."""
+"""Training checkpoints. Each is one safetensors file, written whole or not at all. Nothing is pickled."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -16,14 +16,14 @@ from fewstep.events import doing
 from fewstep.io import atomic_path
 from fewstep.training.players import Players, Trainable
 
-Optimizers = Mapping[str, torch.optim.Optimizer]  # of the players
+Optimizers = Mapping[str, torch.optim.Optimizer]  # player -> its optimiser
 
 
 @doing("writing a checkpoint")
 def save_checkpoint(path: Path, players: Players, optimizers: Optimizers, step: int, extra: Mapping[str, Any]) -> None:
     """Write everything a resumed run needs, after `step` finished steps, to `path`.
 
-    extra: JSON-able values kept beside the tensors (the loss scaler's state, say).
+    extra: more values, which JSON can hold (for example the loss scaler's state).
     """
     tensors = {
         prefix + key: x.detach().cpu().contiguous().clone()
@@ -36,12 +36,12 @@ def save_checkpoint(path: Path, players: Players, optimizers: Optimizers, step: 
 
 
 def prefixes(players: Players) -> dict[str, str]:
-    """What the tensors' names of each player begin with: nothing where it is the only one."""
+    """Player -> prefix of its tensors' names. The prefix is empty when there is only one player."""
     return {name: f"{name}/" if len(players) > 1 else "" for name in players}
 
 
 def state_of(trainable: Trainable, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of one player: its parameters, their averages, and what its optimiser knows of them."""
+    """The tensors of one player: its parameters, their averages, and its optimiser's state."""
     tensors: dict[str, Tensor] = {f"parameter/{name}": p for name, p in trainable.parameters.items()}
     for key, average in trainable.averages.items():
         tensors |= {f"average/{key}/{name}": x for name, x in average.shadow.items()}
@@ -52,7 +52,7 @@ def state_of(trainable: Trainable, optimizer: torch.optim.Optimizer) -> dict[str
 
 @doing("reading the checkpoint")
 def load_checkpoint(path: Path, players: Players, optimizers: Optimizers) -> tuple[int, dict[str, Any]]:
-    """The finished steps and `extra` of the checkpoint in `path`, its tensors copied into place."""
+    """Load the checkpoint in `path` into the players and optimisers. Returns its finished steps and `extra`."""
     hint = f"it belongs to another run or was damaged: train into a new {option('out')} folder"
     try:
         with safe_open(path, "pt") as file, torch.no_grad():
@@ -68,25 +68,28 @@ def load_checkpoint(path: Path, players: Players, optimizers: Optimizers) -> tup
 
 
 def tensor_of(file: Any, prefix: str, key: str) -> Tensor:
-    """The tensor that a player calls `key`."""
+    """The tensor that the player with this prefix calls `key`."""
     found: Tensor = file.get_tensor(prefix + key)
     return found
 
 
 def check_players(path: Path, metadata: Mapping[str, str], players: Players, hint: str) -> None:
-    """Raise FewstepError for the checkpoint of a run of other players; one without their names is of any one player."""
+    """Raise FewstepError for the checkpoint of a run with other players.
+
+    A checkpoint without names of players fits any run with one player.
+    """
     held = json.loads(metadata["players"]) if "players" in metadata else None
     if held is None and len(players) == 1:
         return
     if held is None or set(held) != set(players):
         of = "one player" if held is None else ", ".join(held)
-        raise FewstepError(f"cannot resume from {path}: it is of {of}, and this run trains {', '.join(players)}", hint)
+        raise FewstepError(f"cannot resume from {path}: it is of {of}, but this run trains {', '.join(players)}", hint)
 
 
 def load_state(
     trainable: Trainable, optimizer: torch.optim.Optimizer, keys: Iterable[str], tensor: Callable[[str], Tensor]
 ) -> None:
-    """Copy what `state_of` gave into place. tensor: reads one of the keys."""
+    """Copy the tensors of `state_of` into the player and its optimiser. tensor: reads one of the keys."""
     states: dict[str, dict[str, Tensor]] = {}
     for key in keys:
         kind, _, rest = key.partition("/")
@@ -106,9 +109,9 @@ def load_state(
 def resumed(
     folder: Path, players: Players, optimizers: Optimizers, note: Callable[[str], object]
 ) -> tuple[int, dict[str, Any]] | None:
-    """What `load_checkpoint` gives of the newest checkpoint in `folder` that can be read; None where there is none.
+    """Load the newest readable checkpoint in `folder`, like `load_checkpoint`. Returns None when there is none.
 
-    note: told of each newer one that cannot. Raises FewstepError when none can.
+    note: called for each newer checkpoint that cannot be read. Raises FewstepError when no checkpoint can be read.
     """
     failures: list[FewstepError] = []
     for path in checkpoints(folder):
@@ -126,7 +129,7 @@ def resumed(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the one with the most steps first."""
+    """The checkpoints in `folder`. The one with the most steps comes first."""
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
@@ -136,12 +139,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """The path of the checkpoint after `step` steps."""
     return folder / f"step-{step:08d}.safetensors"
 
 
 def keep_newest(folder: Path, count: int, step: int) -> None:
-    """Remove all but the `count` newest checkpoints of up to `step` steps; later ones could not be read."""
+    """Keep the `count` newest checkpoints of up to `step` steps. Remove the others, and later ones (unreadable)."""
     path = checkpoint_path(folder, step)
     later = [other for other in checkpoints(folder) if other.name > path.name]
     for other in [*later, *checkpoints(folder)[len(later) + count :]]:

@@ -1,6 +1,6 @@
-"""Randomness of training, derived from (seed, epoch, sample index) alone.
+"""The random numbers of training, which depend only on (seed, epoch, sample index).
 
-So a resumed run, and a run on several processes, draw what one uninterrupted process would have drawn.
+So a resumed run and a run on several processes draw the same numbers as one uninterrupted process.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ class SampleId:
 
     seed: int
     epoch: int
-    index: int  # of the sample in the data set; -1 stands for the epoch itself
+    index: int  # of the sample in the data set; -1 = the epoch itself
 
 
 def generator(sample: SampleId) -> torch.Generator:
@@ -29,17 +29,17 @@ def generator(sample: SampleId) -> torch.Generator:
 
 
 def normal(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
-    """Standard normal values (B, *shape), float32, one generator a sample."""
+    """Standard normal values (B, *shape), float32, with one generator per sample."""
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
 
 
 def integers(generators: Sequence[torch.Generator], high: int) -> Tensor:
-    """Whole numbers in [0, high), (B,) int64, one generator a sample."""
+    """Whole numbers in [0, high), (B,) int64, with one generator per sample."""
     return torch.cat([torch.randint(high, (1,), generator=g) for g in generators])
 
 
 def uniform(generators: Sequence[torch.Generator], low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Values in [low, high), (B,) float32, one generator a sample."""
+    """Uniform values in [low, high), (B,) float32, with one generator per sample."""
     return low + (high - low) * torch.cat([torch.rand(1, generator=g) for g in generators])
 
 
@@ -50,7 +50,7 @@ def _permutation(samples: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Order:
-    """Which visits make up a step: every sample once an epoch, each epoch in an order of its own.
+    """The order of visits. Each epoch visits every sample once, in an order of its own.
 
     samples: size of the data set. seed: of the run.
     """
@@ -59,7 +59,7 @@ class Order:
     seed: int
 
     def visits(self, start: int, count: int) -> list[SampleId]:
-        """Visits number start ... start + count - 1 of the run."""
+        """The visits with the numbers start ... start + count - 1 of the run."""
         places = (divmod(place, self.samples) for place in range(start, start + count))
         return [
             SampleId(self.seed, epoch, _permutation(self.samples, self.seed, epoch)[within]) for epoch, within in places

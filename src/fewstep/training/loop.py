@@ -1,4 +1,4 @@
-"""The one training loop: every recipe, loss and model goes through `loop(players, data, config)`."""
+"""The one training loop, `loop(players, data, config)`, for every method, loss and model."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from fewstep.training.progress import TrainingProgress, check_same_run, only_run
 
 
 class Data(Protocol):
-    """Samples by visit; a batch depends on its visits alone."""
+    """Samples, by visit. A batch depends on its visits alone."""
 
     def __len__(self) -> int: ...
 
@@ -38,16 +38,16 @@ class Run:
     players: Players
     accelerator: Accelerator
     config: TrainingConfig
-    step: int = 0  # finished ones
-    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # of the players
-    prepared: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)  # their modules and optimisers, wrapped
+    step: int = 0  # number of finished steps
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # player -> its optimiser
+    prepared: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)  # player -> wrapped module, optimiser
 
     def prepare(self) -> None:
         """Make the optimisers, and wrap them and the modules for this machine's precision and processes."""
         if len(self.players) > 1 and self.accelerator.scaler is not None:
             names = ", ".join(self.players)
             raise UsageError(
-                f"{option('precision')} fp16 trains one network, and this run {names}",
+                f"{option('precision')} fp16 trains only one network, but this run {names}",
                 f"use {option('precision')} bf16",
             )
         for name, player in self.players.items():
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def due(self) -> dict[str, Player]:
-        """The players that take a step next."""
+        """The players that take part in the next step."""
         return {name: player for name, player in self.players.items() if player.due(self.step)}
 
     @property
@@ -69,7 +69,7 @@ class Run:
         return self.config.out / "checkpoints"
 
     def save(self) -> Path:
-        """A checkpoint of the present state, written by the main process."""
+        """Write a checkpoint of the present state, in the main process. Returns its path."""
         path = checkpoint_path(self.folder, self.step)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
@@ -79,7 +79,7 @@ class Run:
         return path
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint that can be read, if there is one."""
+        """Continue from the newest readable checkpoint, if there is one."""
         found = resumed(self.folder, self.players, self.optimizers, self.note)
         if found is not None:
             self.step, extra = found
@@ -87,25 +87,25 @@ class Run:
                 self.accelerator.scaler.load_state_dict(extra["scaler"])
 
     def note(self, text: str) -> None:
-        """Tell something on stderr, once for all processes."""
+        """Send a note, once for all processes."""
         if self.accelerator.is_main_process:
             note(text)
 
     def visits(self, samples: int, part: int) -> list[SampleId]:
-        """This process's share of accumulation part `part` of the next step's global batch."""
+        """This process's visits in accumulation part `part` of the next step's global batch."""
         size, processes = self.config.batch_size, self.accelerator.num_processes
         place = ((self.step * self.config.accumulate + part) * processes + self.accelerator.process_index) * size
         return Order(samples, self.config.seed).visits(place, size)
 
 
 def share_only_own(trained: Trainable) -> None:
-    """Keep several processes from waiting for gradients of what its module holds of other players."""
+    """Exclude other players' parameters in the module, so that processes do not wait for their gradients."""
     own = {id(parameter) for parameter in trained.parameters.values()}
     others = [name for name, parameter in trained.module.named_parameters() if id(parameter) not in own]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trained.module, others)  # type: ignore[no-untyped-call]
 
 
-LoopStep = Callable[[Run, Data], dict[str, float]]  # see train_step
+LoopStep = Callable[[Run, Data], dict[str, float]]  # takes a step, returns values to log; see train_step
 
 
 def loop(
@@ -115,14 +115,14 @@ def loop(
     on_checkpoint: Callable[[int], None] = lambda step: None,
     one_step: LoopStep | None = None,
 ) -> None:
-    """Train the players in place, each at its own pace, until config.train_steps steps are finished.
+    """Train the players in place, each every `every` steps, until config.train_steps steps are finished.
 
     Writes config.json, metrics.jsonl and checkpoints/ under config.out.
-    on_checkpoint: called, in the main process, with the finished steps whenever a checkpoint was written.
-    one_step: how a step is taken instead of by train_step.
+    on_checkpoint: called in the main process, with the number of finished steps, after each checkpoint is written.
+    one_step: takes a step; None = train_step.
 
-    Raises Interrupted after saving a checkpoint on Ctrl-C or a termination signal, and FewstepError when
-    the loss is no longer finite: the last good state is then saved, and named.
+    On Ctrl-C or a termination signal, saves a checkpoint and raises Interrupted. When the loss is no longer finite,
+    saves the last good state and raises FewstepError that names it.
     """
     accelerator = new_accelerator(config)
     with only_run(config) if accelerator.is_main_process else nullcontext():
@@ -134,13 +134,13 @@ def loop(
 
 
 def run_until_the_end(run: Run, data: Data, on_checkpoint: Callable[[int], None], one_step: LoopStep) -> None:
-    """The steps of `loop`, from the newest checkpoint on with config.resume."""
+    """Take the steps of `loop`. With config.resume, begin at the newest checkpoint."""
     config, accelerator = run.config, run.accelerator
     run.prepare()
     if config.resume:
         run.resume()
         if run.step >= config.train_steps and accelerator.is_main_process:
-            on_checkpoint(run.step)  # a run stopped between its last checkpoint and its export
+            on_checkpoint(run.step)  # the run was stopped between its last checkpoint and its export
     with stop_requests(accelerator) as stopped, TrainingProgress(config, run.step, accelerator) as progress:
         while run.step < config.train_steps:
             due, values = run.due, one_step(run, data)
@@ -157,16 +157,16 @@ def run_until_the_end(run: Run, data: Data, on_checkpoint: Callable[[int], None]
             if stop and run.step < config.train_steps:
                 raise Interrupted(
                     f"stopped after {run.step} of {config.train_steps} steps, with a checkpoint in {run.folder}",
-                    f"run the same command with {option('resume')} to go on",
+                    f"run the same command with {option('resume')} to continue",
                 )
 
 
 def new_accelerator(config: TrainingConfig) -> Accelerator:
-    """Accelerate's view of this machine: device, precision, processes, trackers."""
+    """An Accelerator for this machine: device, precision, processes, trackers."""
     on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if config.precision == "fp16" and on_cpu:
         raise UsageError(f"{option('precision')} fp16 needs a GPU to train", f"use {option('precision')} bf16, or fp32")
-    AcceleratorState._reset_state()  # a second run in one process may want another precision
+    AcceleratorState._reset_state()  # a second run in this process may use another precision
     return Accelerator(
         cpu=config.device == "cpu",
         mixed_precision={"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.precision],
@@ -177,7 +177,7 @@ def new_accelerator(config: TrainingConfig) -> Accelerator:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The rate of step number `step`: linear warm-up, then constant or a half cosine down to zero."""
+    """The learning rate of step number `step`: linear warm-up, then constant or a half cosine down to zero."""
     rate = config.learning_rate * min(1.0, (step + 1) / max(config.warmup, 1))
     if config.decay == "constant":
         return rate
@@ -186,9 +186,9 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def train_step(run: Run, data: Data) -> dict[str, float]:
-    """One step of the players that are due, over a global batch: loss, gradient norm and learning rate of each.
+    """Take one step of the players that are due, over a global batch. Returns their loss, gradient norm, learning rate.
 
-    Of the first player they are called so, of another `fake` fake/loss and so on.
+    The names are loss, gradient_norm and learning_rate for the first player, fake/loss and so on for a player `fake`.
     """
     due, rate = run.due, learning_rate(run.config, run.step)
     losses = {name: computed_gradients(run, name, data) for name in due}
@@ -208,7 +208,7 @@ def train_step(run: Run, data: Data) -> dict[str, float]:
 
 
 def computed_gradients(run: Run, name: str, data: Data) -> float:
-    """The player's loss, whose gradients then lie in its own parameters, and in no others."""
+    """Compute the gradients of the player's own parameters, and of no others. Returns its loss."""
     player, (module, _), accelerator = run.players[name], run.prepared[name], run.accelerator
     total, parameters = 0.0, list(player.trainable.parameters.values())
     for part in range(run.config.accumulate):
@@ -222,14 +222,14 @@ def computed_gradients(run: Run, name: str, data: Data) -> float:
 
 
 def clipped_gradients(run: Run, player: Player) -> Tensor:
-    """The norm () of the player's gradients before they are clipped."""
+    """Clip the player's gradients. Returns their norm before clipping, a scalar."""
     parameters = list(player.trainable.parameters.values())
     norm: Tensor = run.accelerator.clip_grad_norm_(parameters, run.config.gradient_clip or math.inf)
     return norm
 
 
 def check_finite(run: Run, losses: Mapping[str, float], norms: Mapping[str, Tensor]) -> None:
-    """Stop before a step that would spoil the weights; fp16's loss scaler may skip steps of its own."""
+    """Raise FewstepError before a step that would spoil the weights. fp16's loss scaler skips such steps itself."""
     scaled = run.accelerator.scaler is not None
     bad = [name for name in losses if not (math.isfinite(losses[name]) and (scaled or torch.isfinite(norms[name])))]
     if not bad:

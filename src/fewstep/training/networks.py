@@ -1,7 +1,7 @@
-"""The networks of a run: what is trained, what it is compared with, and how the result is written.
+"""The networks of a run: those that are trained, those they are compared with, and the export of the result.
 
-All of them go on from one model: as LoRAs beside one frozen network, or as whole networks. The model itself is left as
-it was.
+All of them start from one model: they are LoRAs on one frozen network, or whole networks. The model itself stays as it
+was.
 """
 
 import copy
@@ -37,35 +37,35 @@ STUDENT, TARGET, EXPORT = "student", "target", "export"
 
 
 class Networks(Protocol):
-    """What a method puts its players together from."""
+    """The networks from which a method builds its players."""
 
     @property
     def teacher(self) -> Network:
-        """The model as it was given."""
+        """The original model."""
 
     def trainable(self, name: str) -> Trainable:
-        """New weights to train, which begin as the model's; the student's, if asked so, as those of --init-lora.
+        """New weights to train. They start as the model's; the student's start as --init-lora, if it is given.
 
-        Where the model is called more than once for a loss, the trained one is to be called last: what it switched on
-        stays on for the backward pass.
+        A loss that evaluates several networks must call the trained one last, so that the LoRAs it switched on stay on
+        for the backward pass.
         """
 
     def network(self, name: str) -> Network:
-        """The trainable so named, to be called for another's loss, or without gradient."""
+        """The trainable of this name as a network, for another player's loss, or without gradients."""
 
     def following(self, name: str, decay: float) -> Network:
-        """The average of the trainable so named."""
+        """The average of the trainable of this name, as a network."""
 
     def export(self, out: Path, recipe: Recipe) -> None:
-        """Write the student under `out`: its average (of a LoRA, of A and of B: see Average)."""
+        """Write the student's average under `out`. For a LoRA, A and B are averaged separately (see Average)."""
 
 
 @contextmanager
 def networks_of(model: Model, config: AdapterConfig, with_teacher: bool, own: bool = False) -> Iterator[Networks]:
-    """The networks of a run on `model`, which is afterwards as it was, whatever happened.
+    """The networks of a run on `model`. After the block, the model is as it was before, also after an error.
 
-    with_teacher: whether its weights are still asked for once training has begun.
-    own: whether the model is the run's own, so that its weights may be changed for good, where this saves memory.
+    with_teacher: whether training evaluates the original weights.
+    own: whether the model belongs to the run, so that its weights may change for good if this saves memory.
     """
     unet, dtype = model.unet, DTYPES[config.precision]
     if not config.full and unet.dtype != dtype:
@@ -84,10 +84,10 @@ def networks_of(model: Model, config: AdapterConfig, with_teacher: bool, own: bo
 
 
 class LoraNetworks:
-    """LoRAs beside the layers of one frozen network, which serves every role: W0 + B A."""
+    """LoRAs on the layers of one frozen network, which plays every role: W0 + B A."""
 
     def __init__(self, model: Model, unet: Any, config: AdapterConfig) -> None:
-        """unet: the frozen network, in the type to compute in."""
+        """unet: the frozen network, in the type for computing."""
         self.model, self.config, self.layers = model, config, LoraLayers(unet)
         self._network = UNetNetwork(unet)
         self._trainable: dict[str, Trainable] = {}
@@ -129,7 +129,7 @@ class LoraNetworks:
 
 
 class SwitchedNetwork:
-    """A network with certain LoRAs switched on for each call; none at all is the bare network."""
+    """A network that switches on certain LoRAs for each call. Without LoRAs it is the bare network."""
 
     def __init__(self, network: UNetNetwork, layers: LoraLayers, *adapters: str) -> None:
         self.network, self.layers = network, layers
@@ -141,7 +141,7 @@ class SwitchedNetwork:
 
 
 class LoraStudent(nn.Module):
-    """The frozen network with a trained LoRA, which stays switched on: the backward pass may run layers again."""
+    """The frozen network with a trained LoRA. It stays switched on, because the backward pass may run layers again."""
 
     def __init__(self, network: UNetNetwork, layers: LoraLayers, adapter: str) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class WholeNetworks:
     """Copies of the whole network, in float32."""
 
     def __init__(self, model: Model, config: AdapterConfig, in_place: bool) -> None:
-        """in_place: whether the student is the model's own network, so that there is no teacher."""
+        """in_place: whether the student is the model's own network. Then there is no teacher."""
         self.model, self.config, self.in_place = model, config, in_place
         self._trainable: dict[str, Trainable] = {}
 
@@ -190,7 +190,7 @@ class WholeNetworks:
 
 
 def initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
-    """What the student's LoRA begins as: untrained, or that of --init-lora, which has to fit."""
+    """The student's LoRA at the start: untrained, or --init-lora, which must fit."""
     shapes = target_shapes(model.unet, config.modules)
     if config.init_lora is None:
         return initial(shapes, config.rank, config.seed)
@@ -205,15 +205,15 @@ def initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
         )
     if config.modules != "all" and (others := adapter.modules.keys() - shapes.keys()):
         raise UsageError(
-            f"{option('modules')} {config.modules}: {config.init_lora} adapts others, such as {min(others)}",
-            "leave it out",
+            f"{option('modules')} {config.modules}: {config.init_lora} also adapts others, such as {min(others)}",
+            f"leave out {option('modules')}",
         )
     return dict(adapter.modules)
 
 
 @doing("writing the model")
 def save_model(folder: Path, model: Model, unet: dict[str, Tensor], recipe: Recipe) -> None:
-    """Write the model's folder anew with these UNet weights and this recipe, whole or not at all."""
+    """Write a copy of the model's folder with these UNet weights and this recipe, whole or not at all."""
     changed = copy.deepcopy(model.unet).float()
     changed.load_state_dict(unet, strict=False)
     with atomic_folder(folder) as temporary:

@@ -1,4 +1,4 @@
-"""Players: whatever is trained in a run by an optimiser of its own, with its averages, its loss and its pace."""
+"""Players: the weights that a run trains, each with an optimiser, averages, a loss and a pace of its own."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ Loss = Callable[[nn.Module, Any, int], Tensor]  # the module (wrapped for severa
 
 
 class Average(NamedTuple):
-    """An exponential moving average that follows the trained parameters (eq. theta- of LCM's Algorithm 1).
+    """An exponential moving average of the trained parameters (theta- in LCM's Algorithm 1).
 
-    A LoRA's parameters are A and B, and each is averaged by itself: the product of the two averages is not the average
+    A LoRA's parameters are A and B, and each is averaged separately. The product of the two averages is not the average
     of the products B A.
     """
 
@@ -24,7 +24,7 @@ class Average(NamedTuple):
     warm_up: bool = False  # whether the decay starts low and rises as (1 + step) / (10 + step)
 
     def update(self, parameters: Mapping[str, Tensor], step: int) -> None:
-        """shadow <- decay shadow + (1 - decay) parameter, after the player's step number `step`."""
+        """Set shadow to decay * shadow + (1 - decay) * parameter, after the player's step number `step`."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warm_up else self.decay
         names = list(self.shadow)
         with torch.no_grad():
@@ -32,20 +32,20 @@ class Average(NamedTuple):
 
 
 def average_of(parameters: Mapping[str, Tensor], decay: float, warm_up: bool = True) -> Average:
-    """An average starting at a copy of the parameters."""
+    """An average that starts as a copy of the parameters."""
     return Average(decay, {name: p.detach().clone() for name, p in parameters.items()}, warm_up)
 
 
 class Trainable(NamedTuple):
     """Weights that are trained."""
 
-    module: nn.Module  # what the loss is computed through
+    module: nn.Module  # the module that computes the loss
     parameters: dict[str, nn.Parameter]  # the trained ones, by name
     averages: dict[str, Average]  # by name: "export", "target", ...
 
 
 def adamw(parameters: list[nn.Parameter], config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW with the config's settings, on a CPU in one pass over the parameters."""
+    """AdamW with the config's settings. On a CPU it makes one pass over the parameters."""
     return torch.optim.AdamW(
         parameters,
         lr=config.learning_rate,
@@ -57,21 +57,21 @@ def adamw(parameters: list[nn.Parameter], config: TrainingConfig, device: torch.
 
 @dataclass(frozen=True)
 class Player:
-    """Weights, what they are trained by, and how often.
+    """Weights, their loss, and how often they take a step.
 
-    All players that step at a step of the run do so at once: their losses are those of the weights before it. A loss
-    changes the weights of its own player alone, whatever other networks it goes through.
+    All players that are due at a step of the run step together: their losses use the weights from before the step. A
+    loss changes only the weights of its own player, even if it evaluates other networks.
     """
 
     trainable: Trainable
     loss: Loss
-    every: int = 1  # it takes a step at the run's steps number every, 2 every, 3 every, ...
-    rate: float = 1.0  # its learning rate as a multiple of the run's
+    every: int = 1  # it steps at the run's steps number every, 2 * every, 3 * every, ...
+    rate: float = 1.0  # its learning rate, as a multiple of the run's
     optimizer: Callable[[list[nn.Parameter], TrainingConfig, torch.device], torch.optim.Optimizer] = adamw
 
     def due(self, step: int) -> bool:
-        """Whether it takes a step after `step` finished ones of the run."""
+        """Whether it takes part in the run's next step, after `step` finished ones."""
         return (step + 1) % self.every == 0
 
 
-Players = Mapping[str, Player]  # by name; the first is the one that the run is about
+Players = Mapping[str, Player]  # by name; the first is the one whose result is exported

@@ -1,4 +1,4 @@
-"""What a training run tells and writes beside its weights: progress, metrics.jsonl, config.json."""
+"""The progress events and files of a training run besides its weights: metrics.jsonl, config.json."""
 
 import importlib.util
 import json
@@ -27,17 +27,17 @@ LOCK = "run.lock"  # in --out while a run writes there
 
 
 def check_folder(config: TrainingConfig) -> None:
-    """Raise UsageError unless config.out is free for a new run, or holds the run that --resume goes on with.
+    """Raise UsageError unless config.out is free for a new run, or holds the run that --resume continues.
 
-    Called before anything is loaded; the loop looks again when it holds the folder.
+    It is called before anything is loaded. The loop checks again when it holds the folder.
     """
     if config.tracker and importlib.util.find_spec(config.tracker) is None:
         raise FewstepError(
             f"{option('tracker')} {config.tracker}: its package is not installed", f"pip install {config.tracker}"
         )
     if is_file(config.out):
-        raise UsageError(f"{option('out')} {config.out} is a file", f"give {option('out')} a folder")
-    if (config.out / LOCK).exists():  # of a run in progress, or of one that was killed
+        raise UsageError(f"{option('out')} {config.out} is a file", f"name a folder with {option('out')}")
+    if (config.out / LOCK).exists():  # a run is in progress, or was killed
         with only_run(config):
             pass
     check_same_run(config)
@@ -45,7 +45,7 @@ def check_folder(config: TrainingConfig) -> None:
 
 @contextmanager
 def only_run(config: TrainingConfig) -> Iterator[None]:
-    """Hold config.out, which is made, for this run. Raises FewstepError while another run holds it."""
+    """Make config.out and hold it for this run. Raises FewstepError while another run holds it."""
     path = config.out / LOCK
     with explaining(path):
         config.out.mkdir(parents=True, exist_ok=True)
@@ -65,12 +65,12 @@ def only_run(config: TrainingConfig) -> Iterator[None]:
 
 
 def check_same_run(config: TrainingConfig) -> None:
-    """Raise UsageError unless config.out holds no run, or the one that `config` goes on with."""
+    """Raise UsageError if config.out holds a run, unless it is the run that `config` continues."""
     path, values = config.out / "config.json", as_stored(config)
     if path.exists() and not config.resume:
         raise UsageError(
             f"{config.out} already holds a run",
-            f"add {option('resume')} to go on with it, or choose another {option('out')}",
+            f"add {option('resume')} to continue it, or choose another {option('out')}",
         )
     if path.exists():
         before = with_whole_paths(read_json(path, "the run's config"), config.places)
@@ -78,22 +78,22 @@ def check_same_run(config: TrainingConfig) -> None:
             if name in before and before[name] != values[name]:
                 raise UsageError(
                     f"{option(name)} {getattr(config, name)} differs from the run in {config.out} ({before[name]})",
-                    f"resume with the options the run began with, or choose another {option('out')}",
+                    f"resume with the options of the first run, or choose another {option('out')}",
                 )
 
 
 def write_config(config: TrainingConfig) -> None:
-    """Save the config beside the run's results."""
+    """Save the config with the run's results."""
     write_json(config.out / "config.json", as_stored(config))
 
 
 def as_stored(config: TrainingConfig) -> dict[str, Any]:
-    """The config as config.json keeps it, in JSON's types."""
+    """The config as in config.json, in JSON's types."""
     return with_whole_paths(json.loads(config.model_dump_json()), config.places)
 
 
 def with_whole_paths(values: dict[str, Any], places: Set[str]) -> dict[str, Any]:
-    """These values, where one of `places` names what is on this machine by its whole path, however it was typed."""
+    """These values. A value of `places` that names something on this machine becomes its whole path."""
     whole = {}
     for name in places & values.keys():
         value = values[name]
@@ -105,7 +105,7 @@ def with_whole_paths(values: dict[str, Any], places: Set[str]) -> dict[str, Any]
 
 @contextmanager
 def stop_requests(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
-    """A function that tells whether Ctrl-C or a termination signal came to any process.
+    """A function that returns whether any process has received Ctrl-C or a termination signal.
 
     A second signal interrupts at once.
     """
@@ -134,15 +134,15 @@ def stop_requests(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
 
 
 class TrainingProgress:
-    """What is told of one run, its metrics.jsonl and its trackers."""
+    """The progress of one run, its metrics.jsonl and its trackers."""
 
     def __init__(self, config: TrainingConfig, step: int, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
         self.path = config.out / "metrics.jsonl"
         self.images = config.batch_size * config.accumulate * accelerator.num_processes
         self.start, self.first = time.perf_counter(), step
-        self.values: dict[str, list[float]] = {}  # of the steps since the last line
-        self.detail = ""  # how it goes, from the last line
+        self.values: dict[str, list[float]] = {}  # values of the steps since the last line
+        self.detail = ""  # the last line's values, in words
         self._tell(step)
 
     def __enter__(self) -> "TrainingProgress":
@@ -159,7 +159,7 @@ class TrainingProgress:
             self.accelerator.end_training()
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
-        """Tell a finished step; every log_every steps write the means since the last line."""
+        """Record a finished step. Every log_every steps, write the means since the last line."""
         for key, value in values.items():
             self.values.setdefault(key, []).append(value)
         self._tell(step)
@@ -176,13 +176,13 @@ class TrainingProgress:
             self.accelerator.log(line, step=step)
 
     def _tell(self, step: int) -> None:
-        """Tell how many steps are done, once for all processes."""
+        """Send a progress event, once for all processes."""
         if self.accelerator.is_main_process:
             tell(Progress("training", step, self.config.train_steps, "step", self.detail))
 
 
 def keep_lines_until(path: Path, step: int) -> None:
-    """Drop lines of metrics.jsonl that a resumed run is about to write again."""
+    """Drop the lines of metrics.jsonl that a resumed run will write again."""
     if path.exists():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if 0 <= step_of(line) <= step]
@@ -190,7 +190,7 @@ def keep_lines_until(path: Path, step: int) -> None:
 
 
 def step_of(line: str) -> int:
-    """The step that a line of metrics.jsonl is about; -1 for what a killed run left half written."""
+    """The step of a line of metrics.jsonl; -1 for a half-written line of a killed run."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""A training run: from the config to the result, for whatever method it names."""
+"""A training run, from the config to the result, with the method that the config names."""
 
 from fewstep.configs import AdapterConfig, DistillConfig, FinetuneConfig
 from fewstep.models.load import load_model, pick_device
@@ -11,17 +11,17 @@ from fewstep.training.progress import check_folder
 
 
 def distill(config: DistillConfig) -> Trained:
-    """Distil config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out."""
+    """Distil config.model on config.data. Writes lora.safetensors (model/ with --full) to config.out."""
     return run(config, method_of(config))
 
 
 def finetune(config: FinetuneConfig) -> Trained:
-    """Fine-tune config.model on config.data; lora.safetensors (or, with --full, model/) lands in config.out."""
+    """Fine-tune config.model on config.data. Writes lora.safetensors (model/ with --full) to config.out."""
     return run(config, Denoising)
 
 
 def run(config: AdapterConfig, kind: type[Method]) -> Trained:
-    """Train config.model on config.data by a kind of method."""
+    """Train config.model on config.data with a method of this class."""
     check_folder(config)
     samples = training_samples(config)
     method = kind(load_model(config.model, device=pick_device(config.device)), config)
@@ -30,9 +30,9 @@ def run(config: AdapterConfig, kind: type[Method]) -> Trained:
 
 
 def train(method: Method, data: LatentData, own: bool = False) -> None:
-    """Train by the method on encoded data; the result lands in its config's `out`.
+    """Train with the method on encoded data. Writes the result to its config's `out`.
 
-    own: whether the method's model is the run's own. Otherwise it is afterwards as it was, whatever happened.
+    own: whether the method's model belongs to the run. Otherwise it is as before afterwards, also after an error.
     """
     config = method.config
     recipe = method.recipe(len(data))

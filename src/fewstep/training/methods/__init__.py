@@ -1,7 +1,7 @@
-"""The methods of distillation, by the names people type: one file each, found by being in this folder.
+"""The methods of distillation by the names that people type. Each file in this folder is found without being listed.
 
-A file names its methods in a dict METHODS, and with that they are choices of `fewstep distill --method`, with their
-docstrings as help. Fine-tuning has one method, the denoising loss.
+A file names its methods in a dict METHODS. That makes them choices of `fewstep distill --method`, with their docstrings
+as help. Fine-tuning has one method, the denoising loss.
 """
 
 from importlib import import_module
@@ -23,13 +23,13 @@ __all__ = ["METHODS", "Method", "method_of"]
 
 
 def method_of(config: DistillConfig) -> type[Method]:
-    """The kind of method that `config` names. Raises UsageError for options without effect on it or each other."""
+    """The class of the method that `config` names. Raises UsageError for options that have no effect on the method."""
     kind = METHODS[config.method]
     unread = [name for name in OF_METHODS if name in config.model_fields_set - kind.reads]
     if unread:
         others = [name for name, other in METHODS.items() if other.reads.issuperset(unread)]
         raise UsageError(
-            f"{', '.join(map(option, sorted(unread)))}: without effect on {option('method')} {config.method}",
+            f"{', '.join(map(option, sorted(unread)))}: no effect with {option('method')} {config.method}",
             f"leave it out, or use {option('method')} {others[0]}" if others else "leave it out",
         )
     kind.check(config)

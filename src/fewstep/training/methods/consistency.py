@@ -1,4 +1,4 @@
-"""What the methods that make a consistency model share: pairs of levels, the target, the recipe."""
+"""Code that the consistency methods share: pairs of levels, the target, the recipe."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,33 +20,33 @@ from fewstep.training.losses import Distance, Jump, lcd_loss, pseudo_huber, squa
 from fewstep.training.networks import STUDENT, Networks
 from fewstep.training.players import Player
 
-FEW = (1, 2, 4, 8)  # steps of sampling whose timesteps --focus means
-CLEAN = -1  # the timestep, so to say, of the clean level: one before the first
+FEW = (1, 2, 4, 8)  # numbers of sampling steps whose timesteps --focus prefers
+CLEAN = -1  # stands for the clean level: the number before the first timestep
 
 
 class Pair(NamedTuple):
-    """Two levels of each sample that a consistency model has to map alike, k timesteps apart."""
+    """Two levels per sample, k timesteps apart, that a consistency model must map to the same point."""
 
     s: NoiseLevel
     t: NoiseLevel
-    ends: Tensor  # (B,) int64, the timesteps of t on the CPU; CLEAN at the end
-    weight: Tensor | float  # of each sample's distance, (B, 1, 1, 1)
+    ends: Tensor  # (B,) int64 on the CPU, the timesteps of t; CLEAN for the clean level
+    weight: Tensor | float  # (B, 1, 1, 1), of each sample's distance
 
 
 def check_teacher(config: DistillConfig) -> None:
-    """Raise UsageError for a solver that cannot be Psi, and a range of guidance scales that is none."""
+    """Raise UsageError for a solver that cannot be Psi, and for an empty range of guidance scales."""
     psi_named(config.psi)
     if (highest := config.guidance_scale_max or config.guidance_scale) < config.guidance_scale:
         raise UsageError(
             f"{option('guidance_scale_max')} {highest:g} is below {option('guidance_scale')}",
-            "give the larger one last",
+            f"make {option('guidance_scale_max')} the larger one",
         )
 
 
 def consistency_players(
     networks: Networks, config: DistillConfig, loss: Callable[[Network, Network, Batch], Tensor]
 ) -> dict[str, Player]:
-    """The student. loss: of student, target and a batch, where the target is the student's average or itself."""
+    """The student as the only player. loss: of student, target and batch. target: the student's average or itself."""
     student = networks.trainable(STUDENT)
     target = networks.following(STUDENT, config.target_decay) if config.target == "ema" else networks.network(STUDENT)
     return {STUDENT: Player(student, lambda module, batch, step: loss(module, target, batch))}
@@ -55,9 +55,9 @@ def consistency_players(
 def distilling_players(
     networks: Networks, model: Model, config: DistillConfig, jump: Callable[[Pair, Batch], Jump]
 ) -> dict[str, Player]:
-    """The student, which arrives from s where it does after the teacher's step from s to t.
+    """The student as the only player. Its jump from s must agree with its jump after the teacher's step from s to t.
 
-    jump: how it goes on from either.
+    jump: makes the jump of a pair of levels and a batch.
     """
     teacher = networks.teacher
 
@@ -84,23 +84,23 @@ def distilling_players(
 
 
 def denoiser_of(model: Model, batch: Batch) -> Callable[..., GuidedDenoiser]:
-    """What makes a network a denoiser of the batch; more options as GuidedDenoiser takes them."""
+    """A function that makes a network a denoiser of the batch. It also takes GuidedDenoiser's other options."""
     return partial(GuidedDenoiser, prediction=model.prediction, conditioning=batch.conditioning)
 
 
 def pair_of(config: DistillConfig, schedule: NoiseSchedule, batch: Batch) -> Pair:
-    """The levels of a batch, on its device."""
+    """The pair of levels for a batch, on its device."""
     starts, ends = timesteps(config, batch.time, len(schedule))
     s, t = (level.to(batch.x_0.device) for level in (schedule.at(starts), level_at(schedule, ends)))
     return Pair(s, t, ends, weights(config, schedule, s, t))
 
 
 def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Tensor]:
-    """s on the skipping grid and t = s - k, (B,) int64, of places (B,) in [0, 1); the last step ends at CLEAN.
+    """s on the skipping grid and t = s - k, (B,) int64, chosen by place (B,) in [0, 1). The last step ends at CLEAN.
 
-    The published script clamps that t to timestep 0 (trap 9), whose noise the student then learns to leave in.
+    The published script clamps that t to timestep 0 (trap 9), so its student learns to leave noise in the picture.
 
-    A share config.focus of the places is spread over the timesteps that sampling in FEW steps begins from.
+    A share config.focus of the places goes to the timesteps at which sampling in FEW steps evaluates the network.
     """
     grid, few = torch.tensor(skipping_grid(config.k, T)), torch.tensor(few_step_timesteps(config.k, T, config.grid))
     focused = place < config.focus
@@ -110,32 +110,32 @@ def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Ten
 
 
 def level_at(schedule: NoiseSchedule, timesteps: Tensor) -> NoiseLevel:
-    """The levels at timesteps (B,), of which CLEAN is the clean one."""
+    """The levels at timesteps (B,). CLEAN gives the clean level."""
     clean = (timesteps == CLEAN).view(-1, 1, 1, 1)
     return either(clean, clean_level(), schedule.at(timesteps.clamp(min=0)))
 
 
 def at(points: Tensor, place: Tensor) -> Tensor:
-    """The points (B,) at places in [0, 1] of a list of them."""
+    """The entries (B,) of the list `points` at relative places in [0, 1]."""
     return points[(place * len(points)).long().clamp(0, len(points) - 1)]
 
 
 def few_step_timesteps(k: int, T: int, grid: str) -> list[int]:
-    """Where LCM's sampler evaluates the network in FEW steps, ascending."""
+    """The timesteps, ascending, at which LCM's sampler evaluates the network in FEW steps."""
     return sorted({t for steps in FEW if steps <= T // k for t in lay_timesteps("lcm", steps, grid, k, T)})
 
 
 def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) -> float | Tensor:
-    """The teacher's guidance: the fixed scale, or one per sample at `place` in [0, 1) of the range asked."""
+    """The teacher's guidance scale: a fixed one, or one per sample, at `place` in [0, 1) of the requested range."""
     if config.guidance_scale_max is None:
         return config.guidance_scale
     return (config.guidance_scale + (config.guidance_scale_max - config.guidance_scale) * place).to(device)
 
 
 def weights(config: DistillConfig, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Tensor | float:
-    """Of each sample's distance, (B, 1, 1, 1): all alike, or 1 / length of its step in sigma / alpha.
+    """The weight of each sample's distance: 1 for all, or (B, 1, 1, 1), 1 / (length of its step in sigma / alpha).
 
-    Source of the latter: iCT, arXiv 2310.14189, section 3.1. Its mean over the grid is made 1.
+    Source of the second: iCT, arXiv 2310.14189, section 3.1. It is scaled so that its mean over the grid is 1.
     """
     if config.weighting == "uniform":
         return 1.0
@@ -144,12 +144,12 @@ def weights(config: DistillConfig, schedule: NoiseSchedule, s: NoiseLevel, t: No
 
 
 def step_length(s: NoiseLevel, t: NoiseLevel) -> Tensor:
-    """How much sigma / alpha falls from s to t."""
+    """The decrease of sigma / alpha from s to t."""
     return s.sigma / s.alpha - t.sigma / t.alpha
 
 
 def distance_of(config: DistillConfig) -> Distance:
-    """The distance --loss names."""
+    """The distance that --loss names."""
     return partial(pseudo_huber, c=config.huber_c) if config.loss == "huber" else squared
 
 
@@ -159,7 +159,7 @@ def guidance_range(config: DistillConfig) -> tuple[float, float]:
 
 
 def usual_guidance(model: Model) -> float:
-    """The guidance scale that the model is sampled at without LoRAs."""
+    """The usual guidance scale for sampling the model without LoRAs."""
     own = model.recipe
     recommended = own.guidance_scale if own and not own.accelerates else None
     return DEFAULT_GUIDANCE_SCALE if recommended is None else recommended
@@ -173,9 +173,10 @@ def recipe_of(
     guidance: tuple[float, float] | None,
     **training: object,
 ) -> Recipe:
-    """How the result wants to be sampled: with `solver`, unless another is asked for.
+    """The recipe of the result. It is sampled with `solver`, unless --sampler names another.
 
-    guidance: the teacher's, which is distilled in. training: what of the method is kept beside what all share.
+    guidance: the teacher's, which is distilled into the student. training: facts of the method for the recipe, besides
+    those that all methods share.
     """
     common = {
         "loss": config.loss,

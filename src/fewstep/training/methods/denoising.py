@@ -16,7 +16,7 @@ from fewstep.training.players import Player
 
 @dataclass(frozen=True)
 class Denoising:
-    """Fine-tuning with the denoising loss at timesteps uniform on the schedule (DDPM, arXiv 2006.11239)."""
+    """Fine-tuning with the denoising loss. Timesteps are uniform on the schedule (DDPM, arXiv 2006.11239)."""
 
     model: Model
     config: FinetuneConfig
@@ -26,13 +26,13 @@ class Denoising:
 
     @staticmethod
     def check(config: FinetuneConfig) -> None:
-        """All values go together."""
+        """Raise nothing: all values fit together."""
 
     def players(self, networks: Networks) -> dict[str, Player]:
         return {STUDENT: Player(networks.trainable(STUDENT), self.loss)}
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> Tensor:
-        """The loss of a batch, ()."""
+        """The loss of a batch, a scalar."""
         schedule, prediction = self.model.schedule, self.model.prediction
         level = schedule.at((batch.time * len(schedule)).long()).to(batch.x_0.device)
         x_t = level.alpha * batch.x_0 + level.sigma * batch.eps

@@ -21,7 +21,7 @@ from fewstep.training.players import Player
 
 @dataclass(frozen=True)
 class LCD:
-    """Latent consistency distillation, by which LCM-LoRAs are made (arXiv 2311.05556, Algorithm 1)."""
+    """Latent consistency distillation, which makes LCM-LoRAs (arXiv 2311.05556, Algorithm 1)."""
 
     model: Model
     config: DistillConfig

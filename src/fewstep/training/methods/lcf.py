@@ -22,8 +22,8 @@ from fewstep.training.players import Player
 
 @dataclass(frozen=True)
 class LCF:
-    """Latent consistency fine-tuning, without a teacher: it teaches a few-step model, of --init-lora or --model, the
-    look of --data and keeps it a few-step one (arXiv 2310.04378, Algorithm 4).
+    """Latent consistency fine-tuning, without a teacher. It teaches the look of --data to the few-step model in
+    --init-lora or --model, which stays a few-step model (arXiv 2310.04378, Algorithm 4).
     """
 
     model: Model
@@ -37,13 +37,13 @@ class LCF:
 
     @staticmethod
     def check(config: DistillConfig) -> None:
-        """All values go together."""
+        """Raise nothing: all values fit together."""
 
     def players(self, networks: Networks) -> dict[str, Player]:
         return consistency_players(networks, self.config, self.loss)
 
     def loss(self, student: Network, target: Network, batch: Batch) -> Tensor:
-        """The loss of a batch, ()."""
+        """The loss of a batch, a scalar."""
         pair, denoisers = pair_of(self.config, self.model.schedule, batch), denoiser_of(self.model, batch)
         distance = distance_of(self.config)
         return lcf_loss(
@@ -56,14 +56,14 @@ class LCF:
 
 
 def few_step_start(model: Model, config: DistillConfig) -> Recipe:
-    """The recipe of the few-step model that lcf goes on from. Raises UsageError if there is none."""
+    """The recipe of the few-step model from which lcf starts. Raises UsageError if there is none."""
     own = open_lora(LoraReference(config.init_lora, 1.0).file).recipe if config.init_lora else model.recipe
     if own is None or own.solver != "lcm":
         what = config.init_lora or config.model
         raise UsageError(
-            f"lcf goes on from a latent consistency model, and {what} does not say that it is one",
-            f"give {option('init_lora')} an LCM-LoRA, or {option('model')} what distill {option('full')} or"
-            " export made",
+            f"lcf starts from a latent consistency model, but {what} has no recipe of one",
+            f"give {option('init_lora')} an LCM-LoRA, or {option('model')} a result of distill {option('full')} or"
+            " export",
         )
     return own
 

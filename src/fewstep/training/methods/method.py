@@ -1,4 +1,4 @@
-"""What a method is: a way to train a model, in one file."""
+"""The method protocol: a way to train a model. Each method is in one file."""
 
 from typing import Any, ClassVar, Protocol
 
@@ -10,26 +10,26 @@ from fewstep.training.players import Player
 
 CONSISTENCY = frozenset(
     {"k", "target", "target_decay", "loss", "huber_c", "focus", "weighting", "grid", "sampler"}
-)  # options of DistillConfig that decide on a consistency model
-TEACHER = frozenset({"psi", "guidance_scale", "guidance_scale_max"})  # and on what it is distilled from
+)  # options of DistillConfig for training a consistency model
+TEACHER = frozenset({"psi", "guidance_scale", "guidance_scale_max"})  # options of DistillConfig for the teacher
 OF_METHODS = DistillConfig.model_fields.keys() - AdapterConfig.model_fields.keys() - {"method"}
 
 
 class Method(Protocol):
-    """A way to train a model, by a config: frozen, made for one run.
+    """A way to train a model with a config. It is frozen and made for one run.
 
-    The first paragraph of its class's docstring is its help.
+    The first paragraph of the class's docstring is the method's help text.
     """
 
-    reads: ClassVar[frozenset[str]]  # the options of OF_METHODS that change something; the others are refused
-    with_teacher: ClassVar[bool]  # whether a loss asks the model as it was given
+    reads: ClassVar[frozenset[str]]  # the options of OF_METHODS that have an effect; others are refused
+    with_teacher: ClassVar[bool]  # whether a loss evaluates the original model
 
     def __init__(self, model: Model, config: Any) -> None:
-        """Raises UsageError for a model that cannot be trained so."""
+        """Raises UsageError for a model that cannot be trained with this method."""
 
     @property
     def model(self) -> Model:
-        """What is trained."""
+        """The model to train."""
 
     @property
     def config(self) -> AdapterConfig:
@@ -37,10 +37,10 @@ class Method(Protocol):
 
     @staticmethod
     def check(config: Any) -> None:
-        """Raise UsageError for values that do not go together, before anything is read."""
+        """Raise UsageError for values that do not fit together, before anything is read."""
 
     def players(self, networks: Networks) -> dict[str, Player]:
-        """What is trained, by name, each with its loss; the student is the first, and what is exported."""
+        """The players by name, each with its loss. The first is the student, which is exported."""
 
     def recipe(self, samples: int) -> Recipe:
-        """How the result wants to be sampled. samples: how many it is trained on."""
+        """The recipe of the result. samples: number of samples that it was trained on."""

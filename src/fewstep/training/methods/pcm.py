@@ -30,8 +30,8 @@ from fewstep.training.players import Player
 
 @dataclass(frozen=True)
 class PCM:
-    """Phased consistency distillation: --phases parts of the way, each with its own jump to its end, and sampling
-    without fresh noise (arXiv 2405.18407). With --guidance-scale 1, negative prompts and guidance work when sampling.
+    """Phased consistency distillation: each of --phases parts of the way has its own jump to its end, and sampling adds
+    no fresh noise (arXiv 2405.18407). With --guidance-scale 1, negative prompts and guidance work when sampling.
     """
 
     model: Model
@@ -54,7 +54,7 @@ class PCM:
     def jump(self, pair: Pair, batch: Batch) -> Jump:
         """DDIM's step to the end of the phase that s is in: section 3.1's f, in eps.
 
-        It leaves x as it is where t is that end, by a mask that is exact. So c_skip and c_out are not needed.
+        If t is that end, x stays exactly as it is, by a mask. So c_skip and c_out are not needed.
         """
         config, schedule = self.config, self.model.schedule
         ends = phase_ends(pair.ends + config.k, config.phases, config.k, schedule)
@@ -65,13 +65,13 @@ class PCM:
         guidance = guidance_range(config)
         recipe = recipe_of(self.model, config, samples, "ddim", guidance, psi=config.psi)
         own = {"steps": config.phases, "edges": phase_edges(config.phases, config.k, T)}
-        if guidance[1] == 1:  # none was distilled in, so that the student needs as much as its teacher
+        if guidance[1] == 1:  # no guidance was distilled in, so the student needs the teacher's
             own["guidance_scale"] = usual_guidance(self.model)
         return recipe.model_copy(update=own)
 
 
 def phase_length(phases: int, k: int, T: int) -> int:
-    """Timesteps from one edge to the next."""
+    """The number of timesteps from one edge to the next."""
     return T // k // phases * k
 
 
@@ -82,7 +82,7 @@ def phase_edges(phases: int, k: int, T: int) -> tuple[int, ...]:
 
 
 def phase_ends(starts: Tensor, phases: int, k: int, schedule: NoiseSchedule) -> Tensor:
-    """Where the phases end that the timesteps (B,) of the training grid are in, an edge being in the one it begins."""
+    """The ends of the phases that contain the training grid's timesteps (B,). An edge is in the phase it begins."""
     length = phase_length(phases, k, len(schedule))
     return starts // length * length - 1
 

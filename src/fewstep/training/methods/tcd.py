@@ -25,7 +25,7 @@ from fewstep.training.players import Player
 
 @dataclass(frozen=True)
 class TCD:
-    """Trajectory consistency distillation, whose jumps may end anywhere (arXiv 2402.19159)."""
+    """Trajectory consistency distillation, whose jumps may end at any level (arXiv 2402.19159)."""
 
     model: Model
     config: DistillConfig
@@ -44,7 +44,7 @@ class TCD:
         return distilling_players(networks, self.model, self.config, self.jump)
 
     def jump(self, pair: Pair, batch: Batch) -> Jump:
-        """DDIM's step to a level from t to the clean one, all as likely."""
+        """DDIM's step to a random level between t and the clean one. All levels have the same probability."""
         end = level_at(self.model.schedule, (batch.end * (pair.ends + 2)).floor() - 1)
         return jump_to(end.to(batch.x_0.device))
 
