@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep import __version__
-from fewstep.assets import FOLDER
-from fewstep.evaluate.prompts import Prompt, bare_prompts, read_prompts
+from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.io import read_json, write_bytes
 from fewstep.metrics.estimate import CONFIDENCE, student_t
@@ -26,7 +25,7 @@ from fewstep.sheets import SheetRow, grid, small_jpeg
 from studies.ablations.arms import BASE, Arm
 from studies.ablations.config import AblationsConfig
 from studies.ablations.runs import STYLELESS, Planned, Run
-from studies.lab import Lab, take
+from studies.lab import Lab, names, take
 
 STEPS, FEWER = 4, 2  # of the sampler; agreement is taken at both
 TEACHER_STEPS = 100
@@ -109,12 +108,6 @@ class Bench:
             "sharpness": sharp(pictures) / teacher.sharpness,
             "agreement_fewer": self.agreement(fewer),
         }
-
-
-def names() -> tuple[Prompt, ...]:
-    """Bare names of things: the list that ships, else those of the drawings that ship."""
-    file = FOLDER / "prompts" / "names.jsonl"
-    return read_prompts(file) if file.is_file() else bare_prompts()
 
 
 def sharp(pictures: RowPictures) -> float:

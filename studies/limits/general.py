@@ -10,72 +10,53 @@ from torch import Tensor
 
 from fewstep.assets import STYLES, shipped_kit
 from fewstep.evaluate.measure import labelled_pictures
-from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts, things
+from fewstep.evaluate.prompts import Prompt, shipped_prompts, things
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.images import read_image, to_image
 from fewstep.metrics.estimate import Estimate, share
-from fewstep.metrics.frechet import Statistics
 from fewstep.metrics.reference import agreement_with
 from fewstep.sheets import SheetRow, grid, wrapped
 from recipes.emoji.captions import main_caption
-from recipes.emoji.sheet import OWN_WORDS
-from studies.lab import Lab, base_styles, drawings_of, take
-from studies.limits.bench import CELL, TEACHER, Bench, Measured, all_base, lcm, mean, of_values, with_changes
-from studies.limits.words import Figures, bullets, change_text, code, picture, sign, sorted_out, value_text
+from studies.lab import Lab, base_styles, take, typed
+from studies.limits.bench import CELL, STUDENT, TEACHER, Bench, Measured, mean, of_values, sharper, with_changes
+from studies.limits.words import Figures, change_text, code, listed, picture, sign, value_text
 
-STYLE_WEIGHT = 0.8  # section 6
+STYLE_WEIGHT = 0.8
 SKETCHED, COLOURED = "emojione-bw", "emojione"  # one person's lines, without and with colour
 STRENGTHS = (0.5, 0.8)
 SHEET_SKETCHES = 4
 
 
-def styled(style: str) -> tuple[Prompt, ...]:
-    """Every thing in that style."""
-    return tuple(Prompt(main_caption(style, thing), style, concept) for concept, thing in things().items())
-
-
 def general(bench: Bench) -> Measured:
-    """Student beside teacher over styles, ways of wording, and sketches to start from."""
-    lab, rows = bench.lab, []
-    together = all_base(lab)
-    for style in base_styles():
-        rows.append(compared(bench, "style", style, styled(style), drawings_of(lab.reference, [style])))
+    """Student beside teacher over ways of wording, styles by LoRA, and sketches to start from."""
+    rows = [
+        compared(bench, "names of things", bench.names),
+        compared(bench, "a person's own words", typed()),
+        compared(bench, "captions, style and all", shipped_prompts().prompts),
+    ]
     for style in STYLES:
-        lora, target = f"{style}:{STYLE_WEIGHT:g}", drawings_of(lab.reference, [style])
-        rows.append(compared(bench, "style", f"{style} by its LoRA", styled(style), target, lora))
-    bare, own = bare_prompts(), tuple(Prompt(words) for words in OWN_WORDS)
-    wordings = {
-        "captions that ship": shipped_prompts().prompts,
-        f"bare names (“{bare[0].text}”)": bare,
-        f"a person's own (“{own[0].text}”)": own,
-    }
-    rows += [compared(bench, "words", name, prompts, together) for name, prompts in wordings.items()]
+        prompts = tuple(Prompt(main_caption(style, thing), style, concept) for concept, thing in things().items())
+        rows.append(compared(bench, f"{style}, by its LoRA", prompts, f"{style}:{STYLE_WEIGHT:g}"))
     sketches, sheet = of_sketches(bench)
-    figures = {"teacher": TEACHER.name, "student": lcm(4).name, "rows": rows, **sketches}
-    return Measured(figures, {"sketches": sheet})
+    return Measured({"teacher": TEACHER.name, "student": STUDENT.name, "rows": rows, **sketches}, {"sketches": sheet})
 
 
-def compared(
-    bench: Bench, group: str, name: str, prompts: Sequence[Prompt], target: Statistics, *loras: str
-) -> dict[str, Any]:
+def compared(bench: Bench, name: str, prompts: Sequence[Prompt], *loras: str) -> dict[str, Any]:
     """One line: teacher and student on these prompts, from the same noise."""
     prompts = take(prompts, bench.images)
-    drawings = [bench.draw(way, prompts) for way in (TEACHER._replace(lora=loras), lcm(4, *loras))]
-    distances = [bench.lab.distance(pictures, target) for pictures in drawings]
+    teacher, student = (bench.draw(way._replace(lora=(*loras, *way.lora)), prompts) for way in (TEACHER, STUDENT))
     row = {
-        "group": group,
         "name": name,
-        "teacher_distance": distances[0].numbers,
-        "student_distance": distances[1].numbers,
-        "distance_relative": distances[1].relative(distances[0]).numbers,
-        "lpips": of_values(mean, bench.lab.distances(*drawings)).numbers,
+        "sharpness": sharper(student, teacher).numbers,
+        "sharpness_change": sharper(student, teacher).less(sharper(teacher, teacher)).numbers,
+        "lpips": of_values(mean, bench.lab.distances(student, teacher)).numbers,
     }
     if not any(prompt.concept for prompt in prompts):
         return row
-    teacher, student = (bench.lab.agreement(pictures, prompts) for pictures in drawings)
-    agreements = {"teacher_agreement": teacher, "student_agreement": student, "agreement_change": student.less(teacher)}
-    return row | {key: value.numbers for key, value in agreements.items()}
+    agreements = [bench.lab.agreement(pictures, prompts) for pictures in (teacher, student)]
+    names = ("teacher", "student")
+    return row | with_changes(names, agreements, agreements[:1] * 2)
 
 
 def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
@@ -87,7 +68,7 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
     sketches = [prompt for prompt in shipped_prompts().prompts if prompt.style == SKETCHED]
     sketches = sketches[: max(-(-bench.images // len(styles)), 2)]
     files = [shipped_kit() / "drawings" / SKETCHED / f"{sketch.concept}.webp" for sketch in sketches]
-    families, target = {SKETCHED: COLOURED}, drawings_of(bench.lab.reference, styles)
+    families = {SKETCHED: COLOURED}
     asked = [
         [Prompt(main_caption(style, things()[str(sketch.concept)]), SKETCHED, sketch.concept)
          for style in styles]
@@ -98,7 +79,7 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
     rows, columns = [], {"the sketch": [to_image(pixels) for pixels in originals]}
     for strength in STRENGTHS:
         teacher: list[Estimate] = []
-        for way in (TEACHER, lcm(4)):
+        for way in (TEACHER, STUDENT):
             parts = [
                 bench.draw(way, those, image=file, strength=strength, seed=len(styles) * i)
                 for i, (file, those) in enumerate(zip(files, asked, strict=True))
@@ -108,10 +89,9 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
             values = [
                 of_values(mean, torch.cat(far)),
                 bench.lab.agreement(pictures, prompts, families),
-                bench.lab.distance(pictures, target),
             ]
             teacher = teacher or values
-            numbers = with_changes(("lpips", "agreement", "distance"), values, teacher)
+            numbers = with_changes(("lpips", "agreement"), values, teacher)
             rows.append({"strength": strength, "drawn_with": way.name, **numbers})
             columns[f"{way.name}\nat {strength:g}"] = [part.first(1)[0] for part in parts]
     figures = {
@@ -154,76 +134,50 @@ def sketch_sheet(prompts: Sequence[str], columns: dict[str, list[Image.Image]]) 
 
 
 def general_text(section: Figures) -> str:
-    """Styles, words, sketches."""
-    rows = section["rows"]
+    """Words, styles, sketches."""
     table = text_table(
-        ("prompts", "agreement %, teacher", "student", "change, points", "distance, teacher", "student", "change, %",
-         "LPIPS between them"),
-        [general_cells(row) for row in rows],
-    )  # fmt: skip
-    lines = [
-        line for group, what in GROUPS.items() for line in of_group([r for r in rows if r["group"] == group], what)
-    ]
+        ("prompts", "agreement %, teacher", "student", "change", "sharpness", "LPIPS between them"),
+        [general_cells(row) for row in section["rows"]],
+    )
     sketches = text_table(
-        ("strength", "drawn with", "LPIPS to the sketch", "agreement %", "distance"),
-        [[f"{row['strength']:g}", code(row), value_text(row["lpips"], digits=3), value_text(row["agreement"], 100),
-          value_text(row["distance"])] for row in section["sketch_rows"]],
+        ("strength", "drawn with", "LPIPS to the sketch", "change", "agreement %", "change"),
+        [[f"{row['strength']:g}", code(row), *(cell for key, scale, digits in (("lpips", 1, 3), ("agreement", 100, 1))
+                                               for cell in sketch_cells(row, key, scale, digits, section))]
+         for row in section["sketch_rows"]],
     )  # fmt: skip
     return "\n\n".join([
         table,
-        bullets(lines),
         f"From sketches: {section['sketches']} black and white drawings that ship, each in"
-        f" {section['sketch_styles']} other styles. The sketches themselves have an agreement of"
+        f" {section['sketch_styles']} other styles. The sketches' own agreement is"
         f" {value_text(section['sketch_agreement'], 100)} %.",
         sketches,
-        bullets(of_strengths(section)),
         picture("sketches", "sketches and what was made of them"),
     ])  # fmt: skip
 
 
-GROUPS = {"style": "styles", "words": "ways of wording"}
-
-
 def general_cells(row: Figures) -> list[str]:
     """One line."""
-    judged = "agreement_change" in row
-    agreements = [value_text(row["teacher_agreement"], 100), value_text(row["student_agreement"], 100),
-                  change_text(row["agreement_change"], 100)] if judged else ["–"] * 3  # fmt: skip
-    return [row["name"], *agreements, value_text(row["teacher_distance"]), value_text(row["student_distance"]),
-            change_text(row["distance_relative"], 100), value_text(row["lpips"], digits=3)]  # fmt: skip
+    agreements = [value_text(row["teacher"], 100), value_text(row["student"], 100),
+                  change_text(row["student_change"], 100)] if "student" in row else [""] * 3  # fmt: skip
+    return [row["name"], *agreements, value_text(row["sharpness"], digits=2), value_text(row["lpips"], digits=3)]
 
 
-def of_group(rows: Sequence[Figures], what: str) -> list[str]:
-    """How evenly the student does over styles, or ways of wording."""
-    if not rows:
-        return []
-    spread = sorted(rows, key=lambda row: row["distance_relative"]["value"])
-    judged = [row for row in rows if "agreement_change" in row]
-    lines = [
-        f"Over {what}, by distance, the student is "
-        + sorted_out(rows, "distance_relative", {1: "worse than the teacher", -1: "better", 0: "not told apart"})
-        + f". From {change_text(spread[0]['distance_relative'], 100)} % ({spread[0]['name']}) to"
-        f" {change_text(spread[-1]['distance_relative'], 100)} % ({spread[-1]['name']})."
+def sketch_cells(row: Figures, key: str, scale: float, digits: int, section: Figures) -> tuple[str, str]:
+    """A value and its change, which the teacher's own row has not."""
+    own = row["drawn_with"] == section["teacher"]
+    return value_text(row[key], scale, digits), "" if own else change_text(row[f"{key}_change"], scale, digits)
+
+
+def worse(section: Figures) -> list[str]:
+    """On what the student agrees less often with its prompts than its teacher, for certain."""
+    lines = [row["name"] for row in section["rows"] if "student" in row and sign(row["student_change"]) < 0]
+    return lines + [
+        f"sketches at strength {row['strength']:g}"
+        for row in section["sketch_rows"]
+        if row["drawn_with"] == section["student"] and sign(row["agreement_change"]) < 0
     ]
-    if judged:
-        words = {-1: "worse than the teacher", 1: "better", 0: "not told apart"}
-        lines.append(f"Over {what}, by agreement: {sorted_out(judged, 'agreement_change', words)}.")
-    return lines
 
 
-def of_strengths(section: Figures) -> list[str]:
-    """Student beside teacher from sketches."""
-    lines = []
-    for row in section["sketch_rows"]:
-        if row["drawn_with"] != section["student"]:
-            continue
-        stays = {1: "less of the sketch stays than with the teacher", -1: "more of the sketch stays", 0: "as much of"
-                 " the sketch stays as can be told"}[sign(row["lpips_change"])]  # fmt: skip
-        shows = {1: "more", -1: "less", 0: "neither more nor less, for all that can be told,"}[
-            sign(row["agreement_change"])
-        ]
-        lines.append(
-            f"At strength {row['strength']:g}: {stays} (LPIPS {change_text(row['lpips_change'], digits=3)});"
-            f" the student draws {shows} of what was asked for ({change_text(row['agreement_change'], 100)} points)."
-        )
-    return lines
+def general_verdict(section: Figures) -> tuple[str, str]:
+    """What was measured, and what came out."""
+    return "what the student agrees with less often than its teacher, for certain", listed(worse(section))

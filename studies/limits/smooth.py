@@ -8,17 +8,18 @@ from torch import Tensor
 
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
-from fewstep.evaluate.prompts import Prompt, bare_prompts, shipped_prompts
+from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.metrics.estimate import Estimate, estimate
 from fewstep.session import Session
 from fewstep.sheets import SheetRow, grid
-from studies.lab import Given, Lab, embedded, take
-from studies.limits.bench import SMOOTH_TEACHER, STUDENT_STEPS, TINY, Bench, Measured, lcm
-from studies.limits.words import Figures, bullets, change_text, code, picture, sorted_out, value_text
+from studies.lab import Given, Lab, embedded, names, take
+from studies.limits.bench import STUDENT, TINY, Bench, Measured, Way, lcm, options_of, with_changes
+from studies.limits.words import Figures, change_text, code, picture, row_of, value_text
 
-POINTS = 16  # section 2: of a path
+WAYS = (Way("dpm-solver++", 20), lcm(1), lcm(4), lcm(8))
+POINTS = 16  # of a path
 STRIP = 56  # pixels of a picture of a path's sheet
 
 
@@ -50,26 +51,24 @@ def between(a: Conditioning, b: Conditioning, t: Tensor) -> Conditioning:
 
 def smooth(bench: Bench) -> Measured:
     """How far pictures go on their way between two noises, and between two prompts."""
-    kinds = (("noises", noise_path, bare_prompts()), ("prompts", prompt_path, shipped_prompts().prompts))
-    rows, strips = [], []
-    for kind, points, every in kinds:
-        prompts = take(every, 2 * bench.paths)
+    lab, rows, strips = bench.exact, [], []
+    prompts = take(names(), 2 * bench.paths)
+    for kind, points in (("noises", noise_path), ("prompts", prompt_path)):
         teacher: Roughness | None = None
-        for way in (SMOOTH_TEACHER, *map(lcm, STUDENT_STEPS)):
-            session = bench.lab.session(lora=way.lora)[0]
+        for way in WAYS:
+            session = lab.session(lora=way.lora)[0]
             given = [points(session, prompts, path) for path in range(bench.paths)]
-            pictures = bench.lab.paint(given, lora=way.lora, **way.options)
-            values = roughness(bench.lab, pictures)
+            pictures = lab.paint(given, lora=way.lora, **options_of(way))
+            values = roughness(lab, pictures)
             teacher = teacher or values
             rows.append({
                 "between": kind,
                 "drawn_with": way.name,
-                **{name: value.numbers for name, value in values._asdict().items()},
-                "length_change": values.length.less(teacher.length).numbers,
-                "jump_change": values.jump.less(teacher.jump).numbers,
+                "ends": values.ends.numbers,
+                **with_changes(("length", "jump"), values[1:], teacher[1:]),
             })  # fmt: skip
             strips.append(SheetRow(way.name, f"between two {kind}", pictures.first(POINTS)))
-    figures = {"teacher": SMOOTH_TEACHER.name, "paths": bench.paths, "points": POINTS, "rows": rows}
+    figures = {"teacher": WAYS[0].name, "student": STUDENT.name, "paths": bench.paths, "points": POINTS, "rows": rows}
     return Measured(figures, {"paths": grid(strips, [""] * POINTS, STRIP)})
 
 
@@ -113,33 +112,25 @@ def roughness(lab: Lab, pictures: RowPictures) -> Roughness:
 
 def smooth_text(section: Figures) -> str:
     """Paths."""
-    table = text_table(
-        ("between", "drawn with", "LPIPS of the ends", "length of the path", "less the teacher's", "largest jump",
-         "less the teacher's"),
-        [
-            [f"two {row['between']}", code(row), value_text(row["ends"], digits=4),
-             value_text(row["length"], digits=2), *own_change(row, "length", section),
-             value_text(row["jump"], digits=2), *own_change(row, "jump", section)]
-            for row in section["rows"]
-        ],
-    )  # fmt: skip
-    lines = []
-    for kind in dict.fromkeys(row["between"] for row in section["rows"]):
-        of_kind = [row for row in section["rows"] if row["between"] == kind]
-        teacher = next(row for row in of_kind if row["drawn_with"] == section["teacher"])
-        own = [row for row in of_kind if row is not teacher]
-        apart = [f"{code(row)} {row['ends']['value'] / teacher['ends']['value']:.2g}" for row in own]
-        lines.append(f"Between two {kind}, how far apart the ends are, over the teacher's: {', '.join(apart)}.")
-        for key, what in (("length", "paths"), ("jump", "largest jumps")):
-            words = {1: "larger", -1: "smaller", 0: "not told apart"}
-            lines.append(
-                f"Between two {kind}, the student's {what} beside the teacher's: "
-                f"{sorted_out(own, f'{key}_change', words, code)}."
-            )
+    titles = ("between", "drawn with", "length of the path", "less the teacher's", "largest jump", "less the teacher's")
+    table = text_table(titles, [
+        [f"two {row['between']}", code(row), *(cell for key in ("length", "jump") for cell in cells(row, key, section))]
+        for row in section["rows"]
+    ])  # fmt: skip
     strip = picture("paths", f"{section['points']} pictures on the way between two noises and between two prompts")
-    return f"{table}\n\n{bullets(lines)}\n\n{strip}"
+    return f"{table}\n\n{strip}"
 
 
-def own_change(row: Figures, key: str, section: Figures) -> list[str]:
-    """The cell of a change, empty in the teacher's own row."""
-    return [""] if row["drawn_with"] == section["teacher"] else [change_text(row[f"{key}_change"], digits=2)]
+def cells(row: Figures, key: str, section: Figures) -> tuple[str, str]:
+    """A value and its change, which the teacher's own row has not."""
+    own = row["drawn_with"] == section["teacher"]
+    return value_text(row[key], digits=2), "" if own else change_text(row[f"{key}_change"], digits=2)
+
+
+def smooth_verdict(section: Figures) -> tuple[str, str]:
+    """What was measured, and what came out."""
+    row = row_of(section, section["student"])
+    return (
+        f"largest jump on the way between two noises, `{section['student']}` less the teacher",
+        f"{change_text(row['jump_change'], digits=2)} mean steps",
+    )

@@ -6,95 +6,72 @@ from typing import Any
 
 from PIL import Image
 
-from fewstep.assets import MODEL
 from fewstep.evaluate.plots import COLOURS, MARKERS, check_matplotlib
 from fewstep.evaluate.report import text_table
+from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.metrics.estimate import Estimate
-from studies.limits.bench import TEACHER, TRUTH, Bench, Measured, Way, all_base, judged, lcm, mean, of_values, shipped
-from studies.limits.words import Figures, bullets, code, listed, picture, sign, value_text
+from studies.limits.bench import TEACHER, TRUTH, Bench, Measured, Way, lcm, mean, of_values, sharper, with_changes
+from studies.limits.words import Figures, change_text, code, sign, value_text
 
-LCM_STEPS, TEACHER_STEPS = (1, 2, 3, 4, 6, 8, 12, 16), (4, 8, 16, 25)  # section 5
+LCM_STEPS, TEACHER_STEPS = (1, 2, 4, 8, 16), (4, 8, 16, 25)
+KEYS = ("agreement", "sharpness", "lpips")
+GAINS = ("agreement", "sharpness")  # more of these is better
 
 
 def speed(bench: Bench) -> Measured:
-    """Quality, evaluations and time of student and teacher at many numbers of steps."""
-    prompts, target = shipped(bench), all_base(bench.lab)
-    truth = bench.draw(TRUTH, prompts)
+    """Quality of student and teacher at many numbers of steps; changes are from the next fewer."""
     rows: list[dict[str, Any]] = []
     for ways in ([lcm(n) for n in LCM_STEPS], [Way(TEACHER.solver, n) for n in TEACHER_STEPS]):
-        texts = [prompt.text for prompt in prompts]
-        drawings = [bench.lab.timed(bench.draw(way, prompts), texts, MODEL, way.lora) for way in ways]
-        values = [
-            {**judged(bench, pictures, prompts, target)._asdict(),
-             "lpips": of_values(mean, bench.lab.distances(pictures, truth))}
-            for pictures in drawings
-        ]  # fmt: skip
-        best = {key: best_of(key, [value[key] for value in values]) for key in values[0]}
-        rows += [
-            {"solver": way.solver, "steps": way.steps, "drawn_with": way.name, "nfe": pictures.nfe,
-             "time_s": sum(pictures.split_s.values())}
-            | {key: value[key].numbers for key in value}
-            | {f"{key}_behind": behind(key, value[key], best[key]).numbers for key in value}
-            for way, pictures, value in zip(ways, drawings, values, strict=True)
-        ]  # fmt: skip
+        before: tuple[Estimate, ...] = ()
+        for way in ways:
+            pictures = bench.draw(way, bench.names)
+            values = quality(bench, pictures)
+            facts = {"solver": way.solver, "steps": way.steps, "drawn_with": way.name, "nfe": pictures.nfe}
+            named = with_changes(KEYS, values, before) if before else {
+                key: value.numbers for key, value in zip(KEYS, values, strict=True)}  # fmt: skip
+            rows.append(facts | named)
+            before = values
     return Measured({"truth": TRUTH.name, "rows": rows}, {"steps": steps_plot(rows)})
 
 
-def best_of(key: str, values: Sequence[Estimate]) -> Estimate:
-    """Agreement is better the larger it is, the distances the smaller they are."""
-    return (max if key == "agreement" else min)(values, key=lambda value: value.value)
-
-
-def behind(key: str, value: Estimate, best: Estimate) -> Estimate:
-    """By how much it is worse than the best, at least 0."""
-    return best.less(value) if key == "agreement" else value.less(best)
+def quality(bench: Bench, pictures: RowPictures) -> tuple[Estimate, ...]:
+    """Each of KEYS."""
+    truth = bench.draw(TRUTH, bench.names)
+    lpips = of_values(mean, bench.lab.distances(pictures, truth))
+    return bench.lab.agreement(pictures, bench.names), sharper(pictures, truth), lpips
 
 
 def speed_text(section: Figures) -> str:
     """Steps."""
-    table = text_table(
-        ("drawn with", "NFE", "ms an image", "agreement %", "distance", "LPIPS to DDIM"),
-        [[code(row), f"{row['nfe']:g}", f"{1000 * row['time_s']:.1f}", value_text(row["agreement"], 100),
-          value_text(row["distance"]), value_text(row["lpips"], digits=3)] for row in section["rows"]],
-    )  # fmt: skip
-    lines = []
-    for solver in dict.fromkeys(row["solver"] for row in section["rows"]):
-        own = [row for row in section["rows"] if row["solver"] == solver]
-        lines += [of_steps(solver, own, key, what) for key, what in MEASURES.items()]
-    plot = picture("steps", "agreement, distance and LPIPS over network evaluations")
-    return f"{table}\n\n{bullets(lines)}\n\n{plot}"
+    titles = ("drawn with", "NFE", "agreement %", "change", "sharpness", "change", "LPIPS to DDIM")
+    return text_table(titles, [
+        [code(row), f"{row['nfe']:g}", value_text(row["agreement"], 100), own_change(row, "agreement", 100, 1),
+         value_text(row["sharpness"], digits=2), own_change(row, "sharpness", 1, 2), value_text(row["lpips"], digits=3)]
+        for row in section["rows"]
+    ])  # fmt: skip
 
 
-MEASURES = {"agreement": "agreement", "distance": "distance", "lpips": "LPIPS to the teacher's own path"}
+def own_change(row: Figures, key: str, scale: float, digits: int) -> str:
+    """From the row above, which the fewest steps have not."""
+    found = row.get(f"{key}_change")
+    return change_text(found, scale, digits) if found else ""
 
 
-def of_steps(solver: str, rows: Sequence[Figures], key: str, what: str) -> str:
-    """Where more steps stop helping, and where they begin to hurt."""
-    best = (max if key == "agreement" else min)(rows, key=lambda row: row[key]["value"])
-    level = next(row for row in rows if sign(row[f"{key}_behind"]) <= 0)
-    hurt = [row["steps"] for row in rows if row["steps"] > best["steps"] and sign(row[f"{key}_behind"]) > 0]
-    helps = (
-        (
-            f"more steps help up to {best['steps']}, the best here"
-            if best is not rows[0]
-            else f"the fewest steps tried, {best['steps']}, are the best"
-        )
-        if level is best
-        else f"more steps than {level['steps']} are not told to help (the best value is that of {best['steps']})"
-    )
-    last = rows[-1]
-    if hurt:
-        hurts = f"for certain worse than the best at {listed([str(steps) for steps in hurt])} steps"
-    elif best is last:
-        hurts = "none was tried beyond"
-    else:
-        hurts = f"up to {last['steps']} none hurts for certain"
-    return f"{solver}, {what}: {helps}; {hurts}."
+def last_gain(section: Figures) -> int:
+    """The student's steps after which twice as many add neither agreement nor sharpness for certain."""
+    own = [row for row in section["rows"] if row["solver"] == lcm(1).solver]
+    gains = [row["steps"] for row in own[1:] if any(sign(row[f"{key}_change"]) > 0 for key in GAINS)]
+    return int(max(gains, default=own[0]["steps"]))
+
+
+def speed_verdict(section: Figures) -> tuple[str, str]:
+    """What was measured, and what came out."""
+    return "steps beyond which twice as many add neither agreement nor sharpness for certain", str(last_gain(section))
 
 
 PANELS = {
     "agreement": ("agreement, % (higher is better)", 100),
-    "distance": ("distance to real drawings (lower is better)", 1),
+    "sharpness": ("sharpness beside DDIM-100", 1),
     "lpips": ("LPIPS to DDIM-100 (lower is nearer)", 1),
 }
 

@@ -1,6 +1,6 @@
 """Figures in words."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 CERTAIN = 2  # standard errors
@@ -9,12 +9,13 @@ Figures = Mapping[str, Any]
 
 def value_text(value: Figures, scale: float = 1, digits: int = 1) -> str:
     """A number with its error."""
-    return f"{scale * value['value']:.{digits}f} ± {scale * value['error']:.{digits}f}"
+    return f"{scale * value['value']:z.{digits}f} ± {scale * value['error']:.{digits}f}"
 
 
 def change_text(value: Figures, scale: float = 1, digits: int = 1) -> str:
-    """A difference with its error, signed."""
-    return f"{scale * value['value']:+.{digits}f} ± {scale * value['error']:.{digits}f}"
+    """A difference with its error, signed; in bold print if it is one for certain."""
+    text = f"{scale * value['value']:+z.{digits}f} ± {scale * value['error']:.{digits}f}"
+    return f"**{text}**" if sign(value) else text
 
 
 def sign(value: Figures) -> int:
@@ -31,25 +32,9 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def sorted_out(
-    rows: Sequence[Figures],
-    key: str,
-    words: Mapping[int, str],
-    name: Callable[[Figures], str] = lambda row: row["name"],
-) -> str:
-    """Which rows a change is above, below or near 0 in. words: what that is called, by `sign`."""
-    groups = {word: [name(row) for row in rows if sign(row[key]) == which] for which, word in words.items()}
-    return "; ".join(f"{word}: {listed(names)}" for word, names in groups.items() if names)
-
-
 def code(row: Figures) -> str:
     """What a row was drawn with."""
     return f"`{row['drawn_with']}`"
-
-
-def bullets(lines: Sequence[str]) -> str:
-    """A list."""
-    return "\n".join(f"* {line}" for line in lines)
 
 
 def picture(name: str, words: str) -> str:

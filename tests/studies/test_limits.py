@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.assets import shipped_lora
 from fewstep.cli import main_of
 from fewstep.diffusion.guidance import Conditioning
+from fewstep.lora.files import open_lora
 from fewstep.metrics.estimate import estimate
 from studies import limits
 
@@ -25,88 +27,68 @@ def n(value: float, error: float = 0.01) -> dict[str, float]:
     return {"value": value, "error": error}
 
 
-def quality(agreement: float, distance: float) -> dict[str, Any]:
-    return {"agreement": n(agreement), "distance": n(distance, 1.0)}
+def teaching(noise: float, change: float = 0.0) -> dict[str, Any]:
+    return {"noise": noise, "teacher": n(0.5), "student": n(0.4), "teacher_change": n(change), "gap": n(-0.1),
+            "student_change": n(change), "sharpness": n(0.9)}  # fmt: skip
 
 
-def teaching(name: str, gap: tuple, teacher_change: tuple = (0, 0), student_change: tuple = (0, 0)) -> dict[str, Any]:
-    return {
-        "name": name,
-        "teacher": quality(0.5, 200),
-        "student": quality(0.4, 210),
-        "gap": quality(*gap),
-        "teacher_change": quality(*teacher_change),
-        "student_change": quality(*student_change),
-    }
+def path(kind: str, drawn_with: str, change: float) -> dict[str, Any]:
+    return {"between": kind, "drawn_with": drawn_with, "ends": n(0.2), "length": n(1.5), "jump": n(2.0),
+            "length_change": n(change), "jump_change": n(-change)}  # fmt: skip
 
 
-def cut(rank: int, agreement: float, distance: float, full_energy: float | None = None) -> dict[str, Any]:
-    return {
-        "rank": rank,
-        "bytes": 1000 * rank,
-        "energy": 1 - 0.5 / rank,
-        "full_energy": full_energy,
-        "lpips": n(0.1),
-        **quality(0.5, 200),
-        "change": quality(agreement, distance),
-    }
+def cut(rank: int, agreement: float = 0.0, sharpness: float = 0.0) -> dict[str, Any]:
+    row = {"rank": rank, "bytes": 1000 * rank, "energy": 1 - 0.5 / rank, "agreement": n(0.5)}
+    if rank == 16:
+        return row
+    return row | {"lpips": n(0.1), "sharpness": n(1 + sharpness), "agreement_change": n(agreement),
+                  "sharpness_change": n(sharpness)}  # fmt: skip
 
 
 def far(drawn_with: str, worst: float = 0.4, change: float = 0.0) -> dict[str, Any]:
-    keys = ("far", "far_worst", "apart", "apart_worst")
-    values = dict(zip(keys, (0.1, worst, 0.01, 0.02), strict=True))
-    return {"drawn_with": drawn_with, **{k: n(v) for k, v in values.items()}} | {f"{k}_change": n(change) for k in keys}
+    values = dict(zip(limits.inputs.KEYS, (0.1, worst, 0.01, 0.02), strict=True))
+    return {"drawn_with": drawn_with, **{k: n(v) for k, v in values.items()}} | {
+        f"{k}_change": n(change) for k in values
+    }
 
 
-def step(solver: str, steps: int, distance: float, behind: float) -> dict[str, Any]:
-    lines = {"agreement": n(0.5), "distance": n(distance, 1.0), "lpips": n(0.2)}
-    behinds = {"agreement_behind": n(0), "distance_behind": n(behind, 1.0), "lpips_behind": n(0)}
+def step(solver: str, steps: int, *changes: float) -> dict[str, Any]:
+    named = {f"{key}_change": n(value) for key, value in zip(("agreement", "sharpness"), changes, strict=False)}
     return {"solver": solver, "steps": steps, "drawn_with": f"{solver}:{steps}", "nfe": float(steps),
-            "time_s": 0.01 * steps, **lines, **behinds}  # fmt: skip
+            "agreement": n(0.5), "sharpness": n(0.8), "lpips": n(0.2), **named}  # fmt: skip
 
 
-def line(name: str, group: str, relative: float, agreement: float | None = None) -> dict[str, Any]:
-    row = {"group": group, "name": name, "teacher_distance": n(200), "student_distance": n(210),
-           "distance_relative": n(relative), "lpips": n(0.3)}  # fmt: skip
-    if agreement is None:
-        return row
-    return row | {
-        "teacher_agreement": n(0.5), "student_agreement": n(0.5 + agreement), "agreement_change": n(agreement)
+def line(name: str, change: float | None = None) -> dict[str, Any]:
+    row = {"name": name, "sharpness": n(0.9), "sharpness_change": n(-0.1), "lpips": n(0.3)}
+    return row if change is None else row | {
+        "teacher": n(0.5), "student": n(0.5 + change), "teacher_change": n(0, 0), "student_change": n(change)
     }  # fmt: skip
 
 
-def sketch(strength: float, drawn_with: str, lpips: float = 0.0, agreement: float = 0.0) -> dict[str, Any]:
-    return {"strength": strength, "drawn_with": drawn_with, "lpips": n(0.2), **quality(0.4, 200),
-            "lpips_change": n(lpips), "agreement_change": n(agreement), "distance_change": n(0, 1.0)}  # fmt: skip
-
-
-def path(between: str, drawn_with: str, change: float = 0.0) -> dict[str, Any]:
-    return {"between": between, "drawn_with": drawn_with, "ends": n(0.2), "length": n(1.5), "jump": n(2.0),
-            "length_change": n(change), "jump_change": n(-change)}  # fmt: skip
+def sketch(strength: float, drawn_with: str, agreement: float = 0.0) -> dict[str, Any]:
+    return {"strength": strength, "drawn_with": drawn_with, "lpips": n(0.2), "agreement": n(0.4),
+            "lpips_change": n(0.1), "agreement_change": n(agreement)}  # fmt: skip
 
 
 def document() -> dict[str, Any]:
     """Every section, once."""
+    both = {"teacher": "dpm-solver++:25", "student": "lcm:4"}
     sections = {
-        "1": {"teacher": "dpm-solver++:25", "student": "lcm:4", "rows": [
-            teaching("as shipped", (-0.1, 10)), teaching("older", (0.005, 1), (-0.1, 30), (-0.1, 20)),
-        ]},
-        "2": {"teacher": "dpm-solver++:20", "paths": 12, "points": 16, "rows": [
+        "1": both | {"rows": [teaching(0.0), teaching(0.1, -0.3)]},
+        "2": {"teacher": "dpm-solver++:20", "student": "lcm:4", "paths": 12, "points": 16, "rows": [
             path(kind, way, change) for kind in ("noises", "prompts") for way, change in
             (("dpm-solver++:20", 0), ("lcm:1", -0.5), ("lcm:4", 0.5))
         ]},
-        "3": {"student": "lcm:4", "rows": [cut(1, -0.1, 20, 0.4), cut(2, 0, 1, 0.5), cut(4, 0, 0, 0.95)]},
-        "4": {"truth": "ddim:100", "teacher": "dpm-solver++:25", "student": "lcm:4", "changed": 0.01,
-              "rows": [far("dpm-solver++:25"), far("lcm:4", 0.8, 0.4)], "worst": [{"prompt": "a fox", "lpips": 0.91}],
-              "styles": {"noto": {"all": 10, "worst": 2}, "flat": {"all": 10, "worst": 0}}},
+        "3": {"student": "lcm:4", "rows": [cut(16), cut(8), cut(4), cut(2, -0.1), cut(1)]},
+        "4": both | {"truth": "ddim:100", "changed": 0.1, "shaken": 64,
+                     "rows": [far("dpm-solver++:25"), far("lcm:4", 0.8, 0.4)]},
         "5": {"truth": "ddim:100", "rows": [
-            step("lcm", 1, 250, 50), step("lcm", 4, 201, 1), step("lcm", 8, 200, 0), step("lcm", 16, 230, 30),
-            step("dpm-solver++", 4, 260, 60), step("dpm-solver++", 25, 200, 0),
+            step("lcm", 1), step("lcm", 2, 0.1, 0.1), step("lcm", 4, 0, 0.1), step("lcm", 8, 0, -0.1),
+            step("dpm-solver++", 8), step("dpm-solver++", 25, 0.3, 0.3),
         ]},
-        "6": {"teacher": "dpm-solver++:25", "student": "lcm:4", "sketches": 32, "sketch_styles": 8,
-              "sketch_agreement": n(0.6), "rows": [
-                  line("noto", "style", 0.2, -0.2), line("flat", "style", -0.2, 0.0), line("own", "words", 0.0)],
-              "sketch_rows": [sketch(0.5, "dpm-solver++:25"), sketch(0.5, "lcm:4", 0.2, -0.2)]},
+        "6": both | {"sketches": 32, "sketch_styles": 8, "sketch_agreement": n(0.6),
+                     "rows": [line("names", -0.1), line("flat", 0.0), line("own words")],
+                     "sketch_rows": [sketch(0.5, "dpm-solver++:25", -0.5), sketch(0.5, "lcm:4", 0.2)]},
     }  # fmt: skip
     return {"sections": {number: FACTS | section for number, section in sections.items()}}
 
@@ -128,14 +110,19 @@ def test_the_page_is_what_its_figures_make() -> None:
         assert picture.stat().st_size <= limits.run.LARGEST
 
 
-def test_a_whole_page_tells_every_section() -> None:
+def test_a_whole_page_has_every_limit_and_is_short() -> None:
     text = limits.page.page(json.loads(json.dumps(document())))
     assert "Not measured" not in text
-    assert "All sections are of one and the same model." in text
-    for number in limits.page.SECTIONS:
-        assert text.count(f"\n## {number}. ") == 1
+    assert "not all of the same model" not in text
+    for number, limit in limits.page.LIMITS.items():
+        assert text.count(f"\n## {number}. {limit.title}\n") == 1
+        assert text.count(f"| {number}. {limit.title} ") == 1
     for name in ("paths", "worst", "steps", "sketches"):
         assert text.count(f"(pictures/limits-{name}.jpg)") == 1
+    opening = text.split("-->")[1].split("\n| ")[0].strip()
+    assert len(opening.splitlines()) == 5
+    assert len(text.splitlines()) <= 150
+    assert "{" not in text
 
 
 def test_what_was_not_measured_is_said_and_so_is_another_model() -> None:
@@ -143,16 +130,19 @@ def test_what_was_not_measured_is_said_and_so_is_another_model() -> None:
     del figures["sections"]["2"], figures["sections"]["5"]
     figures["sections"]["3"]["lcm_sha256"] = "c" * 64
     text = limits.page.page(figures)
-    assert "Not measured yet: section 2 and 5. The sections are not all of the same model" in text
+    assert "The sections are not all of the same model." in text
     assert "Not measured yet: `python -m studies.limits --sections 5` does." in text
+    assert "Not measured yet" in limits.page.page({"sections": {}})
 
 
 def test_a_partial_run_replaces_only_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, sections = tmp_path / "limits.md", document()["sections"]
     (tmp_path / "limits.json").write_text(json.dumps({"sections": {"1": sections["1"], "5": sections["5"]}}))
-    monkeypatch.setitem(limits.page.SECTIONS, "5", lambda bench: limits.bench.Measured(
+    measured = limits.bench.Measured(
         {key: sections["5"][key] for key in ("truth", "rows")}, {"steps": Image.new("RGB", (64, 64), "red")}
-    ))  # fmt: skip
+    )
+    limit = limits.page.LIMITS["5"]._replace(measure=lambda bench: measured)
+    monkeypatch.setitem(limits.page.LIMITS, "5", limit)
     monkeypatch.setattr(limits.run, "Lab", lambda *_: None)
     monkeypatch.setattr(limits.run, "facts", lambda bench: FACTS | {"images": bench.images})
     code = main_of(limits.run.LimitsConfig, limits.run.run, ["--sections", "5", "--images", "8", "--out", str(out)])
@@ -167,13 +157,21 @@ def test_a_partial_run_replaces_only_its_section(tmp_path: Path, monkeypatch: py
     ("options", "words"),
     [
         (["--sections", "1,7"], "there is no section '7'"),
-        (["--earlier", "model"], "--earlier model does not name a model and its LoRA"),
         (["--images", "4"], "--images 4: input should be greater than or equal to 8"),
     ],
 )
 def test_what_is_refused(options, words, capsys: pytest.CaptureFixture[str]) -> None:
     assert main_of(limits.run.LimitsConfig, limits.run.run, options) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_teacher_draws_at_the_guidance_that_was_distilled() -> None:
+    lora = shipped_lora("lcm")
+    assert lora is not None
+    low, high = open_lora(lora).recipe.teacher_guidance_scale
+    assert limits.bench.options_of(limits.bench.TEACHER)["guidance_scale"] == (low + high) / 2
+    cut_lora = limits.bench.STUDENT._replace(lora=("runs/cut.safetensors",))
+    assert "guidance_scale" not in limits.bench.options_of(cut_lora)
 
 
 # --- sums ---------------------------------------------------------------------------------------------------
@@ -243,18 +241,10 @@ def test_noise_as_large_as_the_weights() -> None:
 
 
 def test_small_sums() -> None:
-    assert limits.rank.ranks_to(16) == [1, 2, 4, 8, 16]
-    assert limits.rank.ranks_to(12) == [1, 2, 4, 8, 12]
-    assert limits.rank.ranks_to(1) == [1]
-    ordered = ["noto"] * 3 + ["flat"] * 17  # the worst first
-    assert limits.inputs.styles_among(ordered) == {"flat": {"all": 17, "worst": 0}, "noto": {"all": 3, "worst": 2}}
-    assert limits.pretrained.name_of("runs/old/model") == "old"
-    assert limits.pretrained.name_of("old.safetensors") == "old"
-    a, b = (estimate(lambda images, k=k: float(k + images.double().mean()), 8) for k in (1, 3))
-    assert limits.speed.best_of("agreement", [a, b]) is b
-    assert limits.speed.best_of("lpips", [a, b]) is a
-    for key, worse, best in (("agreement", a, b), ("distance", b, a)):
-        assert limits.speed.behind(key, worse, best).value == pytest.approx(2)
+    assert limits.rank.ranks_below(16) == [1, 2, 4, 8]
+    assert limits.rank.ranks_below(12) == [1, 2, 4, 8]
+    assert limits.rank.ranks_below(1) == []
+    assert limits.inputs.times_the_median(document()["sections"]["4"], "lcm:4") == pytest.approx(8)
 
 
 def test_the_plot_is_wide() -> None:
@@ -262,100 +252,52 @@ def test_the_plot_is_wide() -> None:
     assert plot.width > plot.height > 100
 
 
-# --- sentences ----------------------------------------------------------------------------------------------
+# --- what is decided ----------------------------------------------------------------------------------------
 
 
-def test_whether_a_student_is_better_than_its_teacher() -> None:
-    of_gaps = limits.pretrained.of_gaps
-    assert of_gaps([teaching("one", (-0.1, 10)), teaching("two", (0.02, -2))]).endswith(
-        "Nothing here speaks against the limit."
-    )
-    text = of_gaps([teaching("one", (0.1, 10)), teaching("two", (0, -10))])
-    assert "by agreement: one; by distance: two. Here the limit is no law." in text
-
-
-def test_whether_students_follow_their_teachers() -> None:
-    rows = [
-        teaching("first", (0, 0)),
-        teaching("same", (0, 0), (0.3, -30), (0.2, -20)),
-        teaching("against", (0, 0), (-0.1, -40), (0.1, 30)),
-        teaching("still", (0, 0), (0.01, 1), (0.2, 9)),
-    ]
-    agreement, distance = limits.pretrained.of_followers(rows)
-    for line in (agreement, distance):
-        assert "2 of 3 other teachers differ from the shipped one for certain" in line
-        assert "of their students 1 differ the same way for certain, 1 the other way" in line
-    assert "The furthest, same: teacher +30.0 ± 1.0 points, student +20.0 ± 1.0 points." in agreement
-    assert "The furthest, against: teacher -40.0 ± 1.0, student +30.0 ± 1.0." in distance
-    assert "no other teacher here is told from" in limits.pretrained.of_followers(rows[:1])[0]
+def test_changes_for_certain_are_bold() -> None:
+    assert limits.words.change_text(n(0.3), 100) == "**+30.0 ± 1.0**"
+    assert limits.words.change_text(n(-0.02), 100) == "-2.0 ± 1.0"
+    assert [limits.words.sign(n(value)) for value in (0.3, -0.3, 0.02)] == [1, -1, 0]
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("rows", "rank"),
     [
-        ([cut(1, -0.1, 0), cut(2, 0, 0)], "The smallest rank that loses nothing for certain by either is 2"),
-        ([cut(1, 0.1, -9)], "The smallest rank that loses nothing for certain by either is 1"),
-        ([cut(1, 0, 9)], "Every cut loses something for certain"),
-        ([], "there is nothing to cut"),
+        ([cut(16), cut(8), cut(4, -0.1), cut(2)], 8),  # what loses is not passed over
+        ([cut(16), cut(8, 0.1), cut(4, 0, -0.2)], 8),
+        ([cut(16), cut(8, -0.1)], 16),
+        ([cut(16)], 16),
     ],
 )
-def test_what_cutting_loses(rows, words) -> None:
-    assert words in limits.rank.of_cuts(rows)[-1]
-
-
-def test_what_a_lora_can_hold() -> None:
-    assert "rank 2 can hold 95.0 %" in limits.rank.of_full([cut(1, 0, 0, 0.5), cut(2, 0, 0, 0.95)])
-    assert "Rank 2 is the first here" in limits.rank.of_full([cut(1, 0, 0, 0.5), cut(2, 0, 0, 0.95)])
-    assert "No rank here holds 90 %" in limits.rank.of_full([cut(1, 0, 0, 0.5)])
-    section = document()["sections"]["3"]
-    section["rows"] = [row | {"full_energy": None} for row in section["rows"]]
-    assert "whole distillation" not in limits.rank.lossy_text(section)
-
-
-@pytest.mark.parametrize(("change", "words"), [(0.5, "further than"), (-0.5, "nearer than"), (0.02, "not told from")])
-def test_how_far_the_worst_tenth_is(change, words) -> None:
-    section = {**document()["sections"]["4"], "rows": [far("dpm-solver++:25"), far("lcm:4", 0.8, change)]}
-    first, second = limits.inputs.of_tails(section)
-    assert "8.0 times the median of `lcm:4` and 4.0 times the median of `dpm-solver++:25`" in first
-    assert words in second
-
-
-def test_where_the_worst_are() -> None:
-    styles = {"noto": {"all": 10, "worst": 1}, "flat": {"all": 10, "worst": 2}, "blob": {"all": 10, "worst": 0}}
-    assert limits.inputs.of_worst_styles(styles, "lcm:4").endswith(
-        "3 of 30 pictures, by style: flat (2 of 10) and noto (1 of 10)."
-    )
+def test_how_far_a_lora_can_be_cut(rows, rank) -> None:
+    section = {"rows": rows}
+    assert limits.rank.smallest(section)["rank"] == rank
+    assert f"can be cut to rank {rank} ({rank} kB)" in limits.page.of_rank(section)
 
 
 @pytest.mark.parametrize(
-    ("behind", "words"),
-    [
-        ((50, 1, 0, 30), "more steps than 2 are not told to help (the best value is that of 3); for certain worse than"
-                         " the best at 4 steps"),
-        ((50, 9, 0, 1), "more steps help up to 3, the best here; up to 4 none hurts for certain"),
-        ((50, 9, 5, 0), "more steps help up to 4, the best here; none was tried beyond"),
-        ((0, 9, 5, 9), "the fewest steps tried, 1, are the best; for certain worse than the best at 2, 3 and 4"
-                       " steps"),
-    ],
-)  # fmt: skip
-def test_where_steps_stop_helping(behind, words) -> None:
-    rows = [step("lcm", n, 200 + value, value) for n, value in enumerate(behind, 1)]
-    assert limits.speed.of_steps("lcm", rows, "distance", "distance") == f"lcm, distance: {words}."
+    ("changes", "last"),
+    [(((0.1, 0), (0, 0), (0, 0)), 2), (((0, 0), (0, 0.1), (0, -0.1)), 4), (((0, 0), (0, 0), (0, 0)), 1)],
+)
+def test_where_more_steps_add_nothing(changes, last) -> None:
+    rows = [step("lcm", 1), *(step("lcm", 2**i, *both) for i, both in enumerate(changes, 1))]
+    assert limits.speed.last_gain({"rows": [*rows, step("ddim", 32, 1, 1)]}) == last
 
 
-def test_generality() -> None:
-    rows = [line("noto", "style", 0.2, -0.2), line("flat", "style", -0.2, 0.2), line("blob", "style", 0.01)]
-    distance, agreement = limits.general.of_group(rows, "styles")
-    assert "worse than the teacher: noto; better: flat; not told apart: blob. From -20.0 ± 1.0 % (flat)" in distance
-    assert agreement == "Over styles, by agreement: worse than the teacher: noto; better: flat."
-    assert limits.general.of_group([], "styles") == []
-    section = {"student": "lcm:4", "sketch_rows": [sketch(0.5, "dpm:4"), sketch(0.5, "lcm:4", 0.2, -0.2),
-                                                   sketch(0.8, "lcm:4", -0.2, 0.01)]}  # fmt: skip
-    first, second = limits.general.of_strengths(section)
-    assert "less of the sketch stays than" in first
-    assert "draws less of what was asked" in first
-    assert "more of the sketch stays" in second
-    assert "neither more nor less" in second
+def test_what_it_is_worse_at() -> None:
+    section = document()["sections"]["6"]
+    assert limits.general.worse(section) == ["names"]
+    section["sketch_rows"].append(sketch(0.8, "lcm:4", -0.2))
+    assert "than its teacher on names and sketches at strength 0.8." in limits.page.of_generality(section)
+    section = section | {"rows": [], "sketch_rows": []}
+    assert "On no kind of prompt here" in limits.page.of_generality(section)
+
+
+@pytest.mark.parametrize(("change", "words"), [(-0.5, "in larger jumps"), (0.5, "in smaller"), (0.01, "as evenly")])
+def test_how_even_paths_are(change, words) -> None:
+    section = {"student": "lcm:4", "rows": [path("noises", "lcm:4", change)]}
+    assert words in limits.page.of_paths(section)
 
 
 @pytest.mark.parametrize(("names", "words"), [((), "none"), (("a",), "a"), (("a", "b", "c"), "a, b and c")])
