@@ -9,13 +9,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from fewstep.bridge.export import STEPPINGS, export
+from fewstep.bridge.export import export
 from fewstep.configs import ExportConfig, build
 from fewstep.lora.layers import initial, shape_of
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 from fewstep.models.load import load_model
+from fewstep.models.stepping import STEPPINGS
 from fewstep.session.plan import SOLVERS
 from tests.sessions import pictures
 from tests.tiny import tiny_model

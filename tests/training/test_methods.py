@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fewstep
 from fewstep.configs import AdapterConfig, DistillConfig, FinetuneConfig, build
 from fewstep.configs.base import entries
-from fewstep.diffusion.guidance import Conditioning
+from fewstep.diffusion.guidance import Conditioning, with_guidance
 from fewstep.errors import FewstepError, UsageError
 from fewstep.lora.recipe import Recipe
 from fewstep.models.load import load_model
@@ -64,6 +64,10 @@ def made(name: str, model: Model, out: Path, **values: object) -> Method:
     return method_of(config)(model, config)
 
 
+def reads(name: str) -> frozenset[str]:
+    return METHODS[name].reads if name in METHODS else frozenset()
+
+
 def bits(network: nn.Module) -> dict[str, Tensor]:
     return {name: x.clone() for name, x in network.state_dict().items()}
 
@@ -78,15 +82,22 @@ def playing(method: Method) -> Iterator[tuple[Networks, dict[str, Player]]]:
         yield networks, method.players(networks)
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-@pytest.mark.parametrize("name", ALL)
-def test_hygiene(name: str, full: bool, model: Model, tmp_path: Path) -> None:
+KINDS = {"lora": {}, "full": {"full": True}, "w-embedding": {"full": True, "w_embedding": True}}
+EACH = [
+    (name, kind) for name in ALL for kind in KINDS if kind != "w-embedding" or kind.replace("-", "_") in reads(name)
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), EACH)
+def test_hygiene(name: str, kind: str, model: Model, tmp_path: Path) -> None:
     base, batch = bits(model.unet), Latents().batch([SampleId(0, 0, 0), SampleId(0, 0, 1)], torch.device("cpu"))
-    levels = torch.tensor([999, 499])
-    with playing(made(name, model, tmp_path, full=full)) as (networks, players), torch.no_grad():
+    levels, options = torch.tensor([999, 499]), KINDS[kind]
+    with playing(made(name, model, tmp_path, **options)) as (networks, players), torch.no_grad():
         student = players[STUDENT].trainable.module
         asked = batch.x_0, levels, batch.conditioning
-        before = model.unet(batch.x_0, levels, batch.conditioning.text)[0] if full else networks.teacher(*asked)
+        before = model.unet(batch.x_0, levels, batch.conditioning.text)[0] if options else networks.teacher(*asked)
+        if kind == "w-embedding":
+            asked = batch.x_0, levels, with_guidance(batch.conditioning, torch.tensor([1.0, 9.0]))
         assert torch.equal(student(*asked), before)
         with torch.enable_grad():
             for player in players.values():
@@ -103,20 +114,33 @@ def test_hygiene(name: str, full: bool, model: Model, tmp_path: Path) -> None:
     assert same(bits(model.unet), base)
 
 
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kind in EACH if name in METHODS])
+def test_the_target_follows_the_student(name: str, kind: str, model: Model, tmp_path: Path) -> None:
+    """The average moves once the student has learnt, and so does the loss that aims at it."""
+    batch = Latents().batch([SampleId(0, 0, 0), SampleId(0, 0, 1)], torch.device("cpu"))
+    with playing(made(name, model, tmp_path, **KINDS[kind])) as (_, players), torch.no_grad():
+        player = players[STUDENT]
+        average = player.trainable.averages["target"]
+        before = {key: x.clone() for key, x in average.shadow.items()}
+        for p in player.trainable.parameters.values():
+            p += 0.1
+        apart = player.loss(player.trainable.module, batch, 0)
+        average.update(player.trainable.parameters, 1)
+        assert not same(before, average.shadow)
+        assert not torch.equal(player.loss(player.trainable.module, batch, 0), apart)
+
+
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("target", ["ema", "student"])
-def test_the_target_follows_the_student(name: str, target: str, model: Model, tmp_path: Path) -> None:
-    """The average moves once the student has learnt; without one the student is its own target."""
-    method = made(name, model, tmp_path, **({"target": target} if target == "student" else {}))
-    with playing(method) as (_, players):
-        average = players[STUDENT].trainable.averages.get("target")
-        assert (average is None) == (target == "student")
-        if average is not None:
-            before = {key: x.clone() for key, x in average.shadow.items()}
-            for p in players[STUDENT].trainable.parameters.values():
-                p.data += 1
-            average.update(players[STUDENT].trainable.parameters, 1)
-            assert not same(before, average.shadow)
+def test_without_an_average_the_student_is_its_own_target(name: str, model: Model, tmp_path: Path) -> None:
+    with playing(made(name, model, tmp_path, target="student")) as (networks, players), torch.no_grad():
+        student = players[STUDENT].trainable
+        assert "target" not in student.averages
+        for p in student.parameters.values():
+            p += 0.1
+        batch = Latents().batch([SampleId(0, 0, 0)], torch.device("cpu"))
+        asked = batch.x_0, torch.tensor([999]), batch.conditioning
+        assert torch.equal(networks.network(STUDENT)(*asked), student.module(*asked))
+        assert not torch.equal(networks.teacher(*asked), student.module(*asked))
 
 
 def look(network: nn.Module) -> list[object]:

@@ -22,7 +22,7 @@ from fewstep.lora.layers import layers_of, shape_of
 from fewstep.lora.low_rank import widest
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.rounding import loss_note
-from fewstep.models.load import model_recipe
+from fewstep.models.load import model_recipe, published_lcm
 from fewstep.models.plugging import Folding, WeightedAdapter, attach
 from fewstep.models.references import LoraReference, parse_reference
 from fewstep.session.loras import Shelf, recipes_of
@@ -94,7 +94,8 @@ def accelerate(
     terms, recipes = read_loras(pipe, layers, references_of(lora, weight))
     if terms:
         check_layers(pipe, folded)
-    plan = plan_sampling(schedule, recipes, solver, steps, guidance_scale)
+    embedded = config_of(unet).get("time_cond_proj_dim") is not None
+    plan = plan_sampling(schedule, recipes, solver, steps, guidance_scale, embeds_guidance=embedded)
     if steps is None and solver == "auto" and not any(recipe.accelerates for recipe in recipes):
         answer_slow(pipe, bool(terms), plan)
     for text in plan.notes:
@@ -134,6 +135,12 @@ def checked_unet(pipe: object) -> nn.Module:
         raise FewstepError(f"{name} has no UNet", WHICH)
     refuse_accelerated(pipe)
     return unet
+
+
+def config_of(unet: Any) -> Mapping[str, Any]:
+    """The UNet's config."""
+    config: Mapping[str, Any] = unet.config
+    return config
 
 
 def refuse_accelerated(pipe: Any) -> None:
@@ -205,7 +212,9 @@ def read_loras(
     shapes = {module: shape for module, layer in layers.items() if (shape := shape_of(layer)) is not None}
     prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
     plugged = Shelf(name, shapes, prediction).fit(references)
-    return [one.term for one in plugged], recipes_of(model_recipe(Path(name)), plugged)
+    return [one.term for one in plugged], recipes_of(
+        model_recipe(Path(name)) or published_lcm(config_of(pipe.unet)), plugged
+    )
 
 
 def plug(

@@ -1,21 +1,16 @@
 """Exports a model with its LoRAs folded in, as a folder that other programs sample correctly without fewstep."""
 
-import inspect
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import diffusers
 import torch
 
 from fewstep import __version__
 from fewstep.assets import LICENCE, shipped_lora
 from fewstep.configs import Draw, ExportConfig, build
-from fewstep.diffusion.schedule import SCHEDULE_KEYS
-from fewstep.engines import Facts
-from fewstep.errors import FewstepError, UsageError, option
+from fewstep.errors import UsageError, option
 from fewstep.events import note
-from fewstep.io import atomic_folder, read_json, scratch, write_bytes, write_json
+from fewstep.io import atomic_folder, scratch, write_bytes, write_json
 from fewstep.lora.files import hash_of
 from fewstep.lora.low_rank import combine
 from fewstep.lora.recipe import Recipe
@@ -24,37 +19,13 @@ from fewstep.models.load import RECIPE_FILE, load_model
 from fewstep.models.model import parts_sha256
 from fewstep.models.references import parse_reference
 from fewstep.models.single_file import save_folder
+from fewstep.models.stepping import Stepping, scheduler_of, write_scheduler
 from fewstep.models.sums import Fitted, Term, fit, licences_of_term, tell_loss
 from fewstep.session import Session
 from fewstep.session.loras import default_loras
 from fewstep.session.plan import Plan
 
 CARD, BASE_CARD = "README.md", "README-base.md"
-
-
-class Stepping(NamedTuple):
-    """The counterpart of a solver in diffusers."""
-
-    name: str  # the scheduler's class
-    config: Mapping[str, Any]
-    call: Mapping[str, Any] = {}  # arguments for calls of the pipeline, besides steps and guidance
-
-
-STEPPINGS = {  # tests compare each with our solver
-    "lcm": Stepping("LCMScheduler", {"timestep_scaling": 10.0}),
-    "tcd": Stepping("TCDScheduler", {}, {"eta": 0.3}),  # the pipeline's own eta is 0, which adds no noise
-    "ddim": Stepping("DDIMScheduler", {"timestep_spacing": "trailing", "set_alpha_to_one": True}),
-    "dpm-solver++": Stepping(
-        "DPMSolverMultistepScheduler",
-        {
-            "algorithm_type": "dpmsolver++",
-            "solver_order": 2,
-            "solver_type": "midpoint",
-            "final_sigmas_type": "zero",
-            "timestep_spacing": "trailing",
-        },
-    ),
-}
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -77,9 +48,12 @@ def export(config: ExportConfig) -> dict[str, Any]:
     with atomic_folder(config.out) as folder, scratch(config.out.parent) as spare:
         modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
         source = folder_of(session.facts.path, spare / "model")
-        stepping, scheduler = scheduler_of(source, session.facts, plan)
+        facts = session.facts
+        stepping, scheduler = scheduler_of(
+            source, facts.prediction_type, plan.solver_name, plan.timesteps, len(facts.schedule) // plan.k
+        )
         tell_loss(fold_on_disk(source, folder, modules))
-        write_scheduler(folder, scheduler)
+        write_scheduler(folder, scheduler, facts.embeds_guidance)
         write_json(folder / RECIPE_FILE, recipe.model_dump(mode="json"))
         if (folder / CARD).is_file():
             (folder / CARD).rename(folder / BASE_CARD)
@@ -102,49 +76,6 @@ def folder_of(model: Path, spare: Path) -> Path:
         return model
     save_folder(load_model(str(model), torch.float16), spare)
     return spare
-
-
-# --- the scheduler ------------------------------------------------------------------------------------------
-
-
-def scheduler_of(source: Path, facts: Facts, plan: Plan) -> tuple[Stepping, Any]:
-    """The plan's counterpart in diffusers, and its scheduler, which makes exactly the plan's timesteps.
-
-    A scheduler that takes timesteps gets them in the call. Raises FewstepError for a solver without a counterpart, and
-    for timesteps that the scheduler does not make.
-    """
-    stepping = STEPPINGS.get(plan.solver_name)
-    if stepping is None:
-        raise FewstepError(
-            f"the {plan.solver_name} solver of this model's recipe has no counterpart among diffusers' schedulers",
-            f"solvers that can be exported: {', '.join(STEPPINGS)}",
-        )
-    kind = getattr(diffusers, stepping.name)
-    known = inspect.signature(kind.__init__).parameters
-    stored = read_json(source / "scheduler" / "scheduler_config.json", "scheduler config")
-    config = {name: stored[name] for name in SCHEDULE_KEYS if name in stored and name in known}
-    config |= {"prediction_type": facts.prediction_type, "clip_sample": False, **stepping.config}
-    config["steps_offset"] = 1  # our grids do not use it, and the pipeline warns about other values
-    if "original_inference_steps" in known:
-        config["original_inference_steps"] = len(facts.schedule) // plan.k
-    scheduler = kind(**{name: value for name, value in config.items() if name in known})  # some lack clip_sample
-    scheduler.set_timesteps(len(plan.timesteps))
-    if tuple(scheduler.timesteps.tolist()) == plan.timesteps:
-        return stepping, scheduler
-    if "timesteps" not in inspect.signature(kind.set_timesteps).parameters:
-        raise FewstepError(
-            f"diffusers' {stepping.name} steps at {scheduler.timesteps.tolist()}, but this model needs"
-            f" {list(plan.timesteps)}",
-            "sample this model with fewstep",
-        )
-    return stepping._replace(call={**stepping.call, "timesteps": list(plan.timesteps)}), scheduler
-
-
-def write_scheduler(folder: Path, scheduler: Any) -> None:
-    """Write the scheduler to the model folder."""
-    index = read_json(folder / "model_index.json", "model index")
-    write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", type(scheduler).__name__]})
-    scheduler.save_pretrained(folder / "scheduler")
 
 
 def recipe_of(session: Session, plan: Plan) -> Recipe:
@@ -207,6 +138,8 @@ Each weight is W0 + the weighted sum of the LoRAs' updates, added in float32 and
 
 def guided(plan: Plan) -> str:
     """The meaning of the plan's guidance, in words."""
+    if plan.embeds_guidance:
+        return "The network takes guidance as an input: a step evaluates it once, and a negative prompt has no effect."
     if plan.guidance_scale == 1:
         return "Guidance is off: a step evaluates the network once per picture, and a negative prompt has no effect."
     return "Guidance is on: a step evaluates the network twice per picture."

@@ -99,7 +99,11 @@ class AdapterConfig(TrainingConfig, ModelAndData):
 class DistillConfig(AdapterConfig):
     """Turn a model into a few-step one: latent consistency distillation (LCM-LoRA, arXiv 2311.05556)."""
 
-    needs = {"huber_c": ("loss", "huber"), "target_decay": ("target", "ema")}  # noqa: RUF012
+    needs = {  # noqa: RUF012
+        "huber_c": ("loss", "huber"),
+        "target_decay": ("target", "ema"),
+        "w_embedding": ("full", True),
+    }
 
     method: MethodName = "lcd"
     psi: str = "ddim"
@@ -110,6 +114,10 @@ class DistillConfig(AdapterConfig):
     """The teacher's, 1 = off; 8.5 is the report's w = 7.5, since guidance_scale = 1 + w."""
     guidance_scale_max: Annotated[float, Field(ge=1, le=50)] | None = None
     """Draw each sample's guidance uniformly between --guidance-scale and this; by default it is fixed."""
+    w_embedding: bool = False
+    """Only with --full: the guidance scale becomes an input of the student (LCM, arXiv 2310.04378), so any scale can be
+    chosen when sampling, and none costs more. Each training sample draws its scale from a range, by default 3 to 15
+    (LCM's w of 2 to 14); --guidance-scale and --guidance-scale-max set another."""
     target: Literal["student", "ema"] = "ema"
     """Whose consistency function is aimed at: the student's own (gradient stopped) or its average's."""
     target_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import NoiseLevel
@@ -20,6 +20,7 @@ class Conditioning(NamedTuple):
     mask_and_latents: Tensor | None = None  # (B, 1 + C, H, W) mask and latents of the kept part (inpainting UNets)
     control: Tensor | None = None  # (B, 3, 8 H, 8 W) in [0, 1], the picture that a ControlNet follows
     negative: Tensor | None = None  # (B, L, D) the negative text that NAG steers attention away from
+    w: Tensor | None = None  # (B,) guidance_scale - 1, of networks that take guidance as an input (LCM)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         """This conditioning with `change` applied to every part that is not None."""
@@ -50,6 +51,27 @@ def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
     return Conditioning(
         *(None if pieces[0] is None else torch.cat(pieces) for pieces in zip(*parts, strict=True))  # type: ignore[arg-type]
     )
+
+
+def with_guidance(conditioning: Conditioning, guidance_scale: float | Tensor) -> Conditioning:
+    """The conditioning for networks that take guidance as an input: w = guidance_scale - 1 (LCM, section 4.2).
+
+    guidance_scale: one for all rows, or (B,).
+    """
+    rows = len(conditioning.text)
+    scales = torch.as_tensor(guidance_scale, dtype=torch.float32, device=conditioning.text.device)
+    return conditioning._replace(w=scales.expand(rows) - 1)
+
+
+def guidance_embedding(w: Tensor, width: int) -> Tensor:
+    """Sines and cosines of 1000 w (B,) at `width` / 2 frequencies from 1 down to 1e-4: (B, width) float32.
+
+    Source: LCM (arXiv 2310.04378, section 4.2), in the form of its published code. An odd width ends in zeros.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.tensor(10_000.0).log() / (half - 1)))
+    angles = (w.float() * 1000)[:, None] * frequencies.to(w.device)[None]
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
 
 
 class Network(Protocol):

@@ -42,6 +42,7 @@ class Facts:
     factor: int  # pixels per latent, in each direction
     channels: int  # of the latents
     inpaints: bool  # whether the network takes a mask and the kept latents as well as x
+    embeds_guidance: bool = False  # whether the network takes guidance as an input
 
     @property
     def prediction(self) -> Prediction:

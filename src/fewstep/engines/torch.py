@@ -56,6 +56,7 @@ class TorchEngine:
             model.factor,
             int(model.vae.config.latent_channels),
             model.inpaints,
+            model.embeds_guidance,
         )
 
     @property

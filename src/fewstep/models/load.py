@@ -1,5 +1,6 @@
 """Loads a Stable Diffusion model from disk as parts ready to use. No code from its files runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def load_model(
         **networks,
         schedule=schedule,
         prediction_type=prediction_type,
-        recipe=recipe,
+        recipe=recipe or published_lcm(networks["unet"].config),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in parts)),
         safety_checker=_safety_checker(path, device) if safety and (path / "safety_checker").is_dir() else None,
     )
@@ -165,6 +166,17 @@ def model_recipe(folder: Path) -> Recipe | None:
     if not path.exists():
         return None
     return checked_recipe(read_json(path, "sampling recipe"), f"the sampling recipe {path}", COPY)
+
+
+def published_lcm(unet: Mapping[str, Any]) -> Recipe | None:
+    """The recipe of a latent consistency model that others published, from its UNet's config; None for other models.
+
+    A UNet that takes guidance as an input is such a model. The values are those of the paper (arXiv 2310.04378,
+    section 5: w from 2 to 14, k = 20) and of the card of SimianLuo/LCM_Dreamshaper_v7 (guidance 8, 4 steps).
+    """
+    if unet.get("time_cond_proj_dim") is None:
+        return None
+    return Recipe(method="lcd", solver="lcm", steps=4, guidance_scale=8.0, k=20, teacher_guidance_scale=(3.0, 15.0))
 
 
 def _safety_checker(path: Path, device: torch.device | str) -> SafetyChecker:

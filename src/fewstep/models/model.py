@@ -60,6 +60,11 @@ class Model:
         """Whether the network takes a mask and the kept latents as well as x."""
         return int(self.unet.config.in_channels) == INPAINTING_CHANNELS
 
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network takes guidance as an input, as LCM's do."""
+        return self.unet.config.time_cond_proj_dim is not None
+
     def layers(self) -> dict[str, Any]:
         """Name in checkpoints -> module, for every module of the UNet and the text encoders that a LoRA can adapt."""
         networks = {part: network for part in COMPONENTS if (network := getattr(self, part)) is not None}

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.diffusion.guidance import Conditioning
+from fewstep.diffusion.guidance import Conditioning, guidance_embedding
 
 
 class UNetNetwork(nn.Module):
@@ -23,6 +23,7 @@ class UNetNetwork(nn.Module):
         dtype: torch.dtype = self.unet.dtype
         cast = conditioning.map(lambda part: part.to(x.device, dtype))
         x, t, sdxl = x.to(dtype), t.to(x.device), {}
+        guidance = {} if conditioning.w is None else {"timestep_cond": self._embedded(conditioning.w.to(x.device))}
         if cast.pooled is not None:  # sizes enter sinusoids, for which half precision is too coarse
             sdxl = {"text_embeds": cast.pooled, "time_ids": conditioning.sizes}
         common = {"added_cond_kwargs": sdxl, "return_dict": False}
@@ -35,5 +36,23 @@ class UNetNetwork(nn.Module):
         if cast.mask_and_latents is not None:
             x = torch.cat([x, cast.mask_and_latents], dim=1)
         text = cast.text if cast.negative is None else torch.cat([cast.text, cast.negative])
-        output: Tensor = self.unet(x, t, text, **common, **residuals)[0]
+        output: Tensor = self.unet(x, t, text, **guidance, **common, **residuals)[0]
         return output.float()
+
+    def _embedded(self, w: Tensor) -> Tensor:
+        """LCM's w (B,) as the UNet takes it: embedded in float32, since half precision is too coarse for 1000 w."""
+        embedding = guidance_embedding(w, self.unet.config.time_cond_proj_dim)
+        return embedding.to(self.unet.dtype)
+
+
+def embed_guidance(unet: Any, width: int = 256) -> None:
+    """Make guidance an input of a UNet: LCM's w, embedded, goes through new weights to the timestep's embedding.
+
+    The new weights are zero, so the UNet's output stays the same until they are trained. In diffusers this input is
+    called timestep_cond, and its width time_cond_proj_dim.
+    """
+    first = unet.time_embedding.linear_1
+    added = nn.Linear(width, first.in_features, bias=False, device=first.weight.device, dtype=first.weight.dtype)
+    nn.init.zeros_(added.weight)
+    unet.time_embedding.cond_proj = added
+    unet.register_to_config(time_cond_proj_dim=width)

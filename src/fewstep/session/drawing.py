@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.diffusion.consistency import ConsistencyDenoiser
-from fewstep.diffusion.guidance import Conditioning, Denoiser, Evaluations, GuidedDenoiser, Network
+from fewstep.diffusion.guidance import Conditioning, Denoiser, Evaluations, GuidedDenoiser, Network, with_guidance
 from fewstep.diffusion.sampler import sample as sample_latents
 from fewstep.diffusion.sampler import sampling_levels
 from fewstep.diffusion.schedule import NoiseLevel
@@ -73,8 +73,11 @@ def draw_latents(
     Drawing begins from noise, or from the canvas with the noise of the first level.
     """
     facts, evaluations = engine.facts, Evaluations()
+    conditioning, guidance_scale = batch.conditioning, plan.guidance_scale
+    if plan.embeds_guidance:
+        conditioning, guidance_scale = with_guidance(conditioning, guidance_scale), 1.0
     denoise: Denoiser = GuidedDenoiser(
-        network, facts.prediction, batch.conditioning, batch.empty, plan.guidance_scale, evaluations
+        network, facts.prediction, conditioning, batch.empty, guidance_scale, evaluations
     )
     levels = sampling_levels(facts.schedule, plan.timesteps, device=engine.device)
     x = batch.noise()

@@ -35,6 +35,7 @@ class Plan:
     k: int = DEFAULT_K  # skipping step of the grids in TRAINING_GRIDS
     eta: float | None = None  # of ddim; None = the solver's default, 0
     gamma: float | None = None  # of tcd; None = the solver's default, 0.3
+    embeds_guidance: bool = False  # the network takes guidance as an input, so guidance adds no rows
 
     @property
     def solver(self) -> Solver:
@@ -54,7 +55,7 @@ class Plan:
     @property
     def nfe(self) -> int:
         """UNet rows per image."""
-        return self.steps * (1 if self.guidance_scale == 1 else 2)
+        return self.steps * (1 if self.guidance_scale == 1 or self.embeds_guidance else 2)
 
 
 def plan_sampling(
@@ -69,6 +70,7 @@ def plan_sampling(
     eta: float | None = None,
     gamma: float | None = None,
     k: int | None = None,
+    embeds_guidance: bool = False,
 ) -> Plan:
     """The plan for a model and LoRAs with these recipes. Options that are None or auto follow the recipes.
 
@@ -77,6 +79,7 @@ def plan_sampling(
     k: skipping step of the training grid, from which lcm and quadratic choose. With grid auto, a k implies such a grid.
     strength: for image-to-image, in (0, 1]. The grid covers [0, strength * T], so the number of steps does not change.
     If fewer trained timesteps than steps are left there, the grid is trailing, and a note tells it.
+    embeds_guidance: whether the network takes guidance as an input.
     Raises UsageError for impossible options.
     """
     fast = next((recipe for recipe in recipes if recipe.accelerates), None)
@@ -92,13 +95,15 @@ def plan_sampling(
             steps = min(steps, len(skipping_grid(k, len(schedule))) * solver_named(name).calls)
     grid = reachable_grid(name, steps, asked, k, len(schedule), strength)
     timesteps = lay_timesteps(name, steps, grid, k, len(schedule), strength)
-    notes = _notes(name, fast, steps, guidance_scale, negative_prompt)
+    notes = _notes(name, fast, steps, guidance_scale, embeds_guidance)
+    if negative_prompt and (embeds_guidance or guidance_scale == 1):
+        notes.append(no_negative_prompt(embeds_guidance))
     if fast and fast.edges and name == fast.solver and not stops_at(fast.edges, timesteps):
         notes.append(jumping_over(fast.edges, strength))
     if grid != asked:
         notes.append(between_trained(strength, k))
     fresh = (_fresh_noise("eta", eta, name, fast), _fresh_noise("gamma", gamma, name, fast))
-    return Plan(name, tuple(timesteps), guidance_scale, tuple(map(Line, notes)), grid, k, *fresh)
+    return Plan(name, tuple(timesteps), guidance_scale, tuple(map(Line, notes)), grid, k, *fresh, embeds_guidance)
 
 
 def solver_named(name: str, eta: float | None = None, gamma: float | None = None) -> Solver:
@@ -210,7 +215,7 @@ def solver_steps(name: str, steps: int) -> int:
     return steps // calls
 
 
-def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, negative_prompt: bool) -> list[str]:
+def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, embeds_guidance: bool) -> list[str]:
     notes = []
     if fast and fast.recognised_by:
         notes.append(
@@ -220,7 +225,13 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
         )
     if fast and fast.caveat:
         notes.append(f"pictures will differ from its makers': {fast.caveat}")
-    if fast and (fast.guidance_scale or 1) <= 2 < guidance_scale:
+    if embeds_guidance and fast and fast.teacher_guidance_scale:
+        low, high = fast.teacher_guidance_scale
+        if not low <= guidance_scale <= high:
+            notes.append(
+                f"guidance {guidance_scale:g} is outside {low:g} to {high:g}, which this model was trained for"
+            )
+    elif fast and (fast.guidance_scale or 1) <= 2 < guidance_scale:
         notes.append(
             f"guidance {guidance_scale:g} is too strong for an acceleration LoRA, which contains guidance: use 1 to 2"
         )
@@ -230,9 +241,13 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, ne
         notes.append(f"this LoRA was made for the {fast.solver} solver, but you asked for {name}")
     if not fast and solver_named(name).distilled_only:
         notes.append(f"the {name} solver needs an acceleration LoRA or a distilled model; without one, pictures blur")
-    if negative_prompt and guidance_scale == 1:
-        notes.append(f"the negative prompt has no effect at guidance 1: {option('nag_scale')} 5 makes it work")
     return notes
+
+
+def no_negative_prompt(embeds_guidance: bool) -> str:
+    """The note on a negative prompt that the network never sees."""
+    reason = "with a model that takes guidance as an input" if embeds_guidance else "at guidance 1"
+    return f"the negative prompt has no effect {reason}: {option('nag_scale')} 5 makes it work"
 
 
 def stops_at(edges: Sequence[int], timesteps: Sequence[int]) -> bool:

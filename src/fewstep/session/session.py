@@ -200,6 +200,7 @@ class Session:
             draw.eta,
             draw.gamma,
             draw.k,
+            self.facts.embeds_guidance,
         )
 
     def draw(self, prompts: str | Sequence[str] | Draw, **options: Unpack[DrawOptions]) -> Iterator[Picture]:

@@ -27,10 +27,12 @@ from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 from fewstep.models.load import DTYPES, RECIPE_FILE
 from fewstep.models.model import Model
-from fewstep.models.network import UNetNetwork
+from fewstep.models.network import UNetNetwork, embed_guidance
 from fewstep.models.plugging import as_found
 from fewstep.models.references import LoraReference
 from fewstep.models.single_file import save_folder
+from fewstep.models.stepping import scheduler_of, write_scheduler
+from fewstep.session.plan import plan_sampling
 from fewstep.training.players import Average, Trainable, average_of
 
 STUDENT, TARGET, EXPORT = "student", "target", "export"
@@ -43,9 +45,10 @@ class Networks(Protocol):
     def teacher(self) -> Network:
         """The original model."""
 
-    def trainable(self, name: str) -> Trainable:
+    def trainable(self, name: str, w_embedding: bool = False) -> Trainable:
         """New weights to train. They start as the model's; the student's start as --init-lora, if it is given.
 
+        w_embedding: the network gets guidance as a new input; not possible for a LoRA.
         A loss that evaluates several networks must call the trained one last, so that the LoRAs it switched on stay on
         for the backward pass.
         """
@@ -99,7 +102,8 @@ class LoraNetworks:
         return SwitchedNetwork(self._network, self.layers)
 
     @doing("preparing the networks")
-    def trainable(self, name: str) -> Trainable:
+    def trainable(self, name: str, w_embedding: bool = False) -> Trainable:
+        assert not w_embedding, "the config refuses it"
         if name == STUDENT:
             updates = initial_updates(self.model, self.config)
         else:
@@ -166,8 +170,10 @@ class WholeNetworks:
         return UNetNetwork(self.model.unet)
 
     @doing("preparing the networks")
-    def trainable(self, name: str) -> Trainable:
+    def trainable(self, name: str, w_embedding: bool = False) -> Trainable:
         unet = self.model.unet if self.in_place and name == STUDENT else copy.deepcopy(self.model.unet)
+        if w_embedding:
+            embed_guidance(unet)
         module = UNetNetwork(unet.float().requires_grad_(True))
         if self.config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -186,7 +192,10 @@ class WholeNetworks:
         return target
 
     def export(self, out: Path, recipe: Recipe) -> None:
-        save_model(out / "model", self.model, self._trainable[STUDENT].averages[EXPORT].shadow, recipe)
+        student = self._trainable[STUDENT]
+        unet: Any = copy.deepcopy(student.module.unet)
+        unet.load_state_dict(student.averages[EXPORT].shadow, strict=False)
+        save_model(out / "model", self.model, unet, recipe)
 
 
 def initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
@@ -212,14 +221,24 @@ def initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
 
 
 @doing("writing the model")
-def save_model(folder: Path, model: Model, unet: dict[str, Tensor], recipe: Recipe) -> None:
-    """Write a copy of the model's folder with these UNet weights and this recipe, whole or not at all."""
-    changed = copy.deepcopy(model.unet).float()
-    changed.load_state_dict(unet, strict=False)
+def save_model(folder: Path, model: Model, unet: Any, recipe: Recipe) -> None:
+    """Write a copy of the model's folder with this UNet, in half precision, and this recipe, whole or not at all.
+
+    If LCM's solver samples it and it takes guidance as an input, it is a folder of LatentConsistencyModelPipeline.
+    """
     with atomic_folder(folder) as temporary:
         if model.path.is_file():
             save_folder(model, temporary)
         else:
             shutil.copytree(model.path, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "unet"))
-        changed.to(torch.float16).save_pretrained(temporary / "unet")
+        unet.to(torch.float16).save_pretrained(temporary / "unet")
         write_json(temporary / RECIPE_FILE, recipe.model_dump(mode="json"))
+        if unet.config.time_cond_proj_dim is not None and recipe.solver == "lcm":
+            write_scheduler(temporary, lcm_scheduler(temporary, model, recipe), True)
+
+
+def lcm_scheduler(folder: Path, model: Model, recipe: Recipe) -> Any:
+    """diffusers' LCMScheduler with the recipe's training grid. folder: has the model's own scheduler."""
+    plan = plan_sampling(model.schedule, [recipe], embeds_guidance=True)
+    points = len(model.schedule) // plan.k
+    return scheduler_of(folder, model.prediction_type, plan.solver_name, plan.timesteps, points)[1]

@@ -8,19 +8,21 @@ import torch
 from torch import Tensor
 
 from fewstep.configs import DistillConfig
-from fewstep.diffusion.guidance import GuidedDenoiser, Network
+from fewstep.diffusion.guidance import GuidedDenoiser, Network, with_guidance
 from fewstep.diffusion.schedule import NoiseLevel, NoiseSchedule, clean_level, skipping_grid
 from fewstep.diffusion.solvers.base import either
 from fewstep.errors import UsageError, option
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
-from fewstep.session.plan import DEFAULT_GUIDANCE_SCALE, lay_timesteps, psi_named
+from fewstep.session.plan import DEFAULT_GUIDANCE_SCALE, lay_timesteps, psi_named, refuse_zero_snr
 from fewstep.training.adapt import Batch, describe
 from fewstep.training.losses import Distance, Jump, lcd_loss, pseudo_huber, squared
+from fewstep.training.methods.method import refuse_embedded_guidance
 from fewstep.training.networks import STUDENT, Networks
 from fewstep.training.players import Player
 
 FEW = (1, 2, 4, 8)  # numbers of sampling steps whose timesteps --focus prefers
+LCM_GUIDANCE = (3.0, 15.0)  # guidance scales for LCM's w from 2 to 14 (arXiv 2310.04378, section 5)
 CLEAN = -1  # stands for the clean level: the number before the first timestep
 
 
@@ -36,18 +38,30 @@ class Pair(NamedTuple):
 def check_teacher(config: DistillConfig) -> None:
     """Raise UsageError for a solver that cannot be Psi, and for an empty range of guidance scales."""
     psi_named(config.psi)
-    if (highest := config.guidance_scale_max or config.guidance_scale) < config.guidance_scale:
+    lowest, highest = guidance_range(config)
+    if highest < lowest:
         raise UsageError(
             f"{option('guidance_scale_max')} {highest:g} is below {option('guidance_scale')}",
             f"make {option('guidance_scale_max')} the larger one",
         )
+    if config.w_embedding and lowest == highest:
+        raise UsageError(
+            f"{option('w_embedding')} learns a range of guidance, and {option('guidance_scale')} is {lowest:g} alone",
+            f"add {option('guidance_scale_max')}, or leave both out for {LCM_GUIDANCE[0]:g} to {LCM_GUIDANCE[1]:g}",
+        )
+
+
+def check_model(model: Model, config: DistillConfig) -> None:
+    """Raise UsageError for a model that cannot be the teacher, and for a Psi that does not suit its schedule."""
+    refuse_zero_snr(config.psi, model.schedule)
+    refuse_embedded_guidance(model)
 
 
 def consistency_players(
     networks: Networks, config: DistillConfig, loss: Callable[[Network, Network, Batch], Tensor]
 ) -> dict[str, Player]:
     """The student as the only player. loss: of student, target and batch. target: the student's average or itself."""
-    student = networks.trainable(STUDENT)
+    student = networks.trainable(STUDENT, config.w_embedding)
     target = networks.following(STUDENT, config.target_decay) if config.target == "ema" else networks.network(STUDENT)
     return {STUDENT: Player(student, lambda module, batch, step: loss(module, target, batch))}
 
@@ -63,8 +77,9 @@ def distilling_players(
 
     def loss(student: Network, target: Network, batch: Batch) -> Tensor:
         device, schedule = batch.x_0.device, model.schedule
-        pair, denoiser = pair_of(config, schedule, batch), denoiser_of(model, batch)
-        guided = denoiser(teacher, empty=batch.empty, guidance_scale=guidance_scales(config, batch.guidance, device))
+        pair, scales = pair_of(config, schedule, batch), guidance_scales(config, batch.guidance, device)
+        guided = denoiser_of(model, batch)(teacher, empty=batch.empty, guidance_scale=scales)
+        denoiser = denoiser_of(model, batch, scales if config.w_embedding else None)
         return lcd_loss(
             denoiser(student),
             denoiser(target),
@@ -83,9 +98,13 @@ def distilling_players(
     return consistency_players(networks, config, loss)
 
 
-def denoiser_of(model: Model, batch: Batch) -> Callable[..., GuidedDenoiser]:
-    """A function that makes a network a denoiser of the batch. It also takes GuidedDenoiser's other options."""
-    return partial(GuidedDenoiser, prediction=model.prediction, conditioning=batch.conditioning)
+def denoiser_of(model: Model, batch: Batch, embedded: float | Tensor | None = None) -> Callable[..., GuidedDenoiser]:
+    """A function that makes a network a denoiser of the batch. It also takes GuidedDenoiser's other options.
+
+    embedded: the guidance scale for a network that takes it as an input: one for all samples, or (B,).
+    """
+    conditioning = batch.conditioning if embedded is None else with_guidance(batch.conditioning, embedded)
+    return partial(GuidedDenoiser, prediction=model.prediction, conditioning=conditioning)
 
 
 def pair_of(config: DistillConfig, schedule: NoiseSchedule, batch: Batch) -> Pair:
@@ -127,9 +146,8 @@ def few_step_timesteps(k: int, T: int, grid: str) -> list[int]:
 
 def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) -> float | Tensor:
     """The teacher's guidance scale: a fixed one, or one per sample, at `place` in [0, 1) of the requested range."""
-    if config.guidance_scale_max is None:
-        return config.guidance_scale
-    return (config.guidance_scale + (config.guidance_scale_max - config.guidance_scale) * place).to(device)
+    lowest, highest = guidance_range(config)
+    return lowest if lowest == highest else (lowest + (highest - lowest) * place).to(device)
 
 
 def weights(config: DistillConfig, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Tensor | float:
@@ -154,7 +172,9 @@ def distance_of(config: DistillConfig) -> Distance:
 
 
 def guidance_range(config: DistillConfig) -> tuple[float, float]:
-    """The teacher's lowest and highest guidance."""
+    """The teacher's lowest and highest guidance scale. With --w-embedding alone, LCM's range."""
+    if config.w_embedding and not {"guidance_scale", "guidance_scale_max"} & config.model_fields_set:
+        return LCM_GUIDANCE
     return config.guidance_scale, config.guidance_scale_max or config.guidance_scale
 
 
@@ -165,15 +185,24 @@ def usual_guidance(model: Model) -> float:
     return DEFAULT_GUIDANCE_SCALE if recommended is None else recommended
 
 
+def distilled_recipe(model: Model, config: DistillConfig, samples: int, solver: str) -> Recipe:
+    """The recipe of a student that was distilled from a guided teacher."""
+    lowest, highest = guidance_range(config)
+    guidance_scale = min(max(usual_guidance(model), lowest), highest) if config.w_embedding else 1.0
+    own = {"psi": config.psi, "w_embedding": config.w_embedding}
+    return recipe_of(model, config, samples, solver, (lowest, highest), guidance_scale, **own)
+
+
 def recipe_of(
     model: Model,
     config: DistillConfig,
     samples: int,
     solver: str,
     guidance: tuple[float, float] | None,
+    guidance_scale: float = 1.0,
     **training: object,
 ) -> Recipe:
-    """The recipe of the result. It is sampled with `solver`, unless --sampler names another.
+    """The recipe of the result. It is sampled with `solver`, unless --sampler names another, at `guidance_scale`.
 
     guidance: the teacher's, which is distilled into the student. training: facts of the method for the recipe, besides
     those that all methods share.
@@ -189,5 +218,5 @@ def recipe_of(
     described = describe(model, config, config.method, samples, **common, **training)
     solver = solver if config.sampler == "auto" else config.sampler
     steps = min(4, len(model.schedule) // config.k)
-    sampling = {"solver": solver, "steps": steps, "guidance_scale": 1.0, "k": config.k, "grid": config.grid}
+    sampling = {"solver": solver, "steps": steps, "guidance_scale": guidance_scale, "k": config.k, "grid": config.grid}
     return described.model_copy(update=sampling | {"teacher_guidance_scale": guidance})

@@ -10,6 +10,7 @@ from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
 from fewstep.training.adapt import Batch, describe
 from fewstep.training.losses import denoising_loss
+from fewstep.training.methods.method import refuse_embedded_guidance
 from fewstep.training.networks import STUDENT, Networks
 from fewstep.training.players import Player
 
@@ -23,6 +24,9 @@ class Denoising:
 
     reads: ClassVar[frozenset[str]] = frozenset()
     with_teacher: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        refuse_embedded_guidance(self.model)
 
     @staticmethod
     def check(config: FinetuneConfig) -> None:

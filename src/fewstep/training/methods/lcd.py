@@ -7,12 +7,11 @@ from fewstep.configs import DistillConfig
 from fewstep.diffusion.consistency import consistency
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
-from fewstep.session.plan import refuse_zero_snr
 from fewstep.training.methods.consistency import (
+    check_model,
     check_teacher,
+    distilled_recipe,
     distilling_players,
-    guidance_range,
-    recipe_of,
 )
 from fewstep.training.methods.method import CONSISTENCY, TEACHER, Method
 from fewstep.training.networks import Networks
@@ -30,7 +29,7 @@ class LCD:
     with_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        refuse_zero_snr(self.config.psi, self.model.schedule)
+        check_model(self.model, self.config)
 
     @staticmethod
     def check(config: DistillConfig) -> None:
@@ -40,7 +39,7 @@ class LCD:
         return distilling_players(networks, self.model, self.config, lambda pair, batch: consistency)
 
     def recipe(self, samples: int) -> Recipe:
-        return recipe_of(self.model, self.config, samples, "lcm", guidance_range(self.config), psi=self.config.psi)
+        return distilled_recipe(self.model, self.config, samples, "lcm")
 
 
 METHODS: dict[str, type[Method]] = {"lcd": LCD}

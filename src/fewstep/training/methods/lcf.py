@@ -14,7 +14,14 @@ from fewstep.models.model import Model
 from fewstep.models.references import LoraReference
 from fewstep.training.adapt import Batch
 from fewstep.training.losses import lcf_loss
-from fewstep.training.methods.consistency import consistency_players, denoiser_of, distance_of, pair_of, recipe_of
+from fewstep.training.methods.consistency import (
+    LCM_GUIDANCE,
+    consistency_players,
+    denoiser_of,
+    distance_of,
+    pair_of,
+    recipe_of,
+)
 from fewstep.training.methods.method import CONSISTENCY, Method
 from fewstep.training.networks import Networks
 from fewstep.training.players import Player
@@ -44,15 +51,25 @@ class LCF:
 
     def loss(self, student: Network, target: Network, batch: Batch) -> Tensor:
         """The loss of a batch, a scalar."""
-        pair, denoisers = pair_of(self.config, self.model.schedule, batch), denoiser_of(self.model, batch)
+        pair = pair_of(self.config, self.model.schedule, batch)
+        denoisers = denoiser_of(self.model, batch, self.embedded(batch))
         distance = distance_of(self.config)
         return lcf_loss(
             denoisers(student), denoisers(target), batch.x_0, pair.s, pair.t, batch.eps, distance, pair.weight
         )
 
+    def embedded(self, batch: Batch) -> Tensor | None:
+        """The guidance scales (B,) for a model that takes them as an input, drawn from its range (Algorithm 4)."""
+        if not self.model.embeds_guidance:
+            return None
+        own = self.model.recipe
+        lowest, highest = (own and own.teacher_guidance_scale) or LCM_GUIDANCE
+        return (lowest + (highest - lowest) * batch.guidance).to(batch.x_0.device)
+
     def recipe(self, samples: int) -> Recipe:
-        began_at = few_step_start(self.model, self.config).teacher_guidance_scale
-        return recipe_of(self.model, self.config, samples, "lcm", began_at)
+        start = few_step_start(self.model, self.config)
+        guidance_scale = start.guidance_scale if self.model.embeds_guidance else None
+        return recipe_of(self.model, self.config, samples, "lcm", start.teacher_guidance_scale, guidance_scale or 1.0)
 
 
 def few_step_start(model: Model, config: DistillConfig) -> Recipe:

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Protocol
 
 from fewstep.configs import AdapterConfig, DistillConfig
+from fewstep.errors import UsageError, option
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
 from fewstep.training.networks import Networks
@@ -11,8 +12,19 @@ from fewstep.training.players import Player
 CONSISTENCY = frozenset(
     {"k", "target", "target_decay", "loss", "huber_c", "focus", "weighting", "grid", "sampler"}
 )  # options of DistillConfig for training a consistency model
-TEACHER = frozenset({"psi", "guidance_scale", "guidance_scale_max"})  # options of DistillConfig for the teacher
+TEACHER = frozenset(
+    {"psi", "guidance_scale", "guidance_scale_max", "w_embedding"}
+)  # options of DistillConfig for the teacher
 OF_METHODS = DistillConfig.model_fields.keys() - AdapterConfig.model_fields.keys() - {"method"}
+
+
+def refuse_embedded_guidance(model: Model) -> None:
+    """Raise UsageError for a model that takes guidance as an input: a few-step model, which cannot be a teacher."""
+    if model.embeds_guidance:
+        raise UsageError(
+            f"{model.path} takes guidance as an input: it is already a few-step model",
+            f"use distill {option('method')} lcf to train it further, or use the model that it was made from",
+        )
 
 
 class Method(Protocol):

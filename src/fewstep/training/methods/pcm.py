@@ -11,16 +11,16 @@ from fewstep.diffusion.solvers.ddim import jump_to
 from fewstep.errors import UsageError, option
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
-from fewstep.session.plan import refuse_zero_snr
 from fewstep.training.adapt import Batch
 from fewstep.training.losses import Jump
 from fewstep.training.methods.consistency import (
     Pair,
+    check_model,
     check_teacher,
+    distilled_recipe,
     distilling_players,
     guidance_range,
     level_at,
-    recipe_of,
     usual_guidance,
 )
 from fewstep.training.methods.method import CONSISTENCY, TEACHER, Method
@@ -41,7 +41,7 @@ class PCM:
     with_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        refuse_zero_snr(self.config.psi, self.model.schedule)
+        check_model(self.model, self.config)
         check_phases(self.config.phases, self.config.k, len(self.model.schedule))
 
     @staticmethod
@@ -62,10 +62,9 @@ class PCM:
 
     def recipe(self, samples: int) -> Recipe:
         config, T = self.config, len(self.model.schedule)
-        guidance = guidance_range(config)
-        recipe = recipe_of(self.model, config, samples, "ddim", guidance, psi=config.psi)
+        recipe = distilled_recipe(self.model, config, samples, "ddim")
         own = {"steps": config.phases, "edges": phase_edges(config.phases, config.k, T)}
-        if guidance[1] == 1:  # no guidance was distilled in, so the student needs the teacher's
+        if guidance_range(config)[1] == 1:  # no guidance was distilled in, so the student needs the teacher's
             own["guidance_scale"] = usual_guidance(self.model)
         return recipe.model_copy(update=own)
 

@@ -7,16 +7,15 @@ from fewstep.configs import DistillConfig
 from fewstep.diffusion.solvers.ddim import jump_to
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
-from fewstep.session.plan import refuse_zero_snr
 from fewstep.training.adapt import Batch
 from fewstep.training.losses import Jump
 from fewstep.training.methods.consistency import (
     Pair,
+    check_model,
     check_teacher,
+    distilled_recipe,
     distilling_players,
-    guidance_range,
     level_at,
-    recipe_of,
 )
 from fewstep.training.methods.method import CONSISTENCY, TEACHER, Method
 from fewstep.training.networks import Networks
@@ -34,7 +33,7 @@ class TCD:
     with_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        refuse_zero_snr(self.config.psi, self.model.schedule)
+        check_model(self.model, self.config)
 
     @staticmethod
     def check(config: DistillConfig) -> None:
@@ -49,7 +48,7 @@ class TCD:
         return jump_to(end.to(batch.x_0.device))
 
     def recipe(self, samples: int) -> Recipe:
-        return recipe_of(self.model, self.config, samples, "tcd", guidance_range(self.config), psi=self.config.psi)
+        return distilled_recipe(self.model, self.config, samples, "tcd")
 
 
 METHODS: dict[str, type[Method]] = {"tcd": TCD}
