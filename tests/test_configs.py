@@ -19,6 +19,7 @@ from fewstep.configs import (
     TrainingConfig,
     answers,
     build,
+    describe,
     option_name,
 )
 from fewstep.configs.elsewhere import HERE, NOTES, plain
@@ -44,6 +45,7 @@ def test_defaults_are_the_documented_ones():
 
 
 def test_help_is_wrapped_where_it_is_shown():
+    describe(DistillConfig)
     told = [field.description for field in DistillConfig.model_fields.values()]
     assert max(map(len, told)) > 200  # some docstrings have several lines
     assert not any("\n" in text for text in told)
@@ -152,6 +154,8 @@ def test_what_is_unknown_missing_or_empty():
     ],
 )
 def test_help_ends_with_the_range(kind, field, told):
+    describe(kind)
+    describe(kind)  # a second time changes nothing
     help_ = kind.model_fields[field].description
     assert help_.endswith(f". {told}")
     assert help_.count(told) == 1  # also of a field that was inherited twice
@@ -166,6 +170,7 @@ def test_help_without_a_range_has_none():
         free: int = 1
         """Pixels."""
 
+    describe(Widths)
     assert Widths.model_fields["below"].description == "Pixels. At most 9."
     assert Widths.model_fields["free"].description == "Pixels."
 

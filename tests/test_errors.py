@@ -15,7 +15,8 @@ from fewstep.configs import option_name
 from fewstep.errors import LONGEST, FewstepError, Line, UsageError, option, spelled
 
 SOURCE = Path(errors.__file__).parent
-FIELDS = {name for kind in vars(configs).values() if isinstance(kind, type) and issubclass(kind, configs.Config)
+PUBLIC = [getattr(configs, name) for name in configs.__all__]
+FIELDS = {name for kind in PUBLIC if isinstance(kind, type) and issubclass(kind, configs.Config)
           for name in kind.model_fields}  # fmt: skip
 FILES = [path for path in sorted(SOURCE.rglob("*.py")) if path.relative_to(SOURCE).parts[0] != "cli"]
 

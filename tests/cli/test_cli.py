@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fewstep import __version__
-from fewstep.cli.app import COMMANDS, main_of
+from fewstep.cli.app import COMMANDS, config_of, main_of
 from fewstep.configs import DoctorConfig, SampleConfig, option_name
 from fewstep.io import atomic_path, sha256_file
 
@@ -43,7 +43,7 @@ def test_help_names_every_option(fewstep, command):
     done = fewstep(command, "--help")
     assert (done.code, done.err) == (0, "")
     shown = set(re.findall(r"--[a-z0-9-]+", done.out))
-    kind = COMMANDS[command][0]
+    kind = config_of(command)
     assert shown == {
         option_name(field) for field in kind.model_fields if kind.argument is None or field != kind.argument[0]
     }

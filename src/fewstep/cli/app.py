@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher
 from importlib import import_module
@@ -15,30 +15,10 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError, create_model
 
-from fewstep import __version__
+from fewstep import __version__, configs
 from fewstep.cli.show import show
 from fewstep.cli.sink import Terminal
-from fewstep.configs import (
-    CompareConfig,
-    Config,
-    DemoConfig,
-    DifferenceConfig,
-    DistillConfig,
-    DoctorConfig,
-    ExportConfig,
-    FinetuneConfig,
-    InspectConfig,
-    ListConfig,
-    MergeConfig,
-    ResizeConfig,
-    SampleConfig,
-    TuneConfig,
-    Typed,
-    answers,
-    build,
-    option_name,
-    usage_error,
-)
+from fewstep.configs import Config, Typed, answers, build, describe, option_name, usage_error
 from fewstep.errors import FewstepError, UsageError
 from fewstep.events import doing, telling
 
@@ -47,30 +27,34 @@ SPINS = (
     "10000"  # of a GNU OpenMP thread that waits, before it sleeps; with its 300,000 a busy core slows others 50 times
 )
 
+HELP = frozenset({"--help", "-h"})
 ALIKE = 0.65  # similarity of two options' names above which a misspelt one is understood as the other
 
 C = TypeVar("C", bound=Config)
 Command = Callable[[Any], None]
 
-COMMANDS: dict[str, tuple[type[Config], str]] = {  # name -> its config, and the module of its function
-    "demo": (DemoConfig, "demo"),
-    "sample": (SampleConfig, "sample"),
-    "distill": (DistillConfig, "train"),
-    "finetune": (FinetuneConfig, "train"),
-    "merge": (MergeConfig, "merge"),
-    "resize": (ResizeConfig, "merge"),
-    "difference": (DifferenceConfig, "merge"),
-    "inspect": (InspectConfig, "inspect"),
-    "tune": (TuneConfig, "tune"),
-    "compare": (CompareConfig, "compare"),
-    "export": (ExportConfig, "export"),
-    "list": (ListConfig, "list"),
-    "doctor": (DoctorConfig, "doctor"),
+COMMANDS: dict[str, tuple[str, str]] = {  # name -> the name of its config, and the module of its function
+    "demo": ("DemoConfig", "demo"),
+    "sample": ("SampleConfig", "sample"),
+    "distill": ("DistillConfig", "train"),
+    "finetune": ("FinetuneConfig", "train"),
+    "merge": ("MergeConfig", "merge"),
+    "resize": ("ResizeConfig", "merge"),
+    "difference": ("DifferenceConfig", "merge"),
+    "inspect": ("InspectConfig", "inspect"),
+    "tune": ("TuneConfig", "tune"),
+    "compare": ("CompareConfig", "compare"),
+    "export": ("ExportConfig", "export"),
+    "list": ("ListConfig", "list"),
+    "doctor": ("DoctorConfig", "doctor"),
 }
 
 
-def new_app() -> App:
-    """The `fewstep` program: one subcommand per config."""
+def new_app(names: Iterable[str] = COMMANDS, with_help: bool = True) -> App:
+    """The `fewstep` program: one subcommand per config.
+
+    names: the commands it has. with_help: whether the options have their help, which takes a while to put together.
+    """
     app = App(
         name="fewstep",
         help="Turn any Stable Diffusion model into a 4-step generator: distil, sample, merge, compare.",
@@ -79,9 +63,15 @@ def new_app() -> App:
         default_parameter=OPTIONS,
         suppress_keyboard_interrupt=False,  # `guarded` prints its own message
     )
-    for name, (kind, module) in COMMANDS.items():
-        app.command(command(kind, runner(module, name)), name=name)
+    for name in names:
+        app.command(command(config_of(name), runner(COMMANDS[name][1], name), with_help), name=name)
     return app
+
+
+def config_of(name: str) -> type[Config]:
+    """The config of a command."""
+    kind: type[Config] = getattr(configs, COMMANDS[name][0])
+    return kind
 
 
 def runner(module: str, name: str) -> Command:
@@ -95,8 +85,10 @@ def runner(module: str, name: str) -> Command:
     return run
 
 
-def command(kind: type[Config], run: Command) -> Callable[..., None]:
+def command(kind: type[Config], run: Command, with_help: bool = True) -> Callable[..., None]:
     """A function for cyclopts. The fields of `kind` are its options; one field may take the arguments."""
+    if with_help:
+        describe(kind)
     required = any(field.is_required() for field in kind.model_fields.values())
     options = with_options(kind)
     flat: Any = Annotated[options if required else options | None, Parameter(name="*", name_transform=spelling)]
@@ -142,8 +134,10 @@ def spelling(field: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program. Returns its exit code."""
-    kinds = {name: kind for name, (kind, _) in COMMANDS.items()}
-    return guarded(new_app(), sys.argv[1:] if argv is None else argv, kinds)
+    typed = list(sys.argv[1:] if argv is None else argv)
+    names = typed[:1] if typed and typed[0] in COMMANDS else list(COMMANDS)  # other commands would only take time
+    with_help = len(names) > 1 or not HELP.isdisjoint(typed)
+    return guarded(new_app(names, with_help), typed, {name: config_of(name) for name in names})
 
 
 def main_of(kind: type[Config], run: Command, argv: Sequence[str] | None = None) -> int:

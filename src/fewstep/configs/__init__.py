@@ -1,49 +1,106 @@
 """One frozen, typed config per command. The command line and the docs are generated from these classes.
 
-Each field's docstring is its help; ranges are checked here, once, for every way in.
+Each field's docstring is its help; ranges are checked here, once, for every way in. Each file is imported when
+something of it is first used: a command needs few of them.
 """
 
-from fewstep.configs.base import (
-    METHOD_NAMES,
-    SPELLINGS,
-    Config,
-    Device,
-    Grid,
-    Modules,
-    Precision,
-    Solver,
-    Typed,
-    build,
-    option_name,
-    usage_error,
-)
-from fewstep.configs.draw import Draw, Drawing, DrawOptions, draw_of
-from fewstep.configs.drawing import (
-    CompareConfig,
-    DemoConfig,
-    SampleConfig,
-    TuneConfig,
-)
-from fewstep.configs.elsewhere import answers
-from fewstep.configs.files import (
-    AdapterOutput,
-    DifferenceConfig,
-    DoctorConfig,
-    ExportConfig,
-    InspectConfig,
-    ListConfig,
-    MergeConfig,
-    ResizeConfig,
-    SumOutput,
-)
-from fewstep.configs.training import (
-    AdapterConfig,
-    DistillConfig,
-    FinetuneConfig,
-    ModelAndData,
-    TrainingConfig,
-)
-from fewstep.configs.where import DType, Loras, Where
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+_HOMES = {  # file: the names in it
+    "base": (
+        "METHOD_NAMES",
+        "SPELLINGS",
+        "Config",
+        "Device",
+        "Grid",
+        "Modules",
+        "Precision",
+        "Solver",
+        "Typed",
+        "build",
+        "option_name",
+        "usage_error",
+    ),
+    "draw": (
+        "Draw",
+        "Drawing",
+        "DrawOptions",
+        "draw_of",
+    ),
+    "drawing": (
+        "CompareConfig",
+        "DemoConfig",
+        "SampleConfig",
+        "TuneConfig",
+    ),
+    "elsewhere": ("answers",),
+    "files": (
+        "AdapterOutput",
+        "DifferenceConfig",
+        "DoctorConfig",
+        "ExportConfig",
+        "InspectConfig",
+        "ListConfig",
+        "MergeConfig",
+        "ResizeConfig",
+        "SumOutput",
+    ),
+    "help": ("describe",),
+    "training": (
+        "AdapterConfig",
+        "DistillConfig",
+        "FinetuneConfig",
+        "ModelAndData",
+        "TrainingConfig",
+    ),
+    "where": (
+        "DType",
+        "Loras",
+        "Where",
+    ),
+}
+
+if TYPE_CHECKING:
+    from fewstep.configs.base import (
+        METHOD_NAMES,
+        SPELLINGS,
+        Config,
+        Device,
+        Grid,
+        Modules,
+        Precision,
+        Solver,
+        Typed,
+        build,
+        option_name,
+        usage_error,
+    )
+    from fewstep.configs.draw import Draw, Drawing, DrawOptions, draw_of
+    from fewstep.configs.drawing import CompareConfig, DemoConfig, SampleConfig, TuneConfig
+    from fewstep.configs.elsewhere import answers
+    from fewstep.configs.files import (
+        AdapterOutput,
+        DifferenceConfig,
+        DoctorConfig,
+        ExportConfig,
+        InspectConfig,
+        ListConfig,
+        MergeConfig,
+        ResizeConfig,
+        SumOutput,
+    )
+    from fewstep.configs.help import describe
+    from fewstep.configs.training import AdapterConfig, DistillConfig, FinetuneConfig, ModelAndData, TrainingConfig
+    from fewstep.configs.where import DType, Loras, Where
+else:
+
+    def __getattr__(name: str) -> object:
+        for module, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(f"{__name__}.{module}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "METHOD_NAMES",
@@ -81,6 +138,7 @@ __all__ = [
     "Where",
     "answers",
     "build",
+    "describe",
     "draw_of",
     "option_name",
     "usage_error",

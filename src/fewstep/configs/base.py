@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fewstep.configs.ranges import range_of
 from fewstep.errors import UsageError, is_text, option
 
 
@@ -70,9 +69,12 @@ Grid = Literal["auto", "lcm", "quadratic", "trailing", "leading", "linspace"]
 
 
 class Config(BaseModel):
-    """What every command's config shares: it does not change, and unknown fields are refused."""
+    """What every command's config shares: it does not change, and unknown fields are refused.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    The docstring below a field is its help, which `describe` gives it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
     needs: ClassVar[Mapping[str, tuple[str, object]]] = {}  # field: without which other, and its value, it does nothing
     excludes: ClassVar[Mapping[str, str]] = {}  # field: beside which other it does nothing
     first: ClassVar[tuple[str, ...]] = ()  # fields that help has before the others, in this order
@@ -80,13 +82,10 @@ class Config(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Help is wrapped where it is shown, not where a docstring's lines end, and it ends with the field's range."""
+        """Put the fields that help has first in their place."""
         fields = {name: cls.model_fields[name] for name in cls.first} | cls.model_fields
         cls.model_fields.clear()
         cls.model_fields.update(fields)
-        for field in cls.model_fields.values():
-            words = " ".join((field.description or "").split()).removesuffix(range_of(field))
-            field.description = f"{words.rstrip()} {range_of(field)}".strip()
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:
