@@ -28,6 +28,7 @@ TARGET_SUFFIXES = (
     "upsamplers.0.conv",
     "time_emb_proj",
 )
+_ENDS = tuple(f".{suffix}" for suffix in TARGET_SUFFIXES)
 
 
 PLACES: dict[Modules, str] = {  # in a module's name
@@ -40,8 +41,7 @@ PLACES: dict[Modules, str] = {  # in a module's name
 
 def is_target(name: str, modules: Modules = "all") -> bool:
     """Whether a LoRA of this kind adapts the module of this dotted name. `all` means all that LCM-LoRA adapts."""
-    adapted = any(f".{name}".endswith(f".{suffix}") for suffix in TARGET_SUFFIXES)
-    return adapted and PLACES[modules] in f".{name}"
+    return f".{name}".endswith(_ENDS) and PLACES[modules] in f".{name}"
 
 
 class ModuleShape(NamedTuple):

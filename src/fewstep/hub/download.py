@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, get_token, hf_hub_download, hf_hub_url
+from huggingface_hub import get_token, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
@@ -36,6 +36,8 @@ def listing(place: HubName, endpoint: str) -> tuple[str, Mapping[str, Listed]]:
 
     Raises what huggingface_hub raises, and ValueError for an answer that no hub gives.
     """
+    from huggingface_hub import HfApi  # slow, and few ask the hub
+
     info = HfApi(endpoint=endpoint, library_name=LIBRARY, library_version=__version__).model_info(
         place.repository, revision=place.revision, files_metadata=True, timeout=PATIENCE_S
     )

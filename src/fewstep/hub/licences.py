@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import metadata_load
 from yaml import YAMLError
 
 from fewstep.hub.names import ALIASES, APACHE_2, OPENRAIL_M, OPENRAIL_PP, HubName, hub_name
@@ -45,6 +44,8 @@ def cards(path: Path, place: HubName | None) -> Iterator[Path]:
 
 def card_licence(card: Path) -> str | None:
     """The licence in a card's front matter; None if there is none. It may be one without an identifier on the hub."""
+    from huggingface_hub import metadata_load  # slow, and few read cards
+
     try:
         facts = metadata_load(card) or {}
     except (OSError, ValueError, YAMLError):
