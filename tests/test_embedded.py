@@ -8,10 +8,13 @@ from diffusers import StableDiffusionPipeline
 
 from fewstep.assets import ACCELERATION, MODEL, STYLES, shipped_kit, shipped_lora, shipped_model
 from fewstep.configs import Draw, build
+from fewstep.configs.where import BF16_PSNR
 from fewstep.data.sources import list_samples
 from fewstep.lora.files import load_adapter
 from fewstep.lora.layers import module_shapes
-from fewstep.models.load import load_model
+from fewstep.metrics.psnr import psnr
+from fewstep.models.load import fast_dtype, load_model
+from fewstep.session import Session
 from tests.sessions import session
 
 
@@ -55,6 +58,19 @@ def test_what_is_plugged_in_when(options, loras):
     with session(options.get("model", MODEL), options.get("loras")) as opened:
         opened.plan(build(Draw, prompts=("x",), solver=options.get("solver", "auto")))
         assert tuple(lora["file"] for lora in opened.loras) == loras
+
+
+def test_pictures_in_the_precision_that_auto_takes_are_those_of_fp32(monkeypatch):
+    prompts = ["a red fox", "a blue fish", "a green apple", "a rocket", "a slice of pizza", "an owl", "a black car"]
+    monkeypatch.setattr("fewstep.engines.torch.fast_dtype", fast_dtype)  # which the other tests do without
+    auto = "auto" if fast_dtype(torch.device("cpu")) == torch.bfloat16 else "bf16"
+    drawn = {}
+    for dtype in (auto, "fp32"):
+        with Session(dtype=dtype, device="cpu") as opened:
+            drawn[opened.engine.dtype] = torch.stack([picture.pixels for picture in opened.draw(prompts, count=2)])
+    assert drawn.keys() == {"bf16", "fp32"}
+    assert psnr(drawn["fp32"], drawn["bf16"]).median() >= BF16_PSNR
+    assert psnr(drawn["fp32"], drawn["fp32"].roll(1, 0)).max() < BF16_PSNR / 2  # what other pictures have
 
 
 def test_styles_add_to_the_acceleration(fewstep, tmp_path):
