@@ -20,7 +20,7 @@ from fewstep.evaluate.key import source_sha256
 from fewstep.evaluate.measure import labelled_pictures
 from fewstep.evaluate.prompts import Prompt, bare_prompts, read_prompts, shipped_prompts
 from fewstep.evaluate.protocol import surroundings
-from fewstep.evaluate.row_pictures import RowPictures, batch_facts, batch_file, draw, keep, time_of
+from fewstep.evaluate.row_pictures import RowPictures, batch_facts, batch_file, draw, keep
 from fewstep.io import sha256_bytes
 from fewstep.metrics.estimate import Estimate, estimate, share
 from fewstep.metrics.features import features_of
@@ -77,14 +77,6 @@ class Lab:
         session, around = self.session(model, lora)
         wish = self.wish(prompts, **options)
         return draw(session, session.plan(wish), wish, around, title)
-
-    def timed(
-        self, pictures: RowPictures, prompts: Sequence[str], model: str, lora: tuple[str, ...], rounds: int = 3
-    ) -> RowPictures:
-        """The same pictures with times of now, of `rounds` batches: what is kept may have been drawn under load."""
-        session, _ = self.session(model, lora)
-        batch = self.wish(prompts[: self.batch_size])
-        return pictures._replace(timed=tuple(time_of(session, pictures.plan, batch) for _ in range(rounds)))
 
     def paint(
         self, batches: Sequence[Given], model: str = MODEL, lora: tuple[str, ...] = (), **options: Any

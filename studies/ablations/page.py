@@ -11,7 +11,7 @@ from fewstep.io import read_json, write_bytes
 from fewstep.metrics.estimate import CONFIDENCE
 from studies.ablations.arms import BASE
 from studies.ablations.measures import FEWER, MEASURES, STEPS, TEACHER_STEPS
-from studies.pages import DOCS, template
+from studies.pages import DOCS, paragraph, template
 
 Figures = Mapping[str, Any]
 JUDGES = ("kid_t", "agreement")  # what an arm is called better or worse by
@@ -69,7 +69,7 @@ def ends(figures: Figures) -> list[str]:
     return [*(cell for value in values for cell in (value, "")), ""]
 
 
-def learnt(document: Figures) -> str:
+def learnt(document: Figures) -> list[str]:
     """What the figures decide, in a few sentences."""
     base, *others = document["arms"]
     spread = {name: value_text(name, spread_of(base, name)) for name in JUDGES}
@@ -81,7 +81,7 @@ def learnt(document: Figures) -> str:
     alike = [arm["name"] for arm in others if not any(is_told(arm["change"][name]) for name in MEASURES)]
     if alike:
         lines.append(f"By no measure can {listed(alike)} be told from the base.")
-    return "\n".join([*lines, *published(others)])
+    return [*lines, *published(others)]
 
 
 def spread_of(arm: Figures, name: str) -> float:
@@ -126,13 +126,14 @@ def earlier() -> str:
     kept = json.loads(Path(__file__).with_name("earlier.json").read_text(encoding="utf-8"))
     moved = {group: largest(runs) for group, runs in kept.items()}
     small = max(abs(moved[group]) for group in SMALL)
-    return (
-        "An earlier measurement, of one seed at learning rate 1e-3, tried other choices. There another seed moved"
-        f" agreement by {100 * abs(moved['seed']):.1f} points.\nThe loss and its width, other solvers as Psi, `--focus`"
-        f" and `--weighting` moved it by at most {100 * small:.1f}, no more than a seed.\n`--grid quadratic` moved it"
-        f" by {100 * moved['grid']:+.1f} and `--full` by {100 * moved['rank']:+.1f}. At that rate the online target"
-        f" fell apart: its agreement was {100 * kept['target']['student']:.0f} %."
-    )
+    return paragraph([
+        "An earlier measurement, of one seed at learning rate 1e-3, tried other choices.",
+        f"There another seed moved agreement by {100 * abs(moved['seed']):.1f} points.",
+        "The loss and its width, other solvers as Psi, `--focus` and `--weighting` moved it by at most"
+        f" {100 * small:.1f}, no more than a seed.",
+        f"`--grid quadratic` moved it by {100 * moved['grid']:+.1f} and `--full` by {100 * moved['rank']:+.1f}.",
+        f"At that rate the online target fell apart: its agreement was {100 * kept['target']['student']:.0f} %.",
+    ])  # fmt: skip
 
 
 def largest(runs: Mapping[str, float]) -> float:
@@ -165,7 +166,7 @@ def page(document: Figures) -> str:
     count = sum(len(arm["change"]) for arm in document["arms"])
     styleless = document["styleless"]
     words = {
-        "learnt": learnt(document),
+        "learnt": paragraph(learnt(document)),
         "table": table(document),
         "options": options(),
         "sizes": sizes(document["arms"]),

@@ -13,7 +13,7 @@ from studies.limits.rank import lossy, lossy_text, lossy_verdict, smallest
 from studies.limits.smooth import smooth, smooth_text, smooth_verdict
 from studies.limits.speed import last_gain, speed, speed_text, speed_verdict
 from studies.limits.words import CERTAIN, Figures, listed, picture, row_of, sign
-from studies.pages import DOCS, template
+from studies.pages import DOCS, paragraph, template
 
 
 class Limit(NamedTuple):
@@ -35,10 +35,9 @@ LIMITS = {
 }
 
 
-def learnt(sections: Figures) -> str:
+def learnt(sections: Figures) -> list[str]:
     """What the figures decide, a sentence each."""
-    lines = [SENTENCES[number](sections[number]) for number in SENTENCES if number in sections]
-    return "\n".join(lines)
+    return [SENTENCES[number](sections[number]) for number in SENTENCES if number in sections]
 
 
 def of_steps(section: Figures) -> str:
@@ -107,8 +106,8 @@ def page(document: Figures) -> str:
         if number in sections
     ]
     table = text_table(("limit", "what was measured", "result"), rows)
-    head = {"certain": CERTAIN, "learnt": learnt(sections), "table": table, "steps": steps, "how": how(sections)}
-    return template("limits").format(**head, **texts)
+    head = {"certain": CERTAIN, "table": table, "steps": steps, "how": how(sections)}
+    return template("limits").format(learnt=paragraph(learnt(sections)), **head, **texts)
 
 
 def how(sections: Figures) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from fewstep.assets import shipped_lora
 from fewstep.cli import main_of
+from fewstep.configs import build
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.lora.files import open_lora
 from fewstep.metrics.estimate import estimate
@@ -119,8 +120,9 @@ def test_a_whole_page_has_every_limit_and_is_short() -> None:
         assert text.count(f"| {number}. {limit.title} ") == 1
     for name in ("paths", "worst", "steps", "sketches"):
         assert text.count(f"(pictures/limits-{name}.jpg)") == 1
-    opening = text.split("-->")[1].split("\n| ")[0].strip()
-    assert len(opening.splitlines()) == 5
+    assert len(limits.page.learnt(document()["sections"])) == 5
+    opening = text.split("-->")[1].split("\n| ")[0]
+    assert max(map(len, opening.splitlines())) <= 120
     assert len(text.splitlines()) <= 150
     assert "{" not in text
 
@@ -303,3 +305,31 @@ def test_how_even_paths_are(change, words) -> None:
 @pytest.mark.parametrize(("names", "words"), [((), "none"), (("a",), "a"), (("a", "b", "c"), "a, b and c")])
 def test_lists(names, words) -> None:
     assert limits.words.listed(names) == words
+
+
+# --- all of it ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_whole_measurement_in_few_steps_makes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    way = limits.bench.Way
+    few: dict[str, Any] = {
+        "TEACHER": way("dpm-solver++", 2), "TRUTH": way("ddim", 2), "STUDENT_STEPS": (4,), "LCM_STEPS": (1, 4),
+        "TEACHER_STEPS": (2,), "WAYS": (way("dpm-solver++", 2), limits.bench.STUDENT), "NOISY": (0.0, 0.1),
+        "POINTS": 3,
+    }  # fmt: skip
+    for module in (limits.bench, limits.general, limits.inputs, limits.pretrained, limits.smooth, limits.speed):
+        for name, value in few.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+    out = tmp_path / "limits.md"
+    wanted = build(limits.run.LimitsConfig, images=8, paths=2, precision="fp32", device="cpu", out=out)
+    limits.run.run(wanted)
+    kept = json.loads((tmp_path / "limits.json").read_text(encoding="utf-8"))
+    assert list(kept["sections"]) == list(limits.page.LIMITS)
+    text = out.read_text(encoding="utf-8")
+    assert text == limits.page.page(kept)
+    for name in ("paths", "worst", "steps", "sketches"):
+        assert (tmp_path / "pictures" / f"limits-{name}.jpg").stat().st_size <= limits.run.LARGEST
+    assert "nan" not in text
