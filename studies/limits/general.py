@@ -81,7 +81,7 @@ def of_sketches(bench: Bench) -> tuple[dict[str, Any], Image.Image]:
         teacher: list[Estimate] = []
         for way in (TEACHER, STUDENT):
             parts = [
-                bench.draw(way, those, image=file, strength=strength, seed=len(styles) * i)
+                bench.draw(way, those, image=file.read_bytes(), strength=strength, seed=len(styles) * i)
                 for i, (file, those) in enumerate(zip(files, asked, strict=True))
             ]
             pictures = joined(parts)

@@ -42,7 +42,7 @@ def learnt(sections: Figures) -> list[str]:
 
 def of_steps(section: Figures) -> str:
     """How many steps to take."""
-    return f"More than {last_gain(section)} steps add neither agreement nor sharpness that this page can tell."
+    return f"Twice as many steps as {last_gain(section)} add neither agreement nor sharpness that this page can tell."
 
 
 def of_rank(section: Figures) -> str:
