@@ -37,10 +37,10 @@ from fewstep.training.losses import lcd_loss, pseudo_huber
 
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
 SCHEDULE = schedule_from_config(SCHEDULER)
-Step = Callable[[], Tensor]
+LossStep = Callable[[], Tensor]
 
 
-class BenchmarkConfig(Config):
+class DistillStepConfig(Config):
     """Time one distillation step, ours beside the published script's arrangement."""
 
     family: Literal["sd15", "sd21", "ssd-1b", "sdxl"] = "sd15"
@@ -57,7 +57,7 @@ class BenchmarkConfig(Config):
     """Leave the published arrangement out, whose two UNets of SDXL take 20 GiB and more."""
 
 
-def inputs(config: BenchmarkConfig) -> tuple[Tensor, Tensor, Conditioning, Conditioning]:
+def inputs(config: DistillStepConfig) -> tuple[Tensor, Tensor, Conditioning, Conditioning]:
     """x_0, eps, a caption's embedding and the empty one, random."""
     family = FAMILIES[config.family]
     width = family.unet["cross_attention_dim"]
@@ -73,7 +73,7 @@ def inputs(config: BenchmarkConfig) -> tuple[Tensor, Tensor, Conditioning, Condi
 
 
 def loss_of(
-    student: Network, target: Network, teacher: Callable[[Tensor, object], Tensor], config: BenchmarkConfig
+    student: Network, target: Network, teacher: Callable[[Tensor, object], Tensor], config: DistillStepConfig
 ) -> Tensor:
     """The LCD loss at s = 499 with DDIM, k = 20."""
     x_0, eps, text, _ = inputs(config)
@@ -83,13 +83,13 @@ def loss_of(
     return lcd_loss(denoiser(student), denoiser(target), teacher, SOLVERS["ddim"], SCHEDULE, x_0, s, t, eps, huber)
 
 
-def new_unet(config: BenchmarkConfig) -> UNet2DConditionModel:
+def new_unet(config: DistillStepConfig) -> UNet2DConditionModel:
     """The family's UNet with random weights, frozen."""
     torch.manual_seed(1)
     return UNet2DConditionModel(**FAMILIES[config.family].unet).requires_grad_(False)
 
 
-def our_step(config: BenchmarkConfig) -> Step:
+def our_step(config: DistillStepConfig) -> LossStep:
     """A step as fewstep makes it."""
     unet = new_unet(config).to(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
     network, layers = UNetNetwork(unet), LoraLayers(unet)
@@ -113,7 +113,7 @@ def our_step(config: BenchmarkConfig) -> Step:
     return step
 
 
-def published_step(config: BenchmarkConfig) -> Step:
+def published_step(config: DistillStepConfig) -> LossStep:
     """A step arranged as the published training script has it."""
     student, teacher_unet = new_unet(config), new_unet(config)
     targets = list(target_shapes(student))
@@ -137,7 +137,7 @@ def published_step(config: BenchmarkConfig) -> Step:
     return step
 
 
-def seconds(step: Step) -> float:
+def seconds(step: LossStep) -> float:
     """How long one step takes."""
     begun = time.perf_counter()
     step()
@@ -150,18 +150,18 @@ def matmul_rate(dtype: torch.dtype, side: int = 2048) -> float:
     return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(5))
 
 
-def peak_gib(arrangement: Callable[[BenchmarkConfig], Step], config: BenchmarkConfig) -> float:
+def peak_gib(arrangement: Callable[[DistillStepConfig], LossStep], config: DistillStepConfig) -> float:
     """The largest resident memory of a process that does nothing but one step of the arrangement."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_gib, (arrangement, config))
 
 
-def _peak_gib(arrangement: Callable[[BenchmarkConfig], Step], config: BenchmarkConfig) -> float:
+def _peak_gib(arrangement: Callable[[DistillStepConfig], LossStep], config: DistillStepConfig) -> float:
     arrangement(config)()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def run(config: BenchmarkConfig) -> None:
+def run(config: DistillStepConfig) -> None:
     """Print the table: seconds, ratio, floor and memory."""
     arrangements = {"fewstep": our_step} | ({} if config.alone else {"published script's": published_step})
     peaks = [peak_gib(arrangement, config) for arrangement in arrangements.values()]
@@ -185,4 +185,4 @@ def run(config: BenchmarkConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main_of(BenchmarkConfig, run))
+    sys.exit(main_of(DistillStepConfig, run))

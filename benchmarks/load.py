@@ -39,7 +39,7 @@ CLASSES = (  # what a picture of emoji takes of other libraries
 Seconds = Mapping[str, float]
 
 
-class BenchmarkConfig(Config):
+class LoadBenchmarkConfig(Config):
     """Open sessions at full size, fewstep beside diffusers."""
 
     family: Literal["sd15", "sd21", "ssd-1b", "sdxl"] = "sd15"
@@ -52,7 +52,7 @@ class BenchmarkConfig(Config):
     """Measure a picture of the embedded model instead, from the command to the file."""
 
 
-class Job(NamedTuple):
+class LoadJob(NamedTuple):
     """What is loaded."""
 
     folder: Path
@@ -60,14 +60,14 @@ class Job(NamedTuple):
     dtype: str
 
 
-def alone(job: Job) -> Seconds:
+def alone(job: LoadJob) -> Seconds:
     """fewstep, the model without a LoRA."""
     begun = time.perf_counter()
     Session(str(job.folder), (), dtype=job.dtype, device="cpu")
     return {"load": time.perf_counter() - begun}
 
 
-def plugged(job: Job) -> Seconds:
+def plugged(job: LoadJob) -> Seconds:
     """fewstep, with the LoRA; then with another weight of it; then with none."""
     begun = time.perf_counter()
     session = Session(str(job.folder), [str(job.lora)], dtype=job.dtype, device="cpu")
@@ -82,7 +82,7 @@ def plugged(job: Job) -> Seconds:
     }
 
 
-def diffusers(job: Job) -> Seconds:
+def diffusers(job: LoadJob) -> Seconds:
     """diffusers, with the LoRA fused; then with another weight of it."""
     from diffusers import DiffusionPipeline
 
@@ -98,7 +98,7 @@ def diffusers(job: Job) -> Seconds:
     return {"load": loaded - begun, "another weight": time.perf_counter() - loaded}
 
 
-def floor(job: Job) -> Seconds:
+def floor(job: LoadJob) -> Seconds:
     """The bytes of the model's files and of the LoRA, read."""
     files = [*job.folder.rglob("*.safetensors"), job.lora]
     begun = time.perf_counter()
@@ -109,20 +109,20 @@ def floor(job: Job) -> Seconds:
     return {"load": time.perf_counter() - begun}
 
 
-def measured(arrangement: Callable[[Job], Seconds], job: Job) -> tuple[Seconds, float]:
+def measured(arrangement: Callable[[LoadJob], Seconds], job: LoadJob) -> tuple[Seconds, float]:
     """Seconds, and the peak memory in GiB, in a process that does nothing else."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (arrangement, job))
 
 
-def _measured(arrangement: Callable[[Job], Seconds], job: Job) -> tuple[Seconds, float]:
+def _measured(arrangement: Callable[[LoadJob], Seconds], job: LoadJob) -> tuple[Seconds, float]:
     if arrangement is diffusers:
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # noqa: F401  (not timed)
     seconds = arrangement(job)
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def make(folder: Path, family: str, dtype: str) -> Job:
+def make(folder: Path, family: str, dtype: str) -> LoadJob:
     """A model folder of random fp16 weights, and a LoRA of it that adapts what LCM-LoRA does."""
     file = folder / "model.safetensors"
     write_random(file, FAMILIES[family])
@@ -133,13 +133,13 @@ def make(folder: Path, family: str, dtype: str) -> Job:
     adapter = Adapter({name: LowRank(u.A, 1e-3 * torch.randn_like(u.B)) for name, u in updates.items()})
     recipe = Recipe(method="lcd", family=family, solver="lcm", steps=4, guidance_scale=1.0)
     save_adapter(folder / "lora.safetensors", adapter, recipe, torch.float16)
-    return Job(folder / "model", folder / "lora.safetensors", dtype)
+    return LoadJob(folder / "model", folder / "lora.safetensors", dtype)
 
 
-def loads(config: BenchmarkConfig) -> None:
+def loads(config: LoadBenchmarkConfig) -> None:
     """Print the table of loads."""
     arrangements = (alone, plugged, diffusers, floor)
-    results: dict[Callable[[Job], Seconds], list[tuple[Seconds, float]]] = {one: [] for one in arrangements}
+    results: dict[Callable[[LoadJob], Seconds], list[tuple[Seconds, float]]] = {one: [] for one in arrangements}
     with TemporaryDirectory() as folder:
         job = make(Path(folder), config.family, config.dtype)
         for _ in range(config.rounds):
@@ -155,13 +155,13 @@ def loads(config: BenchmarkConfig) -> None:
             print(f"| {arrangement.__name__} | {what} | {took:.2f} | {took / unit:.2f} | {peak:.2f} |")
 
 
-def command(config: BenchmarkConfig) -> None:
+def command(config: LoadBenchmarkConfig) -> None:
     """Print where the time of a picture goes."""
     whole, imports, drawing = [], [], []
     with TemporaryDirectory() as folder:
-        sample = ["-m", "fewstep", "sample", "a red fox", "--out", folder]
+        sampling = ["-m", "fewstep", "sample", "a red fox", "--out", folder]
         for _ in range(config.rounds):
-            for arguments, found in ((sample, whole), (["-c", CLASSES], imports)):
+            for arguments, found in ((sampling, whole), (["-c", CLASSES], imports)):
                 begun = time.perf_counter()
                 subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
                 found.append(time.perf_counter() - begun)
@@ -178,10 +178,10 @@ def command(config: BenchmarkConfig) -> None:
     print(f"| what is left | {total - classes - computing:.2f} |")
 
 
-def run(config: BenchmarkConfig) -> None:
+def run(config: LoadBenchmarkConfig) -> None:
     """Print the table."""
     (command if config.command else loads)(config)
 
 
 if __name__ == "__main__":
-    sys.exit(main_of(BenchmarkConfig, run))
+    sys.exit(main_of(LoadBenchmarkConfig, run))

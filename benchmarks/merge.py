@@ -36,7 +36,7 @@ WEIGHTS = (1.0, 0.8)
 RECIPE = Recipe(method="denoising")
 
 
-class BenchmarkConfig(Config):
+class MergeBenchmarkConfig(Config):
     """Time merging two random LoRAs, fewstep beside PEFT."""
 
     family: Literal["sd15", "sd21", "ssd-1b", "sdxl", "emoji"] = "sdxl"
@@ -49,7 +49,7 @@ class BenchmarkConfig(Config):
     """Measured merges of each, in a fresh process each; the median counts."""
 
 
-class Job(NamedTuple):
+class MergeJob(NamedTuple):
     """One merge: the two files and the result are in `folder`."""
 
     folder: Path
@@ -73,7 +73,7 @@ class Job(NamedTuple):
         return self.folder / "merged.safetensors"
 
 
-def write_inputs(job: Job) -> None:
+def write_inputs(job: MergeJob) -> None:
     """Two files of random factors, Delta W of about the same size in every module."""
     torch.manual_seed(0)
     for path in job.inputs:
@@ -85,33 +85,33 @@ def write_inputs(job: Job) -> None:
         save_adapter(path, Adapter(modules), RECIPE)
 
 
-def read(job: Job) -> list[tuple[float, Adapter]]:
+def read(job: MergeJob) -> list[tuple[float, Adapter]]:
     """Both files, weighted."""
     return [(w, load_adapter(path, job.shapes)[0]) for w, path in zip(WEIGHTS, job.inputs, strict=True)]
 
 
-def ours(job: Job) -> None:
+def ours(job: MergeJob) -> None:
     """fewstep: the exact sum."""
     save_adapter(job.output, Adapter(combine(read(job))), RECIPE)
 
 
-def ours_compressed(job: Job) -> None:
+def ours_compressed(job: MergeJob) -> None:
     """fewstep: the best approximation of the sum at the files' rank, and its loss."""
     modules, _ = compress(combine(read(job)), job.rank)
     save_adapter(job.output, Adapter(modules), RECIPE)
 
 
-def peft_cat(job: Job) -> None:
+def peft_cat(job: MergeJob) -> None:
     """PEFT: the exact sum."""
     peft_merge(job, "cat")
 
 
-def peft_svd(job: Job) -> None:
+def peft_svd(job: MergeJob) -> None:
     """PEFT: the best approximation of the sum at the files' rank."""
     peft_merge(job, "svd")
 
 
-def peft_merge(job: Job, combination_type: str) -> None:
+def peft_merge(job: MergeJob, combination_type: str) -> None:
     """Files to adapters, add_weighted_adapter, and the new adapter to a file."""
     from peft import LoraConfig, get_peft_model
 
@@ -144,7 +144,7 @@ def weightless(shape: ModuleShape) -> nn.Module:
     return layer
 
 
-def floor(job: Job) -> None:
+def floor(job: MergeJob) -> None:
     """The inputs' bytes read and as many as the output's written."""
     size = job.output.stat().st_size
     buffer = b"".join(path.read_bytes() for path in job.inputs)
@@ -153,17 +153,17 @@ def floor(job: Job) -> None:
             file.write(memoryview(buffer)[: size - file.tell()])
 
 
-def nothing(job: Job) -> None:
+def nothing(job: MergeJob) -> None:
     """What a process takes that has only started."""
 
 
-def measured(arrangement: Callable[[Job], None], job: Job) -> tuple[float, float]:
+def measured(arrangement: Callable[[MergeJob], None], job: MergeJob) -> tuple[float, float]:
     """Seconds of the merge and peak resident GiB of the process, which does nothing else."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (arrangement, job))
 
 
-def _measured(arrangement: Callable[[Job], None], job: Job) -> tuple[float, float]:
+def _measured(arrangement: Callable[[MergeJob], None], job: MergeJob) -> tuple[float, float]:
     if arrangement in (peft_cat, peft_svd):
         import peft  # noqa: F401  (its import is not timed)
     begun = time.perf_counter()
@@ -171,11 +171,11 @@ def _measured(arrangement: Callable[[Job], None], job: Job) -> tuple[float, floa
     return time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measure(job: Job, arrangements: tuple[Callable[[Job], None], ...], rounds: int) -> None:
+def measure(job: MergeJob, arrangements: tuple[Callable[[MergeJob], None], ...], rounds: int) -> None:
     """Print the table of these arrangements, taking turns, on one pair of files."""
     job.folder.mkdir()
     measured(write_inputs, job)
-    results: dict[Callable[[Job], None], list[tuple[float, float]]] = {a: [] for a in arrangements}
+    results: dict[Callable[[MergeJob], None], list[tuple[float, float]]] = {a: [] for a in arrangements}
     for _ in range(rounds):
         for arrangement in arrangements:
             results[arrangement].append(measured(arrangement, job))
@@ -188,15 +188,15 @@ def measure(job: Job, arrangements: tuple[Callable[[Job], None], ...], rounds: i
         print(f"| {arrangement.__name__} | {seconds:.2f} | {peak:.2f} | {ratio:.2f} |")
 
 
-def run(config: BenchmarkConfig) -> None:
+def run(config: MergeBenchmarkConfig) -> None:
     """Print both tables: all modules, and the few that PEFT's svd can be given."""
     print(f"{config.family}, two LoRAs of rank {config.rank}, {torch.get_num_threads()} threads")
     with TemporaryDirectory() as folder:
-        whole = Job(Path(folder) / "whole", config.family, 1, config.rank)
+        whole = MergeJob(Path(folder) / "whole", config.family, 1, config.rank)
         measure(whole, (ours, ours_compressed, peft_cat, floor, nothing), config.rounds)
-        few = Job(Path(folder) / "few", config.family, config.svd_every, config.rank)
+        few = MergeJob(Path(folder) / "few", config.family, config.svd_every, config.rank)
         measure(few, (ours_compressed, peft_svd), config.rounds)
 
 
 if __name__ == "__main__":
-    sys.exit(main_of(BenchmarkConfig, run))
+    sys.exit(main_of(MergeBenchmarkConfig, run))

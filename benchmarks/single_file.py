@@ -40,7 +40,7 @@ PREFIXES = {"sd15": (TEXT["text_encoder"][0],), "sd21": (TEXT["text_encoder"][2]
 SDXL_PREFIXES = (TEXT["text_encoder"][1], TEXT["text_encoder_2"][0])
 
 
-class BenchmarkConfig(Config):
+class SingleFileConfig(Config):
     """Load and draw with a single file of random weights, fewstep beside diffusers."""
 
     family: Literal["sd15", "sd21", "ssd-1b", "sdxl"] = "sd15"
@@ -53,7 +53,7 @@ class BenchmarkConfig(Config):
     """Measured loads of each, in a fresh process each; the median counts."""
 
 
-class Job(NamedTuple):
+class SingleFileJob(NamedTuple):
     """One load."""
 
     file: Path
@@ -63,7 +63,7 @@ class Job(NamedTuple):
     dtype: torch.dtype
 
 
-class Result(NamedTuple):
+class LoadMeasures(NamedTuple):
     """What a load took, and the picture drawn after it."""
 
     load_s: float
@@ -113,7 +113,7 @@ def maker(key: str, shape: tuple[int, ...], seed: int) -> Callable[[], Tensor]:
     return lambda: torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale + about
 
 
-def ours(job: Job) -> tuple[float, Any, Callable[[], Tensor]]:
+def ours(job: SingleFileJob) -> tuple[float, Any, Callable[[], Tensor]]:
     """fewstep."""
     begun = time.perf_counter()
     where = build(Where, model=str(job.file), loras=())
@@ -123,7 +123,7 @@ def ours(job: Job) -> tuple[float, Any, Callable[[], Tensor]]:
     return took, session.engine.model, lambda: next(session.draw(PROMPT, **options)).pixels
 
 
-def diffusers(job: Job) -> tuple[float, Any, Callable[[], Tensor]]:
+def diffusers(job: SingleFileJob) -> tuple[float, Any, Callable[[], Tensor]]:
     """diffusers' from_single_file."""
     import diffusers as library
 
@@ -141,7 +141,7 @@ def diffusers(job: Job) -> tuple[float, Any, Callable[[], Tensor]]:
     return took, pipe, lambda: pipe(PROMPT, latents=noise, **how).images[0].float() * 2 - 1
 
 
-def floor(job: Job) -> tuple[float, None, None]:
+def floor(job: SingleFileJob) -> tuple[float, None, None]:
     """The file's bytes read."""
     begun = time.perf_counter()
     with job.file.open("rb", buffering=0) as file:
@@ -150,13 +150,13 @@ def floor(job: Job) -> tuple[float, None, None]:
     return time.perf_counter() - begun, None, None
 
 
-def measured(arrangement: Callable[[Job], Any], job: Job) -> Result:
+def measured(arrangement: Callable[[SingleFileJob], Any], job: SingleFileJob) -> LoadMeasures:
     """The result in a process that does nothing else."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (arrangement, job))
 
 
-def _measured(arrangement: Callable[[Job], Any], job: Job) -> Result:
+def _measured(arrangement: Callable[[SingleFileJob], Any], job: SingleFileJob) -> LoadMeasures:
     if arrangement is diffusers:
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # noqa: F401  (not timed)
     load_s, parts, draw = arrangement(job)
@@ -164,13 +164,13 @@ def _measured(arrangement: Callable[[Job], Any], job: Job) -> Result:
     begun = time.perf_counter()
     with torch.no_grad():
         pixels = draw() if draw else None
-    return Result(load_s, time.perf_counter() - begun, peak, hash_of_weights(parts), pixels)
+    return LoadMeasures(load_s, time.perf_counter() - begun, peak, hash_of_weights(parts), pixels)
 
 
-def run(config: BenchmarkConfig) -> None:
+def run(config: SingleFileConfig) -> None:
     """Print the table."""
     with TemporaryDirectory() as folder:
-        job = Job(
+        job = SingleFileJob(
             Path(folder) / "model.safetensors", Path(folder) / "model", config.family, config.size, DTYPES[config.dtype]
         )
         weights = write_random(job.file, FAMILIES[config.family])
@@ -179,7 +179,7 @@ def run(config: BenchmarkConfig) -> None:
         print(f"{config.family}, {weights / 1e6:.0f} M weights, {job.file.stat().st_size / 2**30:.2f} GiB,"
               f" {config.size} px, {config.dtype}, {torch.get_num_threads()} threads")  # fmt: skip
         arrangements = (ours, diffusers, floor)
-        results: dict[Callable[[Job], Any], list[Result]] = {a: [] for a in arrangements}
+        results: dict[Callable[[SingleFileJob], Any], list[LoadMeasures]] = {a: [] for a in arrangements}
         for _ in range(config.rounds):
             for arrangement in arrangements:
                 results[arrangement].append(measured(arrangement, job))
@@ -197,4 +197,4 @@ def run(config: BenchmarkConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main_of(BenchmarkConfig, run))
+    sys.exit(main_of(SingleFileConfig, run))

@@ -1,4 +1,4 @@
-"""What the pages of docs/ are made by: each study a module with a command, `python -m studies.NAME`.
+"""The studies that make the pages of docs/. Each is a module with a command, `python -m studies.NAME`.
 
-Run them from the repository's folder. They write docs/NAME.md, its figures beside it as .json, and its pictures.
+Run them from the repository's folder. They write docs/NAME.md, its figures to docs/NAME.json, and its pictures.
 """

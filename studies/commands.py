@@ -8,7 +8,7 @@ from studies.pages import write_page
 
 def commands() -> str:
     """The reference of every command and option, in Markdown."""
-    started, sys.argv = sys.argv, ["fewstep"]  # usage lines call the program what it was started as
+    started, sys.argv = sys.argv, ["fewstep"]  # usage lines name the program as it was started
     try:
         reference = new_app().generate_docs(output_format="markdown").rstrip()
     finally:

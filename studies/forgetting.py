@@ -1,7 +1,7 @@
 """Write docs/forgetting.md, what subtracting a style LoRA does to the embedded model: `python -m studies.forgetting`.
 
-One style a run; those of earlier runs stay on the page. A style that the model knows has no LoRA that ships: one is
-trained. It and the pictures are kept under $FEWSTEP_CACHE, so an interrupted run goes on where it was.
+A run measures one style; those of earlier runs stay on the page. No LoRA ships for a style that the model knows, so one
+is trained. It and the pictures are kept under $FEWSTEP_CACHE, so an interrupted run continues where it stopped.
 """
 
 import json
@@ -30,10 +30,10 @@ from fewstep.training.run import finetune
 from studies.lab import Lab, base_styles, drawings_of, take
 from studies.pages import DOCS, template
 
-ALLOWED = 0.05  # the others may change by this share
-CERTAIN = 2  # standard errors
-WIDTH = 120  # of the page's lines
-TRAINING: dict[str, Any] = {  # of the LoRA of a style that the model knows
+ALLOWED = 0.05  # share by which the other styles may change
+CERTAIN = 2  # standard errors; a larger change is certain
+WIDTH = 120  # characters in the page's lines
+TRAINING: dict[str, Any] = {  # config for the LoRA of a style that the model knows
     "rank": 16,
     "train_steps": 600,
     "batch_size": 16,
@@ -44,31 +44,32 @@ TRAINING: dict[str, Any] = {  # of the LoRA of a style that the model knows
     "drop_captions": 0.0,
     "precision": "bf16",
 }
-PROTOCOL = '{images} pictures a line, drawn with {how}. Prompts of the style are such as "{asked}".'
-KNOWN = {  # whether the model drew the style before there was a LoRA
+PROTOCOL = '{images} pictures a line, drawn with {how}. A prompt of the style is, for example, "{asked}".'
+KNOWN = {  # whether the model knows the style without the LoRA -> a sentence of the page
     True: "The model knows this style.",
-    False: "The model never saw this style in its own training: only the LoRA did. So all that subtracting can take"
-    " away is what the model's own styles have in common with it.",
+    False: "The model never saw this style in its own training; only the LoRA did. So a subtraction can only remove"
+    " what the model's own styles have in common with it.",
 }
 SHIPPED = "The LoRA is the one that ships."
 TRAINED = (
-    "The LoRA is trained for the measurement: rank {rank}, {train_steps} steps of {batch_size} samples, of {adapted}."
+    "The LoRA is trained for the measurement: rank {rank}, {train_steps} steps of {batch_size} samples. It adapts"
+    " {adapted}."
 )
 ADAPTED = {
     "all": "all that LCM-LoRA adapts",
-    "transformer": "the transformer blocks alone",
-    "attention": "attention alone",
-    "cross-attention": "the attention to the prompt alone",
+    "transformer": "only the transformer blocks",
+    "attention": "only attention",
+    "cross-attention": "only the attention to the prompt",
 }
 PRIOR = (
-    "For each drawing of the style there are {prior:g} of other styles in its data, under their own words, so that it"
-    " learns to leave those as they are: prior preservation (DreamBooth, arXiv 2208.12242)."
+    "For each drawing of the style, the training data have {prior:g} of other styles, with their own captions. So the"
+    " LoRA learns not to change those: prior preservation (DreamBooth, arXiv 2208.12242)."
 )
 COLUMNS = ("prompts of", "model", "agreement %", "change, points", "distance", "change", "change, %")
 
 
 class ForgettingConfig(Config):
-    """Measure what W0 - w style draws: prompts of the style, and prompts of the styles that are to stay."""
+    """Measure the pictures of W0 - w style, for prompts of the style and of the styles that should not change."""
 
     style: str = "twemoji"
     """The style that is subtracted: one the model knows, or high-contrast or noto-mono, whose LoRAs ship."""
@@ -100,16 +101,16 @@ class ForgettingConfig(Config):
 
 
 def words_of(style: str) -> str:
-    """What prompts call a style; one of a shipped LoRA they do not name. Raises UsageError for an unknown style."""
+    """The words for a style in prompts; empty if a shipped LoRA has it. Raises UsageError for an unknown style."""
     known = {str(prompt.style): prompt.text.partition(OF)[0] for prompt in shipped_prompts().prompts}
     known |= dict.fromkeys(STYLES, "")
     if style not in known:
-        raise UsageError(f"there is no style {style}", f"there are {', '.join(known)}")
+        raise UsageError(f"unknown style {style}", f"known styles: {', '.join(known)}")
     return known[style]
 
 
 def vector_of(config: ForgettingConfig) -> str:
-    """The style's LoRA: the one that ships, or one trained on its drawings now or in an earlier run."""
+    """The style's LoRA: the one that ships, or one that this or an earlier run trains on the style's drawings."""
     if ships(config.style, config.prior, config.modules):
         return config.style
     data, training = drawings(config.style, config.prior), TRAINING | {"modules": config.modules}
@@ -124,15 +125,15 @@ def vector_of(config: ForgettingConfig) -> str:
 
 
 def ships(style: str, prior: float, modules: Modules) -> bool:
-    """Whether its LoRA is there already."""
+    """Whether the style's LoRA ships."""
     return style in STYLES and not prior and modules == "all"
 
 
 def drawings(style: str, prior: float) -> Path:
-    """A table of the style's drawings in the emoji recipe's data set, and of others for each of them."""
+    """A table of the style's drawings in the emoji recipe's data set, and of `prior` others for each of them."""
     folder = cache_dir() / "emoji" / "images"
     if not (folder / "base.jsonl").is_file():
-        raise FewstepError(f"there is no {folder / 'base.jsonl'}", "run python -m recipes.emoji.dataset")
+        raise FewstepError(f"{folder / 'base.jsonl'} not found", "run python -m recipes.emoji.dataset")
     base = lines_of(folder / "base.jsonl")
     own = lines_of(folder / f"{style}.jsonl") if style in STYLES else [line for line in base if style_of(line) == style]
     others = [line for line in base if style_of(line) != style]
@@ -143,28 +144,28 @@ def drawings(style: str, prior: float) -> Path:
 
 
 def lines_of(table: Path) -> list[bytes]:
-    """The lines of a .jsonl file, as they are."""
+    """The lines of a .jsonl file, unchanged."""
     return table.read_bytes().splitlines(keepends=True)
 
 
 def style_of(line: bytes) -> str:
-    """The style a line says."""
+    """The style of a line."""
     return str(json.loads(line)["style"])
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
-class Kind(NamedTuple):
-    """Prompts, and what their pictures should be like."""
+class PromptKind(NamedTuple):
+    """A kind of prompts, and the statistics of real drawings for it."""
 
     name: str
     prompts: tuple[Prompt, ...]
     target: Statistics
 
 
-class Measured(NamedTuple):
-    """One kind of prompts, drawn by one model."""
+class KindMeasures(NamedTuple):
+    """The measures of one kind of prompts, drawn by one model."""
 
     kind: str
     weight: float  # subtracted
@@ -172,31 +173,31 @@ class Measured(NamedTuple):
     distance: Estimate
 
 
-def kinds(config: ForgettingConfig, reference: Reference) -> list[Kind]:
-    """Prompts of the style with its drawings, and those of the model's other styles with theirs, all together."""
+def kinds(config: ForgettingConfig, reference: Reference) -> list[PromptKind]:
+    """Prompts of the style with its drawings, and prompts of the model's other styles with all drawings of those."""
     names = [name for name in base_styles() if name != config.style]
     others = [prompt for prompt in shipped_prompts().prompts if prompt.style in names]
     words = words_of(config.style)
     return [
-        Kind(
+        PromptKind(
             config.style,
             take(styled_prompts(config.style, words), config.images),
             drawings_of(reference, [config.style]),
         ),
-        Kind(f"{len(names)} other styles", take(others, config.images), drawings_of(reference, names)),
+        PromptKind(f"{len(names)} other styles", take(others, config.images), drawings_of(reference, names)),
     ]
 
 
-def measured(config: ForgettingConfig, lab: Lab, vector: str, kind: Kind, weight: float) -> Measured:
-    """The pictures of a kind of prompts by W0 - weight x style."""
+def measured(config: ForgettingConfig, lab: Lab, vector: str, kind: PromptKind, weight: float) -> KindMeasures:
+    """The measures of a kind of prompts, drawn by W0 - weight x style."""
     loras = (*((f"{vector}:{LoraWeight(-weight).text}",) if weight else ()), *config.lora)
     pictures = lab.draw([prompt.text for prompt in kind.prompts], lora=loras, title=f"{kind.name}, w = {weight:g}",
                      solver=config.solver, steps=config.steps)  # fmt: skip
-    return Measured(kind.name, weight, lab.agreement(pictures, kind.prompts), lab.distance(pictures, kind.target))
+    return KindMeasures(kind.name, weight, lab.agreement(pictures, kind.prompts), lab.distance(pictures, kind.target))
 
 
 def run(config: ForgettingConfig) -> None:
-    """Draw, measure, write the page anew with this style on it."""
+    """Draw, measure, and write the page again with this style on it."""
     words = words_of(config.style)
     vector = vector_of(config)
     lab = Lab(config.device, config.dtype, config.batch_size)
@@ -227,12 +228,12 @@ def run(config: ForgettingConfig) -> None:
 # --- figures and words --------------------------------------------------------------------------------------
 
 
-def before(one: Measured, results: Sequence[Measured]) -> Measured:
-    """The same prompts by W0."""
+def before(one: KindMeasures, results: Sequence[KindMeasures]) -> KindMeasures:
+    """The measures of the same prompts, drawn by W0."""
     return next(other for other in results if other.kind == one.kind and other.weight == 0)
 
 
-def figures(one: Measured, results: Sequence[Measured]) -> dict[str, Any]:
+def figures(one: KindMeasures, results: Sequence[KindMeasures]) -> dict[str, Any]:
     """One row as data."""
     base = before(one, results)
     values = {
@@ -258,7 +259,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What is shown, and what is not, a line for every weight."""
+    """The conclusions, one line for every weight."""
     weights = dict.fromkeys(row["subtracted"] for row in rows if row["subtracted"])
     lines = []
     for weight in weights:
@@ -268,55 +269,55 @@ def verdicts(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def of_style(row: dict[str, Any]) -> str:
-    """Whether the style was forgotten."""
+    """The conclusion about the style: whether the model forgot it."""
     distance, agreement = row["distance_change"], row["agreement_change"]
     if distance["value"] > CERTAIN * distance["error"]:
         verdict = "the style's prompts are drawn less like the style, for certain"
     elif distance["value"] < -CERTAIN * distance["error"]:
         verdict = "the style's prompts are drawn more like the style, for certain"
     else:
-        verdict = "no change in how like the style its prompts are drawn is told from chance"
+        verdict = "the style's prompts are drawn as much like the style as before, within chance"
     if agreement["value"] == 0:
         return f"{verdict}; their agreement is the same."
     certain = abs(agreement["value"]) > CERTAIN * agreement["error"]
     fell = "fell" if agreement["value"] < 0 else "rose"
-    return f"{verdict}; their agreement {fell}, " + ("for certain." if certain else "by no more than chance may do.")
+    return f"{verdict}; their agreement {fell}, " + ("for certain." if certain else "which may be chance.")
 
 
 def of_others(row: dict[str, Any]) -> str:
-    """Whether the others stayed within ALLOWED, by both measures."""
+    """The conclusion about the other styles: whether both measures stayed within ALLOWED."""
     shares = {"distance": (row["distance_relative"]["value"], row["distance_relative"]["error"])}
     if base := row["agreement"]["value"] - row["agreement_change"]["value"]:
         shares["agreement"] = row["agreement_change"]["value"] / base, row["agreement_change"]["error"] / base
-    return "Of the others: " + "; ".join(within(name, *values) for name, values in shares.items()) + "."
+    return "Other styles: " + "; ".join(within(name, *values) for name, values in shares.items()) + "."
 
 
 def within(name: str, change: float, error: float) -> str:
-    """Whether a change is within ALLOWED, for certain or at all."""
+    """A change in words, and whether it is certainly within ALLOWED, certainly not, or neither."""
     amount, allowed = f"{name} {100 * change:+.1f} ± {100 * error:.1f} %", f"{100 * ALLOWED:g} %"
     if abs(change) + CERTAIN * error <= ALLOWED:
         return f"{amount}, within {allowed}"
     if abs(change) - CERTAIN * error > ALLOWED:
         return f"{amount}, not within {allowed}"
-    return f"{amount}, whether within {allowed} is not decided"
+    return f"{amount}, perhaps within {allowed}"
 
 
 def title(style: dict[str, Any]) -> str:
-    """What is measured, in a few words."""
+    """The section's title."""
     of_modules = {"all": "", "transformer": ", transformer blocks"}.get(style["modules"], f", {style['modules']}")
     of_prior = f", with {style['prior']:g} of other styles" if style["prior"] else ""
     return f"{style['style']}{of_modules}{of_prior}"
 
 
 def origin(style: dict[str, Any]) -> tuple[str, ...]:
-    """Where the LoRA comes from."""
+    """The sentences about the LoRA's origin."""
     if ships(style["style"], style["prior"], style["modules"]):
         return (SHIPPED,)
     return (TRAINED, PRIOR) if style["prior"] else (TRAINED,)
 
 
 def section(style: dict[str, Any]) -> str:
-    """One style's part of the page."""
+    """The page's section about one style."""
     about = PROTOCOL, KNOWN[style["known"]], *origin(style)
     asked, adapted = f"{style['words']} emoji of castle".strip(), ADAPTED[style["modules"]]
     protocol = " ".join(about).format(**TRAINING | style, asked=asked, adapted=adapted)
@@ -332,7 +333,7 @@ def section(style: dict[str, Any]) -> str:
 
 
 def page(document: dict[str, Any]) -> str:
-    """docs/forgetting.md."""
+    """The text of docs/forgetting.md."""
     text = template("forgetting")
     return text.format(sections="\n\n".join(map(section, document.values())), certain=CERTAIN)
 

@@ -1,6 +1,6 @@
-"""The bench of the documents' measurements: draws with any model and LoRAs, and judges with the networks that ship.
+"""The measuring code of the studies: it draws with any model and LoRAs, and judges with the networks that ship.
 
-Pictures and features are kept as compare keeps its own, so that an interrupted measurement goes on where it was.
+Pictures and features are cached as in `compare`, so that an interrupted measurement continues where it stopped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,21 +35,21 @@ from recipes.emoji.sheet import OWN_WORDS
 
 
 class Given(NamedTuple):
-    """What a batch of pictures is drawn from where it is not prompts and seeds."""
+    """Embeddings and noise from which a batch of pictures is drawn, in place of prompts and seeds."""
 
-    conditioning: Conditioning  # of B pictures
-    noise: Tensor  # (B, C, H, W) float32 that they begin from
-    seeds: tuple[int, ...]  # B; noise that is added on the way is that of these seeds' ordinary pictures
+    conditioning: Conditioning  # for B pictures
+    noise: Tensor  # (B, C, H, W) float32, at the start
+    seeds: tuple[int, ...]  # B of them; noise that later steps add is that of these seeds' ordinary pictures
 
     @property
     def sha256(self) -> str:
-        """Of all of it."""
+        """SHA-256 of all of it."""
         parts = [*(part for part in self.conditioning if part is not None), self.noise, torch.tensor(self.seeds)]
         return sha256_bytes(*(part.detach().cpu().contiguous().numpy().tobytes() for part in parts))
 
 
 class Lab:
-    """Draws and judges on one device, in one precision, `batch_size` pictures at once."""
+    """Draws and judges on one device, in one precision, `batch_size` pictures at a time."""
 
     def __init__(self, device: Device = "auto", dtype: Precision = "fp32", batch_size: int = 16) -> None:
         self.device, self.dtype, self.batch_size = device, dtype, batch_size
@@ -59,9 +59,9 @@ class Lab:
         self._session: Session | None = None
 
     def session(self, model: str = MODEL, lora: tuple[str, ...] = ()) -> tuple[Session, dict[str, Any]]:
-        """A session with these LoRAs plugged in, and what pictures depend on beside them.
+        """A session with these LoRAs plugged in, and the other facts that its pictures depend on.
 
-        There is one: the next call plugs others in, or closes it for another model.
+        There is only one session: the next call plugs in other LoRAs, or closes it for another model.
         """
         if self._session is None or self._session.where.model != model:
             if self._session is not None:
@@ -73,7 +73,7 @@ class Lab:
     def draw(
         self, prompts: Sequence[str], model: str = MODEL, lora: tuple[str, ...] = (), title: str = "", **options: Any
     ) -> RowPictures:
-        """A picture of each prompt, seeds counting up from 0; options: of Draw."""
+        """A picture of each prompt, with seeds 0, 1, ... options: fields of Draw."""
         session, around = self.session(model, lora)
         wish = self.wish(prompts, **options)
         return draw(session, session.plan(wish), wish, around, title)
@@ -81,7 +81,7 @@ class Lab:
     def paint(
         self, batches: Sequence[Given], model: str = MODEL, lora: tuple[str, ...] = (), **options: Any
     ) -> RowPictures:
-        """The pictures of given embeddings and noise, batch by batch; options: of Draw."""
+        """The pictures of given embeddings and noise, batch by batch. options: fields of Draw."""
         session, around = self.session(model, lora)
         wish = self.wish(("",), **options)
         plan, files, facts = session.plan(wish), [], []
@@ -97,7 +97,7 @@ class Lab:
         return RowPictures(tuple(files), tuple(facts), plan, session.loras)
 
     def wish(self, prompts: Sequence[str], **options: Any) -> Draw:
-        """What is to be drawn, this lab's way."""
+        """The request for these prompts, with this lab's batch size."""
         return build(Draw, prompts=tuple(prompts), batch_size=self.batch_size, **options)
 
     def features(self, pictures: RowPictures) -> Tensor:
@@ -107,16 +107,16 @@ class Lab:
     def agreement(
         self, pictures: RowPictures, prompts: Sequence[Prompt], families: Mapping[str, str] | None = None
     ) -> Estimate:
-        """The share of pictures that show their concept. prompts: one a picture, some with style and concept.
+        """The share of pictures that show their concept. prompts: one per picture, some with style and concept.
 
-        families: as `agreement` takes them.
+        families: as in `agreement`.
         """
         labelled = labelled_pictures(self.features(pictures), prompts)
-        assert labelled is not None, "no prompt says its style and concept"
+        assert labelled is not None, "no prompt has a style and a concept"
         return share(agreement_with(labelled, self.reference, families).hits)
 
     def distance(self, pictures: RowPictures, target: Statistics) -> Estimate:
-        """Fréchet distance of EfficientNet's features to `target`; too large by what few pictures add to it."""
+        """Fréchet distance of EfficientNet's features to `target`. Few pictures make it too large."""
         features = self.features(pictures)
         return estimate(lambda images: distance_to(features[images], target), len(features))
 
@@ -132,25 +132,25 @@ class Lab:
 
 
 def embedded(session: Session, texts: Sequence[str]) -> Conditioning:
-    """What the texts tell the network of pictures of the model's own size."""
+    """The conditioning of the texts, for pictures of the model's own size."""
     return session.engine.embed(texts, session.facts.size, session.facts.size)
 
 
 class GivenNoise:
-    """A batch's noise, and after it the noise that its seeds' ordinary pictures have added on the way."""
+    """Draws a batch's given noise first, then the noise that later steps add to its seeds' ordinary pictures."""
 
     def __init__(self, given: Given, device: torch.device) -> None:
         self.first: Tensor | None = given.noise.to(device)
         self.later = ImageNoise(given.seeds, given.noise.shape[1:], device)
 
     def __call__(self) -> Tensor:
-        """(B, C, H, W) float32."""
+        """The next noise, (B, C, H, W) float32."""
         first, self.first, own = self.first, None, self.later()
         return own if first is None else first
 
 
 def take(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
-    """So many of them, from the first one again after the last."""
+    """`count` prompts, starting again at the first one after the last."""
     return tuple(islice(cycle(prompts), count))
 
 

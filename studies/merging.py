@@ -1,4 +1,4 @@
-"""Write docs/merging.md, what merging tools compute beside the exact sum: `python -m studies.merging [FILE]`."""
+"""Write docs/merging.md, a comparison of merging tools with the exact sum: `python -m studies.merging [FILE]`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
@@ -12,7 +12,7 @@ from fewstep.lora.low_rank import LowRank, linear_combination
 from studies import merging_alone, merging_rounding
 from studies.pages import template, write_page
 
-Terms = Sequence[tuple[float, LowRank]]  # weight, update; alpha = rank, so that nothing else scales
+Terms = Sequence[tuple[float, LowRank]]  # (weight, update); alpha = rank, so that there is no other scale
 
 MODULES = {"Linear, 192 → 256": ModuleShape(256, 192, 0), "Conv2d 3 × 3, 64 → 96": ModuleShape(96, 64, 3)}
 RANKS = ((8, 8), (4, 16))
@@ -22,7 +22,7 @@ EXACT = 1e-6  # float32 factors: errors below this are rounding
 
 
 class Refusal(Exception):
-    """The tool does not merge these."""
+    """The tool refuses to merge these LoRAs."""
 
 
 def random_update(shape: ModuleShape, rank: int, seed: int) -> LowRank:
@@ -44,17 +44,17 @@ def ours(terms: Terms) -> Tensor:
 
 
 def ours_compressed(terms: Terms) -> Tensor:
-    """fewstep's merge, brought down to the largest of the ranks."""
+    """fewstep's merge, compressed to the largest of the ranks."""
     return compressed(linear_combination(terms), max(u.rank for _, u in terms)).delta()
 
 
 def kohya_scales(terms: Terms) -> list[float]:
-    """What each term's factors are multiplied by: its ratio, whole and in both, times sqrt(alpha / first alpha)."""
+    """The scale of each term's factors: the ratio itself in both factors, times sqrt(alpha / first alpha)."""
     return [w * (u.rank / terms[0][1].rank) ** 0.5 for w, u in terms]
 
 
 def kohya_added(terms: Terms) -> Tensor:
-    """Factors scaled, then added; a sign goes to the down factor only. The first alpha is kept."""
+    """The factors, scaled and added. A negative sign goes into the down factor only. The first alpha is kept."""
     if len({u.rank for _, u in terms}) > 1:
         raise Refusal("weights shape mismatch ... different dims?")
     scaled = list(zip(kohya_scales(terms), (u for _, u in terms), strict=True))
@@ -63,7 +63,7 @@ def kohya_added(terms: Terms) -> Tensor:
 
 
 def kohya_concatenated(terms: Terms) -> Tensor:
-    """Factors scaled, then concatenated; the first alpha is kept, and loaders divide it by the new rank."""
+    """The factors, scaled and concatenated. The first alpha is kept, and loaders divide it by the new rank."""
     scaled = list(zip(kohya_scales(terms), (u for _, u in terms), strict=True))
     A = torch.cat([s * u.A for s, u in scaled])
     B = torch.cat([abs(s) * u.B for s, u in scaled], dim=1)
@@ -71,9 +71,9 @@ def kohya_concatenated(terms: Terms) -> Tensor:
 
 
 def ai_toolkit(stored_alpha: bool) -> Callable[[Terms], Tensor]:
-    """Every tensor of a file times its weight, then added, where ranks differ with zeros for the rest.
+    """Every tensor of a file times its weight, then added. Smaller ranks are filled up with zeros.
 
-    stored_alpha: whether the files hold `.alpha`, which is a tensor as well; else loaders take a scale of 1.
+    stored_alpha: whether the files hold `.alpha`, a tensor that is scaled too. Without it, loaders use a scale of 1.
     """
 
     def merged(terms: Terms) -> Tensor:
@@ -87,7 +87,7 @@ def ai_toolkit(stored_alpha: bool) -> Callable[[Terms], Tensor]:
 
 
 def padded(factor: Tensor, dimension: int, rank: int) -> Tensor:
-    """The factor at a higher rank, its new part zero."""
+    """The factor at a higher rank, filled up with zeros."""
     missing = list(factor.shape)
     missing[dimension] = rank - factor.shape[dimension]
     return torch.cat([factor, factor.new_zeros(missing)], dim=dimension)
@@ -135,7 +135,7 @@ COLUMNS: dict[str, Callable[[Terms], Tensor]] = {
 
 
 def cases() -> list[tuple[str, Terms]]:
-    """The first cells of a row, and what is merged in it."""
+    """For each row of the table: its first cells, and the LoRAs that are merged."""
     combinations = [(ranks, weights) for ranks in RANKS for weights in WEIGHTS] + [ALONE]
     return [
         (
@@ -154,7 +154,7 @@ def error(method: Callable[[Terms], Tensor], terms: Terms) -> float:
 
 
 def cell(method: Callable[[Terms], Tensor], terms: Terms) -> str:
-    """The error as it stands in the table."""
+    """The error as text for the table."""
     try:
         relative = error(method, terms)
     except Refusal:
@@ -163,7 +163,7 @@ def cell(method: Callable[[Terms], Tensor], terms: Terms) -> str:
 
 
 def refusals() -> str:
-    """What a refusing tool says, one line each."""
+    """The messages of the tools that refuse, one line each."""
     lines: dict[str, str] = {}
     for name, method in COLUMNS.items():
         for row, terms in cases():
@@ -175,7 +175,7 @@ def refusals() -> str:
 
 
 def table() -> str:
-    """Every case by every tool, in Markdown."""
+    """The table of every case and every tool, in Markdown."""
     head = ["module", "ranks", "weights", *COLUMNS]
     rows = [f"{row} | " + " | ".join(cell(method, terms) for method in COLUMNS.values()) for row, terms in cases()]
     return "\n".join(f"| {line} |" for line in (" | ".join(head), " | ".join("---" for _ in head), *rows))

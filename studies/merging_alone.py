@@ -1,4 +1,4 @@
-"""One LoRA at weight 1, whose scale is not 1: what tools make of it, for docs/merging.md."""
+"""How tools merge one LoRA at weight 1 whose scale is not 1, for docs/merging.md."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,17 +20,17 @@ HEADER = "lora_adapter_metadata"  # where diffusers keeps PEFT's config in a fil
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A LoRA of one Linear as PEFT trains it, and the layer it is for."""
+class TrainedLora:
+    """A LoRA of one Linear as PEFT trains it, and its layer."""
 
-    config: Mapping[str, Any]  # PEFT's, beside the rank
+    config: Mapping[str, Any]  # PEFT's config, without the rank
     W0: Tensor  # (out, in)
     A: Tensor  # (R, in)
-    B: Tensor  # (out, R), small beside W0
-    magnitude: Tensor | None  # (out,) of a DoRA
+    B: Tensor  # (out, R), small relative to W0
+    magnitude: Tensor | None  # (out,); only for a DoRA
 
     def change(self) -> Tensor:
-        """W' - W0 as PEFT computes it when it runs: its papers' formulas, in float64."""
+        """W' - W0 as PEFT computes it at run time, by its papers' formulas, in float64."""
         alpha, W0 = float(self.config.get("lora_alpha", RANK)), self.W0.double()
         scale = alpha / (RANK**0.5 if self.config.get("use_rslora") else RANK)
         W = W0 + scale * self.B.double() @ self.A.double()
@@ -39,7 +39,7 @@ class Trained:
         return W - W0
 
     def tensors(self) -> dict[str, Tensor]:
-        """As diffusers writes them to a file; the scale stands in the file's metadata."""
+        """The tensors as diffusers writes them to a file. The scale is in the file's metadata."""
         found = {f"unet.{NAME}.lora_A.weight": self.A, f"unet.{NAME}.lora_B.weight": self.B}
         norms = {} if self.magnitude is None else {f"unet.{NAME}.lora_magnitude_vector.weight": self.magnitude}
         return found | norms
@@ -53,16 +53,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def trained(config: Mapping[str, Any]) -> Trained:
-    """Random factors; the norms of a DoRA 0.8 to 1.2 times those of the weight."""
+def trained(config: Mapping[str, Any]) -> TrainedLora:
+    """A LoRA of random factors. The norms of a DoRA are 0.8 to 1.2 times those of the weight."""
     draw = torch.Generator().manual_seed(0)
     W0, A, B = (torch.randn(*size, generator=draw) for size in ((SHAPE.out, SHAPE.in_), (RANK, SHAPE.in_), (256, RANK)))
     m = W0.norm(dim=1) * (0.8 + 0.4 * torch.rand(len(W0), generator=draw)) if config.get("use_dora") else None
-    return Trained(config, W0, A, 0.1 * B, m)
+    return TrainedLora(config, W0, A, 0.1 * B, m)
 
 
-def read(lora: Trained, metadata: Mapping[str, str] | None) -> Tensor:
-    """W' - W0 of a file of these tensors and this metadata, as fewstep reads and stacks it."""
+def read(lora: TrainedLora, metadata: Mapping[str, str] | None) -> Tensor:
+    """W' - W0 for a file with these tensors and this metadata, as fewstep reads and stacks it."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "lora.safetensors"
         save_file(lora.tensors(), path, None if metadata is None else dict(metadata))
@@ -70,21 +70,21 @@ def read(lora: Trained, metadata: Mapping[str, str] | None) -> Tensor:
         return linear_combination([(1.0, LowRank(*adapter.modules[NAME]))]).delta()
 
 
-def ours(lora: Trained) -> Tensor:
-    """fewstep, from a file as diffusers writes it."""
+def ours(lora: TrainedLora) -> Tensor:
+    """fewstep's result, from a file as diffusers writes it."""
     config = {f"unet.{key}": value for key, value in ({"r": RANK} | dict(lora.config)).items()}
     return read(lora, {HEADER: json.dumps(config)})
 
 
-def ai_toolkit(lora: Trained) -> Tensor:
-    """ai-toolkit: the tensors times 1, the metadata gone, so that what reads the result takes a scale of 1."""
+def ai_toolkit(lora: TrainedLora) -> Tensor:
+    """ai-toolkit's result: the tensors times 1, without the metadata, so that loaders use a scale of 1."""
     return read(lora, None)
 
 
-def peft(combination_type: Literal["linear", "svd", "cat"]) -> Callable[[Trained], Tensor]:
-    """PEFT's add_weighted_adapter of the one adapter at weight 1, and what the layer then adds."""
+def peft(combination_type: Literal["linear", "svd", "cat"]) -> Callable[[TrainedLora], Tensor]:
+    """PEFT's result: the change of the layer after add_weighted_adapter with the one adapter at weight 1."""
 
-    def merged(lora: Trained) -> Tensor:
+    def merged(lora: TrainedLora) -> Tensor:
         from peft import LoraConfig, get_peft_model
 
         layer = nn.Linear(SHAPE.in_, SHAPE.out, bias=False)
@@ -105,17 +105,17 @@ def peft(combination_type: Literal["linear", "svd", "cat"]) -> Callable[[Trained
 
 @torch.no_grad()
 def added(layer: Any, W0: Tensor) -> Tensor:
-    """W' - W0 of a layer, by its outputs."""
+    """W' - W0 of a layer, from its outputs."""
     outputs: Tensor = layer(torch.eye(W0.shape[1]))
     return outputs.T - W0
 
 
-def check(lora: Trained, change: Tensor) -> None:
-    """That what is called exact here is what PEFT does before merging."""
+def check(lora: TrainedLora, change: Tensor) -> None:
+    """Check that the exact change here equals that of PEFT before merging."""
     assert (change - lora.change()).norm() < 1e-5 * lora.change().norm()
 
 
-COLUMNS: dict[str, Callable[[Trained], Tensor]] = {
+COLUMNS: dict[str, Callable[[TrainedLora], Tensor]] = {
     "PEFT `linear`": peft("linear"),
     "PEFT `svd`": peft("svd"),
     "PEFT `cat`": peft("cat"),
@@ -124,15 +124,15 @@ COLUMNS: dict[str, Callable[[Trained], Tensor]] = {
 }
 
 
-def cell(method: Callable[[Trained], Tensor], lora: Trained) -> str:
-    """||merged - exact|| / ||exact||; 0 means below 1e-5, since differences of float32 weights are taken."""
+def cell(method: Callable[[TrainedLora], Tensor], lora: TrainedLora) -> str:
+    """||merged - exact|| / ||exact|| as text. 0 means below 1e-5, because these are differences of float32 weights."""
     exact = lora.change()
     relative = float((method(lora) - exact).norm() / exact.norm())
     return "0" if relative < 1e-5 else f"{100 * relative:.0f} %"
 
 
 def table() -> str:
-    """Every case by every tool, in Markdown."""
+    """The table of every case and every tool, in Markdown."""
     loras = {row: trained(config) for row, config in CASES.items()}
     rows = [f"{row} | " + " | ".join(cell(method, lora) for method in COLUMNS.values()) for row, lora in loras.items()]
     head = " | ".join(["one LoRA at weight 1", *COLUMNS])

@@ -1,4 +1,4 @@
-"""What folding into weights of few bits loses of a LoRA, for docs/merging.md."""
+"""The share of a LoRA that folding into weights of few bits loses, for docs/merging.md."""
 
 import torch
 from torch import nn
@@ -12,12 +12,12 @@ TYPES = {
     "bfloat16": torch.bfloat16,
     "float8_e4m3fn": torch.float8_e4m3fn,
 }
-SIZES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # of Delta W beside W0
+SIZES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # ||Delta W|| / ||W0||
 SIDE, RANK = 512, 8
 
 
 def lost(dtype: torch.dtype, size: float) -> float:
-    """The share that is lost of a random LoRA of ||Delta W|| = size ||W0||, in normal weights of deviation 0.03."""
+    """The lost share of a random LoRA with ||Delta W|| = size ||W0||, in normal weights of deviation 0.03."""
     draw = torch.Generator().manual_seed(0)
     layer = nn.Linear(SIDE, SIDE, bias=False).requires_grad_(False)
     layer.weight.data = (0.03 * torch.randn(SIDE, SIDE, generator=draw)).to(dtype)
@@ -29,13 +29,13 @@ def lost(dtype: torch.dtype, size: float) -> float:
 
 
 def cell(dtype: torch.dtype, size: float) -> str:
-    """The share as said in the table; 0 is below half a percent."""
+    """The share as text for the table. 0 means below half a percent."""
     share = lost(dtype, size)
     return "0" if abs(share) < 0.005 else f"{100 * share:.0f} %"
 
 
 def table() -> str:
-    """Every size by every type, in Markdown."""
+    """The table of every size and every type, in Markdown."""
     head = " | ".join(["‖ΔW‖ / ‖W0‖", *TYPES])
     rows = [f"{size:g} | " + " | ".join(cell(dtype, size) for dtype in TYPES.values()) for size in SIZES]
     return "\n".join(f"| {line} |" for line in (head, " | ".join("---" for _ in range(len(TYPES) + 1)), *rows))

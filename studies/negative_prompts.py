@@ -1,4 +1,4 @@
-"""Write docs/negative-prompts.md, what a negative prompt does in four steps.
+"""Write docs/negative-prompts.md, about the effect of a negative prompt in four steps.
 
 `python -m studies.negative_prompts [FILE]`.
 """
@@ -27,29 +27,29 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-class Result(NamedTuple):
-    """What one way of drawing gives."""
+class WayMeasures(NamedTuple):
+    """The measures of one way of drawing."""
 
-    redness: float  # how much redder than green and blue the drawn pixels are, in [-1, 1]
+    redness: float  # mean of R - (G + B) / 2 over the drawn pixels, in [-1, 1]
     error: float  # its standard error over pictures
-    clipped: float  # share of pixels at the end of their range that are not white: what guidance burns
+    clipped: float  # share of the drawn pixels' colour values at the end of their range, burnt by guidance
     nfe: float
-    time_s: float  # of a picture
+    time_s: float  # per picture
 
 
-def measured(pictures: Sequence[Picture], time_s: float) -> Result:
-    """The result of these pictures."""
+def measured(pictures: Sequence[Picture], time_s: float) -> WayMeasures:
+    """The measures of these pictures."""
     pixels = torch.stack([(picture.pixels + 1) / 2 for picture in pictures])
-    ink = (pixels.min(1).values < 0.9).float()  # the drawing on its white ground
+    ink = (pixels.min(1).values < 0.9).float()  # the drawing, without its white ground
     red = pixels[:, 0] - pixels[:, 1:].mean(1)
     each = (red * ink).sum((1, 2)) / ink.sum((1, 2)).clamp(min=1)
     ends = ((pixels <= 0.002) | (pixels >= 0.998)).float().mean(1) * ink
     clipped = float((ends.sum((1, 2)) / ink.sum((1, 2)).clamp(min=1)).mean())
     error = float(each.std() / len(each) ** 0.5)
-    return Result(float(each.mean()), error, clipped, pictures[0].recipe["nfe"], time_s / len(pictures))
+    return WayMeasures(float(each.mean()), error, clipped, pictures[0].recipe["nfe"], time_s / len(pictures))
 
 
-def draw(**options: Any) -> Result:
+def draw(**options: Any) -> WayMeasures:
     """Draw all prompts one way, on the embedded model with its acceleration LoRA."""
     with Session(dtype="fp32", device="cpu") as session:
         start = time.perf_counter()
@@ -59,7 +59,7 @@ def draw(**options: Any) -> Result:
 
 def page() -> str:
     """The page, in Markdown."""
-    draw()  # warm
+    draw()  # warms the machine up
     results = {name: draw(**options) for name, options in WAYS.items()}
     base = results["no negative prompt, guidance 1"]
     rows = [
@@ -72,14 +72,15 @@ def page() -> str:
 # Negative prompts in few steps
 
 A model distilled with LCM has learnt its guidance, so it is sampled at guidance 1. There a negative prompt has no
-effect. At a higher guidance, guidance is applied twice and burns the colours. `--nag-scale` leads the attention to the
+effect. At a higher guidance, guidance is applied twice and burns the colours. `--nag-scale` steers the attention to the
 text away from the negative prompt instead (NAG, [arXiv 2505.21179](https://arxiv.org/abs/2505.21179), with the paper's
 thresholds 2.5 and 0.5). It computes the attention once more, but makes no further network call.
 
-Measured on the embedded model, 4 steps of LCM, {len(PROMPTS)} prompts of red things ({", ".join(PROMPTS)}),
-{COUNT} pictures each from the same noise, negative prompt "{NEGATIVE}". Redness is R - (G + B) / 2 of what is drawn, in
-[0, 1]; burnt is the share of its colour values at the end of their range; time is that of a picture beside the first
-row's, one run on one machine.
+The table is measured on the embedded model, with 4 steps of LCM: {len(PROMPTS)} prompts of red things
+({", ".join(PROMPTS)}),
+{COUNT} pictures each from the same noise, negative prompt "{NEGATIVE}". Redness is R - (G + B) / 2 of the drawn
+pixels, for values in [0, 1]. Burnt is the share of their colour values at the end of the range. Time is the time of a
+picture divided by that of the first row, in one run on one machine.
 
 | | redness | burnt | network rows (NFE) | time |
 |---|---|---|---|---|

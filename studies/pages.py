@@ -1,4 +1,4 @@
-"""Where pages are, and how those that need no options are written."""
+"""The folder of the pages, and the code that writes pages without options."""
 
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def template(name: str) -> str:
-    """The text of a page, with {names} where what is measured goes."""
+    """The text of a page, with {names} in place of the measured values."""
     return Path(__file__).with_name(f"{name}.txt").read_text(encoding="utf-8")
 
 
@@ -21,7 +21,7 @@ def paragraph(sentences: Sequence[str]) -> str:
 
 
 def write_page(about: str | None, name: str, page: Callable[[], str]) -> None:
-    """Write what `page` returns to the file named on the command line, or to docs/`name`; --help says `about`."""
+    """Write the page to the file named on the command line, or to docs/`name`. --help prints `about`."""
     parser = ArgumentParser(description=about)
     parser.add_argument("file", type=Path, nargs="?", default=DOCS / name)
     write_bytes(parser.parse_args().file, page().encode())

@@ -1,4 +1,4 @@
-"""Write docs/pipelines.md, which pipelines accelerate is run with: `python -m studies.pipelines [FILE]`."""
+"""Write docs/pipelines.md, about the pipelines that accelerate works with: `python -m studies.pipelines [FILE]`."""
 
 import sys
 from pathlib import Path
@@ -9,16 +9,16 @@ import torch
 
 from fewstep.bridge.accelerate import accelerate
 from studies.pages import template, write_page
-from tests.pipes import FAMILIES, LCM, ROWS, Row, build, draw, random_lora
+from tests.pipes import FAMILIES, LCM, ROWS, PipelineRow, build, draw, random_lora
 
-SAME = 1e-4  # a sum beside the layers and one inside the weights are rounded differently
+SAME = 1e-4  # a sum on the layers' outputs and one in the weights are rounded differently
 WORKS, NONE, FAULTY = "live, folded", "–", "✗"
 
 
-def cell(row: Row, family: str) -> str:
-    """What works, of `live` and `folded`; a dash where diffusers has no such class, a cross where it cannot be built.
+def cell(row: PipelineRow, family: str) -> str:
+    """The modes that work, `live` and `folded`; a dash if diffusers has no such class, a cross if it cannot be built.
 
-    Raises AssertionError where something of ours does not work.
+    Raises AssertionError if a mode of fewstep does not work.
     """
     if not (row.two if FAMILIES[family].encoders == 2 else row.one):
         return NONE
@@ -35,7 +35,7 @@ def cell(row: Row, family: str) -> str:
     return WORKS
 
 
-def cannot_be_built(row: Row, family: str) -> bool:
+def cannot_be_built(row: PipelineRow, family: str) -> bool:
     """Whether diffusers' class refuses the family's parts."""
     try:
         build(row, family)
@@ -44,8 +44,8 @@ def cannot_be_built(row: Row, family: str) -> bool:
     return False
 
 
-def accelerated(pipe: Any, row: Row, lora: Path, folded: bool) -> torch.Tensor:
-    """What it draws in the recipe's steps. AssertionError if it takes others, or the LoRA is not felt."""
+def accelerated(pipe: Any, row: PipelineRow, lora: Path, folded: bool) -> torch.Tensor:
+    """The picture in the recipe's steps. Raises AssertionError for other steps, or if the LoRA has no effect."""
     calls: list[int] = []
     hook = pipe.unet.register_forward_hook(lambda *_: calls.append(1))
     try:

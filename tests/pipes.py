@@ -44,7 +44,7 @@ _TWO_ENCODERS = {
 }
 
 
-class Kind(NamedTuple):
+class FamilyKind(NamedTuple):
     """What makes a tiny model of a family."""
 
     unet: Mapping[str, Any]
@@ -53,14 +53,14 @@ class Kind(NamedTuple):
 
 
 FAMILIES = {
-    "sd15": Kind({}, "epsilon", 1),
-    "sd21": Kind({"use_linear_projection": True, "attention_head_dim": (2, 4)}, "v_prediction", 1),
-    "ssd-1b": Kind(
+    "sd15": FamilyKind({}, "epsilon", 1),
+    "sd21": FamilyKind({"use_linear_projection": True, "attention_head_dim": (2, 4)}, "v_prediction", 1),
+    "ssd-1b": FamilyKind(
         _TWO_ENCODERS | {"mid_block_type": "UNetMidBlock2D", "reverse_transformer_layers_per_block": ((2, 1), 1)},
         "epsilon",
         2,
     ),
-    "sdxl": Kind(_TWO_ENCODERS, "epsilon", 2),
+    "sdxl": FamilyKind(_TWO_ENCODERS, "epsilon", 2),
 }
 
 
@@ -161,7 +161,7 @@ def with_ip_adapter(pipe: Any) -> Any:
     return pipe
 
 
-class Row(NamedTuple):
+class PipelineRow(NamedTuple):
     """One kind of pipeline."""
 
     title: str
@@ -207,54 +207,54 @@ HINT = {"height": 16, "width": 16}
 FRAMES = {"num_frames": 2, "height": 16, "width": 16}
 SAFETY = ("safety_checker", "requires_safety_checker")
 ROWS = [
-    Row("text-to-image", f"{SD}Pipeline", f"{XL}Pipeline"),
-    Row("image-to-image", f"{SD}Img2ImgPipeline", f"{XL}Img2ImgPipeline", call=IMAGE),
-    Row("inpainting", f"{SD}InpaintPipeline", f"{XL}InpaintPipeline", call=INPAINT),
-    Row(
+    PipelineRow("text-to-image", f"{SD}Pipeline", f"{XL}Pipeline"),
+    PipelineRow("image-to-image", f"{SD}Img2ImgPipeline", f"{XL}Img2ImgPipeline", call=IMAGE),
+    PipelineRow("inpainting", f"{SD}InpaintPipeline", f"{XL}InpaintPipeline", call=INPAINT),
+    PipelineRow(
         "inpainting, UNet of 9 channels", f"{SD}InpaintPipeline", f"{XL}InpaintPipeline", call=INPAINT,
         unet={"in_channels": 9},
     ),
-    Row(
+    PipelineRow(
         "InstructPix2Pix", f"{SD}InstructPix2PixPipeline", f"{XL}InstructPix2PixPipeline", unet={"in_channels": 8},
         call={"image": picture()},
     ),
-    Row(
+    PipelineRow(
         "ControlNet", f"{SD}ControlNetPipeline", f"{XL}ControlNetPipeline", _control, HINT | {"image": picture(1)}
     ),
-    Row(
+    PipelineRow(
         "ControlNet, image-to-image", f"{SD}ControlNetImg2ImgPipeline", f"{XL}ControlNetImg2ImgPipeline", _control,
         HINT | IMAGE | {"control_image": picture(1)},
     ),
-    Row(
+    PipelineRow(
         "ControlNet, inpainting", f"{SD}ControlNetInpaintPipeline", f"{XL}ControlNetInpaintPipeline", _control,
         INPAINT | {"control_image": picture(1)},
     ),
-    Row("T2I-Adapter", f"{SD}AdapterPipeline", f"{XL}AdapterPipeline", _t2i, HINT | {"image": picture(1)}),
-    Row(
+    PipelineRow("T2I-Adapter", f"{SD}AdapterPipeline", f"{XL}AdapterPipeline", _t2i, HINT | {"image": picture(1)}),
+    PipelineRow(
         "IP-Adapter", f"{SD}Pipeline", f"{XL}Pipeline", then=with_ip_adapter,
         call={"guidance_scale": 1.0, "ip_adapter_image_embeds": [torch.ones(1, 1, 8)]},
     ),
-    Row(
+    PipelineRow(
         "AnimateDiff", "AnimateDiffPipeline", "AnimateDiffSDXLPipeline", _motion, FRAMES, without=SAFETY,
         fails=("ssd-1b",),
     ),
-    Row(
+    PipelineRow(
         "AnimateDiff, video-to-video", "AnimateDiffVideoToVideoPipeline", "", _motion,
         {"video": [picture(i) for i in range(2)], "strength": 0.5, "height": 16, "width": 16}, without=SAFETY,
     ),
-    Row(
+    PipelineRow(
         "AnimateDiff, ControlNet", "AnimateDiffControlNetPipeline", "", _motion_control,
         FRAMES | {"conditioning_frames": [picture(i) for i in range(2)]}, without=SAFETY,
     ),
-    Row("perturbed attention (PAG)", f"{SD}PAGPipeline", f"{XL}PAGPipeline", then=_perturbed_above),
-    Row(
+    PipelineRow("perturbed attention (PAG)", f"{SD}PAGPipeline", f"{XL}PAGPipeline", then=_perturbed_above),
+    PipelineRow(
         "latent consistency model", "LatentConsistencyModelPipeline", "", _lcm_scheduler,
         unet={"time_cond_proj_dim": 16},
     ),
 ]  # fmt: skip
 
 
-def build(row: Row, family: str, **changes: Any) -> Any:
+def build(row: PipelineRow, family: str, **changes: Any) -> Any:
     """The row's pipeline of that family."""
     two = FAMILIES[family].encoders == 2
     parts = parts_of(family, **row.unet) | changes
@@ -265,12 +265,12 @@ def build(row: Row, family: str, **changes: Any) -> Any:
     return pipe
 
 
-def row_named(title: str) -> Row:
+def row_named(title: str) -> PipelineRow:
     """The row of that title."""
     return next(row for row in ROWS if row.title == title)
 
 
-def draw(pipe: Any, row: Row, **changes: Any) -> torch.Tensor:
+def draw(pipe: Any, row: PipelineRow, **changes: Any) -> torch.Tensor:
     """What the pipeline draws: images or frames, as numbers."""
     generator = torch.Generator().manual_seed(5)
     done = pipe(prompt="a cat", **(dict(row.call) | {"output_type": "np", "generator": generator} | changes))

@@ -104,8 +104,8 @@ def run(config: BuildConfig) -> None:
         if name is not None and name not in plan:
             raise UsageError(f"unknown stage {name}", f"there are {', '.join(plan)}")
     names = list(plan)
-    wanted = [config.only] if config.only else names[: names.index(config.until) + 1 if config.until else None]
-    for name in wanted:
+    selected = [config.only] if config.only else names[: names.index(config.until) + 1 if config.until else None]
+    for name in selected:
         for command in plan[name]:
             print(f"\n== {name}: python {shlex.join(command)}", file=sys.stderr, flush=True)
             done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": PATHS}, check=False)

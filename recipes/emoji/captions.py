@@ -73,7 +73,7 @@ CHARMS = ("happy", "cute", "little", "big", "funny", "nice", "cool", "beautiful"
 COLOUR_WORDS = {"red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "gray"}
 CHARM_SHARE, MOODY = 0.125, ("smileys-emotion", "people-body")
 
-VOWELS_SAID_AS_CONSONANTS = ("unic", "unif", "eu", "ewe", "one")
+CONSONANT_SOUNDS = ("unic", "unif", "eu", "ewe", "one")
 AN_ANYWAY = ("hour", "honest", "heir", "sos ", "ng ", "x-ray", "8", "11 ", "18")
 PLURAL_LOOKALIKES = ("ss", "us", "is", "as", "os")
 PLURALS = ("people", "men", "women", "children", "fries", "dice", "mathematics")
@@ -119,7 +119,7 @@ def article(words: str) -> str:
             return ""
     if words.startswith(AN_ANYWAY) or (len(first) == 1 and first in "aefhilmnorsx"):
         return "an"
-    return "an" if words.startswith(tuple("aeiou")) and not words.startswith(VOWELS_SAID_AS_CONSONANTS) else "a"
+    return "an" if words.startswith(tuple("aeiou")) and not words.startswith(CONSONANT_SOUNDS) else "a"
 
 
 def with_article(words: str) -> str:

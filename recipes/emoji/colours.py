@@ -89,15 +89,15 @@ def distance(lab: Array, other: Array) -> Array:
 def main_colour(rgb: NDArray[np.uint8]) -> Main:
     """The colour that most of a drawing (H, W, 3) on white has."""
     lab = oklab(rgb)
-    drawn = lab[..., 0] < PAPER
-    if not drawn.any():
+    ink = lab[..., 0] < PAPER
+    if not ink.any():
         return Main(np.zeros(3), np.zeros(rgb.shape[:2]), 0.0)
-    pixels = lab[drawn]
+    pixels = lab[ink]
     some = pixels[:: max(1, len(pixels) // CANDIDATES)]
     near = max((distance(pixels, one) < NEAR for one in some), key=np.count_nonzero)
     colour = pixels[near].mean(0)
-    mask = np.clip((FAR - distance(lab, colour)) / (FAR - NEAR), 0, 1) * drawn
-    return Main(colour, mask, float(mask.sum() / drawn.sum()))
+    mask = np.clip((FAR - distance(lab, colour)) / (FAR - NEAR), 0, 1) * ink
+    return Main(colour, mask, float(mask.sum() / ink.sum()))
 
 
 def may_change(row: dict[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from fewstep.errors import FewstepError
 from fewstep.io import atomic_folder, cache_dir, sha256_bytes, write_bytes
 from recipes.emoji.built import read_metadata
 from recipes.emoji.captions import STYLES, main_caption
-from recipes.emoji.drawing import CONCEPTS_PACKAGE, Job, make, read_drawings
+from recipes.emoji.drawing import CONCEPTS_PACKAGE, DrawingJob, make, read_drawings
 from recipes.emoji.names import is_held_out, read_concepts
 from recipes.emoji.packages import PACKAGES, fetch, report
 
@@ -37,7 +37,7 @@ SHEET_CONCEPTS = "1f600 1f916 1f420 1f431 1f3f0 1f355 1f680 2764 1f3b8 1f333 261
 # --- the folder ---------------------------------------------------------------------------------------------
 
 
-def describe(job: Job) -> dict[str, Any]:
+def describe(job: DrawingJob) -> dict[str, Any]:
     """One line of metadata.jsonl."""
     style, concept = STYLES[job.style], job.concept
     held_out = style.split == "base" and is_held_out(concept.code, job.style)
@@ -64,21 +64,21 @@ def build(out: Path, downloads: Path, size: int = 128, styles: Iterable[str] = t
     broken one left there.
     """
     styles = tuple(styles)
-    wanted = json.loads(json.dumps(recipe(size, styles)))
+    current = json.loads(json.dumps(recipe(size, styles)))
     stamp = out / "dataset.json"
-    if stamp.exists() and json.loads(stamp.read_text())["recipe"] == wanted:
+    if stamp.exists() and json.loads(stamp.read_text())["recipe"] == current:
         report(f"{out} is complete and up to date: nothing to do")
         lines = read_metadata(out)
         write_tables(out, lines)
         return lines
     if out.exists() and any(out.iterdir()) and not stamp.exists():
         raise FewstepError(f"{out} holds files this recipe did not write", "name another folder with --out")
-    key = sha256_bytes(json.dumps(wanted).encode())[:12]
+    key = sha256_bytes(json.dumps(current).encode())[:12]
     partial = out.with_name(f".{out.name}.{key}.partial")
     lines, skipped = fill(partial, downloads, size, styles, processes)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (partial / "metadata.jsonl").write_text(text, encoding="utf-8")
-    (partial / stamp.name).write_text(json.dumps({"recipe": wanted, "skipped": skipped}, indent=1))
+    (partial / stamp.name).write_text(json.dumps({"recipe": current, "skipped": skipped}, indent=1))
     contact_sheet(partial, lines).save(partial / "contact-sheet.png")
     write_tables(partial, lines)
     with atomic_folder(out) as folder:
@@ -107,9 +107,9 @@ def fill(folder: Path, downloads: Path, size: int, styles: Iterable[str],
         began = time.monotonic()
         (folder / style).mkdir(parents=True, exist_ok=True)
         drawings = read_drawings(style, downloads, concepts)
-        jobs = [Job(style, concepts[code], drawing, folder / style / f"{code}.png", size)
+        jobs = [DrawingJob(style, concepts[code], drawing, folder / style / f"{code}.png", size)
                 for code, drawing in drawings.items()]  # fmt: skip
-        for number, (job, problem) in enumerate(zip(jobs, drawn(jobs, processes), strict=True), 1):
+        for number, (job, problem) in enumerate(zip(jobs, results_of(jobs, processes), strict=True), 1):
             if problem:
                 skipped[f"{style}/{job.file.name}"] = problem
             else:
@@ -120,7 +120,7 @@ def fill(folder: Path, downloads: Path, size: int, styles: Iterable[str],
     return lines, skipped
 
 
-def drawn(jobs: list[Job], processes: int) -> Iterator[str]:
+def results_of(jobs: list[DrawingJob], processes: int) -> Iterator[str]:
     """The results of `make` in the order of `jobs`."""
     if processes < 2:
         yield from map(make, jobs)

@@ -34,7 +34,7 @@ NAME_SOURCE = "@iconify-json/noto"  # its chars.json also names the drawings of 
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SourceDrawing:
     """One file to render."""
 
     kind: str  # "svg" or "image" (webp, png)
@@ -42,17 +42,17 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Job:
+class DrawingJob:
     """One image to make."""
 
     style: str
     concept: Concept
-    drawing: Drawing
+    drawing: SourceDrawing
     file: Path
     size: int
 
 
-def read_drawings(style: str, downloads: Path, concepts: Mapping[str, Concept]) -> dict[str, Drawing]:
+def read_drawings(style: str, downloads: Path, concepts: Mapping[str, Concept]) -> dict[str, SourceDrawing]:
     """Code points -> drawing, for every concept this style has, in the order of `concepts`."""
     tarball = fetch(STYLES[style].package, downloads)
     if style in FILES:
@@ -62,15 +62,17 @@ def read_drawings(style: str, downloads: Path, concepts: Mapping[str, Concept]) 
     return icon_drawings(style, tarball, downloads, concepts)
 
 
-def file_drawings(tarball: Path, prefix: str, suffix: str, concepts: Iterable[str]) -> dict[str, Drawing]:
+def file_drawings(tarball: Path, prefix: str, suffix: str, concepts: Iterable[str]) -> dict[str, SourceDrawing]:
     """Drawings that are files of their own in the tarball."""
     data = dict(members(tarball, lambda name: name.startswith(prefix) and name.endswith(suffix)))
     kind = "svg" if suffix == "svg" else "image"
     files = match_files(data, prefix, suffix, concepts)
-    return {code: Drawing(kind, data[name]) for code, name in files.items()}
+    return {code: SourceDrawing(kind, data[name]) for code, name in files.items()}
 
 
-def icon_drawings(style: str, tarball: Path, downloads: Path, concepts: Mapping[str, Concept]) -> dict[str, Drawing]:
+def icon_drawings(
+    style: str, tarball: Path, downloads: Path, concepts: Mapping[str, Concept]
+) -> dict[str, SourceDrawing]:
     """Drawings of an iconify package, one JSON document of SVG bodies."""
     book, chars = read_json(tarball, "package/icons.json", "package/chars.json")
     names: dict[str, str] = {}
@@ -80,7 +82,7 @@ def icon_drawings(style: str, tarball: Path, downloads: Path, concepts: Mapping[
         names = {**names, **old_names(style, current, names)}
     icons = {**book["icons"], **book.get("aliases", {})}
     found = match_icons(icons, chars, names, concepts)
-    return {code: Drawing("svg", icon_svg(name, book)) for code, name in found.items()}
+    return {code: SourceDrawing("svg", icon_svg(name, book)) for code, name in found.items()}
 
 
 def icon_svg(name: str, book: Mapping[str, Any]) -> bytes:
@@ -99,7 +101,7 @@ def icon_svg(name: str, book: Mapping[str, Any]) -> bytes:
     return f'<svg {head} viewBox="{left} {top} {width} {height}">{body}</svg>'.encode()
 
 
-def font_drawings(tarball: Path, concepts: Iterable[str]) -> dict[str, Drawing]:
+def font_drawings(tarball: Path, concepts: Iterable[str]) -> dict[str, SourceDrawing]:
     """Glyphs of the Noto Emoji font, Regular; single code points only, drawn large and centred."""
     ((_, data),) = members(tarball, lambda name: name == FONT_FILE)
     font = ImageFont.truetype(io.BytesIO(data), 400, layout_engine=ImageFont.Layout.BASIC)
@@ -110,7 +112,7 @@ def font_drawings(tarball: Path, concepts: Iterable[str]) -> dict[str, Drawing]:
         if image is not None and (missing is None or image.tobytes() != missing.tobytes()):
             stream = io.BytesIO()
             image.save(stream, "png", compress_level=1)
-            drawings[code] = Drawing("image", stream.getvalue())
+            drawings[code] = SourceDrawing("image", stream.getvalue())
     return drawings
 
 
@@ -125,7 +127,7 @@ def glyph(font: ImageFont.FreeTypeFont, character: str, canvas: int = 450) -> Im
     return image
 
 
-def rasterise(drawing: Drawing, pixels: int) -> Image.Image:
+def rasterise(drawing: SourceDrawing, pixels: int) -> Image.Image:
     """The drawing on a transparent square canvas, (pixels, pixels) RGBA; its aspect ratio is kept."""
     if drawing.kind == "svg":
         text = drawing.data.decode("utf-8-sig")
@@ -155,7 +157,7 @@ def ink(image: Image.Image) -> tuple[int, int, int, int] | None:
     return image.getchannel("A").point(lambda alpha: 255 * (alpha > 16)).getbbox()
 
 
-def draw(drawing: Drawing, size: int, keep_size: bool = False) -> Image.Image | None:
+def draw(drawing: SourceDrawing, size: int, keep_size: bool = False) -> Image.Image | None:
     """The finished image, (size, size) RGB on white; None if nothing is to be seen.
 
     The package's own padding stays, but a drawing whose longer side is under 80 % of the canvas is enlarged
@@ -178,7 +180,7 @@ def draw(drawing: Drawing, size: int, keep_size: bool = False) -> Image.Image | 
     return flat if seen else None
 
 
-def make(job: Job) -> str:
+def make(job: DrawingJob) -> str:
     """'' when the image stands in its file, else why there is none."""
     if job.file.exists():
         return ""

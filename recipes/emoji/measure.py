@@ -72,7 +72,7 @@ def chosen(config: MeasureConfig) -> list[dict[str, Any]]:
     return random.Random(0).sample(rows, min(config.images, len(rows)))
 
 
-def drawn_features(config: MeasureConfig, prompts: list[str]) -> tuple[torch.Tensor, dict[str, Any]]:
+def picture_features(config: MeasureConfig, prompts: list[str]) -> tuple[torch.Tensor, dict[str, Any]]:
     """Features (N, 1280) of a picture of each prompt, and the plan they were drawn by."""
     session = Session(config.model, config.lora, dtype=config.dtype, device=config.device)
     network = load_efficientnet(pick_device(config.device))
@@ -107,12 +107,16 @@ def run(config: MeasureConfig) -> None:
     """Draw, compare, print and keep the figures."""
     rows = chosen(config)
     drawings = drawing_features(config.folder, cache_dir() / "emoji")
-    features, plan = drawn_features(config, [main_caption(row["style"], row["label"]) for row in rows])
+    features, plan = picture_features(config, [main_caption(row["style"], row["label"]) for row in rows])
     pictures = Pictures(features, [row["style"] for row in rows], [row["concept"] for row in rows])
     view, values = whitened(drawings.features), {}
     for name, families in (("agreement", None), ("agreement_one_fluent", FAMILIES)):
-        drawn, real = (of(pictures, drawings, view, families) for of in (agreement, ceiling))
-        values[name] = {"drawn": numbers(drawn), "ceiling": numbers(real), "share_of_ceiling": drawn.score / real.score}
+        result, limit = (of(pictures, drawings, view, families) for of in (agreement, ceiling))
+        values[name] = {
+            "drawn": numbers(result),
+            "ceiling": numbers(limit),
+            "share_of_ceiling": result.score / limit.score,
+        }
     asked = {"model": config.model, "lora": [label(text) for text in config.lora], "split": config.split}
     line = {**asked, "style": config.style, **plan, "dtype": config.dtype, **values}
     config.out.parent.mkdir(parents=True, exist_ok=True)

@@ -83,11 +83,11 @@ def npm_pack(what: str, downloads: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def members(tarball: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the files in a tarball that are wanted, in one pass."""
+def members(tarball: Path, accept: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the files in a tarball that `accept` admits, in one pass."""
     with tarfile.open(tarball) as archive:
         for entry in archive:
-            if entry.isfile() and wanted(entry.name):
+            if entry.isfile() and accept(entry.name):
                 stream = archive.extractfile(entry)
                 assert stream is not None
                 yield entry.name, stream.read()

@@ -54,13 +54,13 @@ def run(config: ShipConfig) -> None:
     """Copy, describe, and list the checksums."""
     source, out = config.source, config.out
     loras = {name: source / name / "lora.safetensors" for name in (ACCELERATION, *STYLE_LORAS)}
-    wanted = [
+    inputs = [
         source / "teacher" / "model",
         source / "decoder" / "vae",
         source / KIT / "reference.safetensors",
         *loras.values(),
     ]
-    missing = [path for path in wanted if not path.exists()]
+    missing = [path for path in inputs if not path.exists()]
     if missing:
         raise FewstepError(f"{missing[0]} is not there", "run python -m recipes.emoji.build first")
     measurements = read_lines(source / "measurements.jsonl")
@@ -203,11 +203,11 @@ def agreement_table(measurements: Sequence[Mapping[str, Any]]) -> str:
     columns = ("pairs", "pictures", "LoRA", "solver", "steps", "guidance", "agreement", "ceiling", "share")
     rows = []
     for line in latest.values():
-        drawn, real = line["agreement"]["drawn"], line["agreement"]["ceiling"]
-        asked = [line["style"] or line["split"], str(drawn["count"]), " + ".join(line["lora"]) or "-"]
+        result, limit = line["agreement"]["drawn"], line["agreement"]["ceiling"]
+        asked = [line["style"] or line["split"], str(result["count"]), " + ".join(line["lora"]) or "-"]
         how = [line["solver"], str(line["steps"]), f"{line['guidance_scale']:g}"]
-        score = f"{drawn['score']:.3f} ± {drawn['error']:.3f}"
-        rows.append([*asked, *how, score, f"{real['score']:.3f}", f"{line['agreement']['share_of_ceiling']:.2f}"])
+        score = f"{result['score']:.3f} ± {result['error']:.3f}"
+        rows.append([*asked, *how, score, f"{limit['score']:.3f}", f"{line['agreement']['share_of_ceiling']:.2f}"])
     return "\n" + text_table(columns, rows) + "\n" if rows else ""
 
 

@@ -109,7 +109,7 @@ class TeacherConfig(TrainingConfig):
     """Compile the step and replay it as one CUDA graph: two and a half times as fast on an H100."""
 
 
-class Batch(NamedTuple):
+class TeacherBatch(NamedTuple):
     """Latents, the tokens of a caption drawn for this visit, and the visit's noise."""
 
     x_0: Tensor  # (B, 4, H, W)
@@ -117,8 +117,8 @@ class Batch(NamedTuple):
     eps: Tensor  # (B, 4, H, W) standard normal
     level: NoiseLevel  # of every drawing
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(self.x_0.to(device), self.tokens.to(device), self.eps.to(device), self.level.to(device))
+    def to(self, device: torch.device) -> "TeacherBatch":
+        return TeacherBatch(self.x_0.to(device), self.tokens.to(device), self.eps.to(device), self.level.to(device))
 
     def tensors(self) -> list[Tensor]:
         return [*self[:3], *self.level]
@@ -133,14 +133,14 @@ class Captioned:
     def __len__(self) -> int:
         return len(self.packed.rows)
 
-    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> TeacherBatch:
         indices, generators = [visit.index for visit in visits], [generator(visit) for visit in visits]
         eps, t = normal(generators, self.packed.latents.shape[1:]), integers(generators, len(self.schedule))
         drop, seeds = uniform(generators) < self.drop_captions, integers(generators, 2**31)
         drawings, texts = zip(*map(self.seen, indices, seeds.tolist()), strict=True)
         asked = ["" if dropped else text for text, dropped in zip(texts, drop.tolist(), strict=True)]
         x_0 = torch.stack(drawings).float()
-        return Batch(x_0, tokens_of(self.tokenizer, asked), eps, self.schedule.at(t)).to(device)
+        return TeacherBatch(x_0, tokens_of(self.tokenizer, asked), eps, self.schedule.at(t)).to(device)
 
     def seen(self, index: int, seed: int) -> tuple[Tensor, str]:
         """This drawing (4, H, W), or it in another colour, and one of its many captions."""
@@ -157,12 +157,12 @@ class Ahead:
 
     def __init__(self, data: Captioned, config: TeacherConfig) -> None:
         self.data, self.config = data, config
-        self.coming: Iterator[Batch] | None = None
+        self.coming: Iterator[TeacherBatch] | None = None
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> TeacherBatch:
         if self.coming is None:
             following = Following(self.data, visits, self.config.train_steps * self.config.accumulate)
             workers = self.config.workers
@@ -170,7 +170,7 @@ class Ahead:
         return next(self.coming).to(device)
 
 
-class Following(Dataset[Batch]):
+class Following(Dataset[TeacherBatch]):
     """The batch of these visits and those that follow it in a run."""
 
     def __init__(self, data: Captioned, visits: Sequence[SampleId], batches: int) -> None:
@@ -183,7 +183,7 @@ class Following(Dataset[Batch]):
     def __len__(self) -> int:
         return self.batches
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> TeacherBatch:
         return self.data.batch(self.order.visits(self.start + number * self.size, self.size), torch.device("cpu"))
 
 
@@ -194,7 +194,7 @@ def tokens_of(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     return ids
 
 
-class Teacher(nn.Module):
+class TeacherNetworks(nn.Module):
     """x_t (B, 4, H, W), t (B,), tokens (B, LENGTH) -> the network's output, float32."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
@@ -251,23 +251,25 @@ def new_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPT
     )
 
 
-def new_teacher(config: TeacherConfig, tokenizer: CLIPTokenizer, size: int) -> Teacher:
+def new_teacher(config: TeacherConfig, tokenizer: CLIPTokenizer, size: int) -> TeacherNetworks:
     """The networks to train: untrained ones drawn from config.seed, or those of config.init."""
     trained = config.text_encoder and load_text_encoder(config.text_encoder)
     if config.init is None:
         torch.manual_seed(config.seed)
         unet = new_unet(config.channels, config.text_width, size)
-        return Teacher(unet, trained or new_text_encoder(tokenizer, config.text_width, config.text_layers)).train()
+        return TeacherNetworks(
+            unet, trained or new_text_encoder(tokenizer, config.text_width, config.text_layers)
+        ).train()
     model = load_model(str(config.init))
     if model.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise FewstepError(
             f"{config.init} was trained with another tokenizer than {config.tokenizer}",
             f"use its own: --tokenizer {config.init / 'tokenizer'}",
         )
-    return Teacher(model.unet, trained or model.text_encoder).requires_grad_().train()
+    return TeacherNetworks(model.unet, trained or model.text_encoder).requires_grad_().train()
 
 
-def teacher_loss(module: nn.Module, batch: Batch, config: TeacherConfig) -> Tensor:
+def teacher_loss(module: nn.Module, batch: TeacherBatch, config: TeacherConfig) -> Tensor:
     """The denoising loss of a batch, every noise level weighted as config.weighting says."""
     prediction, level = prediction_named(config.prediction), batch.level
     output = module(level.alpha * batch.x_0 + level.sigma * batch.eps, level.t, batch.tokens)
@@ -292,7 +294,7 @@ class Exporter:
         self, trainable: Trainable, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TeacherConfig
     ) -> None:
         self.average = trainable.averages["export"]
-        self.teacher = cast(Teacher, copy.deepcopy(trainable.module).eval().requires_grad_(False))
+        self.teacher = cast(TeacherNetworks, copy.deepcopy(trainable.module).eval().requires_grad_(False))
         self.vae, self.tokenizer, self.config = vae, tokenizer, config
         self.scheduler = DDIMScheduler(**SCHEDULER, prediction_type=config.prediction)
 

@@ -71,7 +71,7 @@ class TextConfig(TrainingConfig):
     """Layers of the text encoder, as the teacher's."""
 
 
-class Batch(NamedTuple):
+class TextBatch(NamedTuple):
     """Captions, and what is seen of their drawings."""
 
     tokens: Tensor  # (B, LENGTH) int64
@@ -87,12 +87,12 @@ class Seen:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> TextBatch:
         seeds = integers([generator(visit) for visit in visits], 2**31).tolist()
         rows = [self.rows[visit.index] for visit in visits]
         texts = [caption(row["style"], row["label"], row["tags"], random.Random(seed))
                  for row, seed in zip(rows, seeds, strict=True)]  # fmt: skip
-        return Batch(tokens_of(self.tokenizer, texts).to(device), self.seen[[v.index for v in visits]].to(device))
+        return TextBatch(tokens_of(self.tokenizer, texts).to(device), self.seen[[v.index for v in visits]].to(device))
 
 
 class Predictor(nn.Module):
@@ -120,7 +120,7 @@ def what_is_seen(features: Tensor, latents: Tensor, dims: int) -> Tensor:
     return torch.cat([(part - part.mean(0)) / part.std(0).clamp(min=1e-6) for part in (leading, pooled)], dim=1)
 
 
-def predictor_loss(module: nn.Module, batch: Batch, dims: int) -> Tensor:
+def predictor_loss(module: nn.Module, batch: TextBatch, dims: int) -> Tensor:
     """Mean squared error of the features plus that of the latents."""
     error = (module(batch.tokens) - batch.seen) ** 2
     loss: Tensor = error[:, :dims].mean() + error[:, dims:].mean()

@@ -27,8 +27,8 @@ START, END, SUFFIX = "<|startoftext|>", "<|endoftext|>", "</w>"
 LENGTH = 32  # tokens of a caption, start and end included
 ENTRIES = 2000
 
-Pair = tuple[str, str]
-Row = Mapping[str, Any]  # at least style, label, tags
+SymbolPair = tuple[str, str]
+CaptionRow = Mapping[str, Any]  # at least style, label, tags
 
 
 class TokenizerConfig(Config):
@@ -42,7 +42,7 @@ class TokenizerConfig(Config):
     """Size of the vocabulary; 512 entries are single bytes and two are the start and end of a text."""
 
 
-def corpus(rows: Iterable[Row]) -> Iterator[str]:
+def corpus(rows: Iterable[CaptionRow]) -> Iterator[str]:
     """Captions of every concept in every style, the ones of style LoRAs too, and its tags; the same every time."""
     concepts = sorted({(row["label"], tuple(row["tags"])) for row in rows})
     rng = random.Random(0)
@@ -67,20 +67,20 @@ def word_counts(texts: Iterable[str]) -> Counter[tuple[str, ...]]:
     return counts
 
 
-def learn_merges(counts: Mapping[tuple[str, ...], int], number: int) -> list[Pair]:
+def learn_merges(counts: Mapping[tuple[str, ...], int], number: int) -> list[SymbolPair]:
     """The `number` merges of byte-pair encoding (arXiv 1508.07909, Algorithm 1); among equals the first in order.
 
     Fewer when all words are whole before.
     """
     words = [list(word) for word in counts]
     often = list(counts.values())
-    totals: Counter[Pair] = Counter()
-    places: defaultdict[Pair, set[int]] = defaultdict(set)
+    totals: Counter[SymbolPair] = Counter()
+    places: defaultdict[SymbolPair, set[int]] = defaultdict(set)
     for i, word in enumerate(words):
         for pair in pairwise(word):
             totals[pair] += often[i]
             places[pair].add(i)
-    merges: list[Pair] = []
+    merges: list[SymbolPair] = []
     while len(merges) < number and totals:
         best = min(totals, key=lambda pair: (-totals[pair], pair))
         merges.append(best)
@@ -95,7 +95,7 @@ def learn_merges(counts: Mapping[tuple[str, ...], int], number: int) -> list[Pai
     return merges
 
 
-def merged(word: Sequence[str], pair: Pair) -> list[str]:
+def merged(word: Sequence[str], pair: SymbolPair) -> list[str]:
     """The word with every occurrence of `pair` joined, from the left."""
     out: list[str] = []
     i = 0
@@ -111,14 +111,14 @@ def untrained() -> CLIPTokenizer:
     return CLIPTokenizer({START: 0, END: 1}, [])
 
 
-def vocabulary(merges: Iterable[Pair]) -> dict[str, int]:
+def vocabulary(merges: Iterable[SymbolPair]) -> dict[str, int]:
     """Entry -> id, in CLIP's order: bytes, bytes that end a word, merges, start, end."""
     alphabet = byte_alphabet()
     entries = [*alphabet, *(x + SUFFIX for x in alphabet), *map("".join, merges), START, END]
     return {entry: i for i, entry in enumerate(entries)}
 
 
-def make_tokenizer(rows: Iterable[Row], out: Path, entries: int = ENTRIES) -> None:
+def make_tokenizer(rows: Iterable[CaptionRow], out: Path, entries: int = ENTRIES) -> None:
     """Write the tokenizer learnt from these rows to the folder `out`, whole or not at all.
 
     vocab.json and merges.txt are what transformers 4 reads, tokenizer.json what transformers 5 does.

@@ -12,7 +12,7 @@ from fewstep.errors import FewstepError
 pytest.importorskip("resvg_py")
 Image = pytest.importorskip("PIL.Image")
 from recipes.emoji import dataset, drawing, packages  # noqa: E402
-from recipes.emoji.drawing import Drawing  # noqa: E402
+from recipes.emoji.drawing import SourceDrawing  # noqa: E402
 from recipes.emoji.names import (  # noqa: E402
     code_points,
     is_held_out,
@@ -210,8 +210,11 @@ def test_old_names_override_and_can_say_nothing():
 
 def test_small_drawings_are_enlarged_and_centred_unless_size_matters():
     box = (
-        drawing.draw(Drawing("svg", SMALL.encode()), 100).convert("L").point(lambda grey: 255 * (grey < 128)).getbbox()
+        drawing.draw(SourceDrawing("svg", SMALL.encode()), 100)
+        .convert("L")
+        .point(lambda grey: 255 * (grey < 128))
+        .getbbox()
     )
     assert box == pytest.approx((5, 5, 95, 95), abs=1)
-    kept = drawing.draw(Drawing("svg", SMALL.encode()), 100, keep_size=True)
+    kept = drawing.draw(SourceDrawing("svg", SMALL.encode()), 100, keep_size=True)
     assert kept.convert("L").point(lambda grey: 255 * (grey < 128)).getbbox() == (10, 10, 30, 30)

@@ -13,7 +13,7 @@ from fewstep.metrics.reference import load_reference
 from studies import forgetting
 
 DOCS = Path(__file__).parents[2] / "docs"
-Measured = forgetting.Measured
+KindMeasures = forgetting.KindMeasures
 
 
 def estimated(value: float, error: float) -> Estimate:
@@ -23,8 +23,8 @@ def estimated(value: float, error: float) -> Estimate:
 
 def rows(own: tuple[float, float], others: tuple[float, float]) -> list[dict]:
     """Figures of a style and the others: agreement and distance go from 0.4 and 100 to these."""
-    base = [Measured(kind, 0.0, estimated(0.4, 0.001), estimated(100, 1)) for kind in ("own", "others")]
-    after = [Measured(kind, 1.0, estimated(a, 0.002), estimated(d, 1.1))
+    base = [KindMeasures(kind, 0.0, estimated(0.4, 0.001), estimated(100, 1)) for kind in ("own", "others")]
+    after = [KindMeasures(kind, 1.0, estimated(a, 0.002), estimated(d, 1.1))
              for kind, (a, d) in (("own", own), ("others", others))]  # fmt: skip
     results = [base[0], after[0], base[1], after[1]]
     return [forgetting.figures(one, results) for one in results]
@@ -50,7 +50,7 @@ def test_errors_of_changes_are_paired() -> None:
             ["less like the style, for certain; their agreement fell, for certain", ", within 5 %"],
         ),
         ((0.4, 50), (0.4, 120), ["more like the style, for certain; their agreement is the same", ", not within 5 %"]),
-        ((0.41, 100), (0.398, 100), ["no change in how like", "agreement rose, for certain", "agreement -0.5"]),
+        ((0.41, 100), (0.398, 100), ["as before, within chance", "agreement rose, for certain", "agreement -0.5"]),
     ],
 )
 def test_verdicts(own, others, words) -> None:
@@ -60,7 +60,7 @@ def test_verdicts(own, others, words) -> None:
 
 
 def test_what_the_figures_do_not_decide_is_said() -> None:
-    assert forgetting.within("agreement", 0.02, 0.05).endswith("whether within 5 % is not decided")
+    assert forgetting.within("agreement", 0.02, 0.05).endswith("perhaps within 5 %")
 
 
 def test_words_of_a_style_are_those_of_its_captions() -> None:
