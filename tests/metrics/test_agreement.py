@@ -106,7 +106,7 @@ def test_ceiling_counts_prompts_and_leaves_out_what_is_not_drawn():
     drawings = drawn(0.05)
     prompted = Pictures(normal(3, 0), ["flat", "flat", "flat"], [CONCEPTS[0], CONCEPTS[0], "unicorn"])
     assert ceiling(prompted, drawings).count == 2
-    with pytest.raises(FewstepError, match="no image was prompted for a style and concept that is drawn"):
+    with pytest.raises(FewstepError, match="there is no drawing of any prompted pair"):
         ceiling(Pictures(normal(1, 0), ["3d"], [CONCEPTS[0]]), drawings)
 
 

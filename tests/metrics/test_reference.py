@@ -157,7 +157,7 @@ def test_features_of_another_network_are_refused(tmp_path):
     with pytest.raises(FewstepError, match="has features of 'another network', not of 'efficientnet-lite0"):
         load_reference(path)
     narrow = drawings._replace(features=drawings.features[:, :20])
-    with pytest.raises(FewstepError, match=r"20 features each and the reference 32\n\nhint: .*: another network"):
+    with pytest.raises(FewstepError, match=r"20 features each, but the reference has 32\n\nhint: .*: another network"):
         agreement_with(narrow, load_reference(path, "another network"))
 
 

@@ -65,7 +65,7 @@ def test_what_the_figures_do_not_decide_is_said() -> None:
 
 def test_words_of_a_style_are_those_of_its_captions() -> None:
     assert [forgetting.words_of(style) for style in ("noto-mono", "fluent-3d")] == ["", "3d glossy"]
-    with pytest.raises(UsageError, match="there is no style cubism"):
+    with pytest.raises(UsageError, match="unknown style cubism"):
         forgetting.words_of("cubism")
 
 
@@ -106,9 +106,9 @@ def table(cache: Path, name: str, styles: list[str]) -> None:
 def test_the_page_says_where_the_lora_comes_from() -> None:
     for style, prior, modules, words in [
         ("noto-mono", 0.0, "all", ["never saw", "the one that ships"]),
-        ("noto-mono", 0.0, "attention", ["never saw", "trained for the measurement", "of attention alone"]),
-        ("twemoji", 1.0, "cross-attention", ["twemoji, cross-attention, with 1", "the attention to the prompt alone"]),
-        ("noto-mono", 1.0, "all", ["never saw", "trained for the measurement", "1 of other styles in its data"]),
+        ("noto-mono", 0.0, "attention", ["never saw", "trained for the measurement", "only attention"]),
+        ("twemoji", 1.0, "cross-attention", ["twemoji, cross-attention, with 1", "only the attention to the prompt"]),
+        ("noto-mono", 1.0, "all", ["never saw", "trained for the measurement", "1 of other styles, with their own captions"]),
         ("twemoji", 0.0, "all", ["knows this style", "trained for the measurement: rank 16"]),
     ]:
         told = {"style": style, "prior": prior, "words": "", "images": 8, "how": "lcm", "known": style == "twemoji",

@@ -1,6 +1,6 @@
-"""Agreement: does an image show the concept it was prompted for, judged by drawings in other styles.
+"""Agreement: whether an image shows the concept of its prompt, judged by drawings in other styles.
 
-It stands where CLIP score stands for users with a hub: no package registry carries CLIP's weights.
+It takes the place of the CLIP score when there is no hub, because no package registry carries CLIP's weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 
-SHRINKAGE = 0.1  # of the mean variance, added to every variance before whitening
+SHRINKAGE = 0.1  # share of the mean variance that is added to every variance before whitening
 
 
 class Pictures(NamedTuple):
-    """Features of images, with the style and the concept that each was drawn or prompted in."""
+    """Features of images, with the style and the concept of each drawing or prompt."""
 
     features: Tensor  # (N, D)
     styles: Sequence[str]
@@ -26,29 +26,29 @@ class Pictures(NamedTuple):
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many images have, as their nearest drawing of another style, one of their own concept."""
+    """The share of images whose nearest drawing in another style has the image's concept."""
 
-    score: float  # 0...1, of the images counted
-    chance: float  # what drawings picked at random would score
-    count: int  # images counted
-    left_out: int  # images whose concept no other style draws
-    hits: tuple[bool, ...]  # of the images counted, in order
+    score: float  # share of the counted images, 0...1
+    chance: float  # the score of drawings picked at random
+    count: int  # number of counted images
+    left_out: int  # number of images whose concept no other style has
+    hits: tuple[bool, ...]  # for the counted images, in order
 
 
 class View(NamedTuple):
-    """An affine map of features, (f - centre) @ axes, after which cosines are taken."""
+    """An affine map of features, (f - centre) @ axes. Cosines are computed after it."""
 
     centre: Tensor  # (D,)
-    axes: Tensor | None  # (D, K); None leaves them as they are
+    axes: Tensor | None  # (D, K); None = the identity
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Unit vectors (N, K), of features (N, D)."""
+        """Unit vectors (N, K) of features (N, D)."""
         moved = features.to(self.centre) - self.centre
         return F.normalize(moved if self.axes is None else moved @ self.axes, dim=1)
 
 
 def centred(features: Tensor) -> View:
-    """The view from the mean of features (N, D), in float32 or better."""
+    """The view that subtracts the mean of features (N, D), in float32 or better."""
     exact = features.detach().to(torch.promote_types(features.dtype, torch.float32))
     return View(exact.mean(dim=0), None)
 
@@ -56,12 +56,12 @@ def centred(features: Tensor) -> View:
 def whitened(features: Tensor, shrinkage: float = SHRINKAGE) -> View:
     """The view in which features (N, D) have mean 0 and nearly equal variance in every direction.
 
-    Axes U (L + shrinkage mean(L))^(-1/2) of the covariance U L U^T, L rising. Directions in which all drawings
-    differ much, style first of all, then count no more than others.
+    Axes U (L + shrinkage mean(L))^(-1/2) of the covariance U L U^T, with L ascending. Directions in which all drawings
+    differ much, above all the style, then count no more than others.
     """
     exact = features.detach().to(torch.float64)
     if len(exact) < 2 or not exact.std(dim=0).any():
-        raise FewstepError("the drawings' features are all equal", "give different drawings, at least 2")
+        raise FewstepError("the drawings' features are all equal", "use at least 2 different drawings")
     variances, directions = torch.linalg.eigh(exact.T.cov())
     scale = (variances.clamp(min=0) + shrinkage * variances.mean()).rsqrt()
     return View(exact.mean(dim=0).float(), (directions * scale).float())
@@ -74,12 +74,12 @@ def agreement(
     families: Mapping[str, str] | None = None,
     chunk: int = 1024,
 ) -> Agreement:
-    """Share of images whose nearest drawing, by cosine among those of other styles, is of their concept.
+    """The share of images whose nearest drawing in another style, by cosine, has their concept.
 
-    images: generated, with the style and concept of their prompt. drawings: real ones; those of an image's
-    own style are no candidates, so that copying the style's drawing is not what is measured.
-    view: None is `whitened` by the drawings. families: a common name for styles that share drawings, which
-    would vouch for each other; None makes every style its own. chunk: images compared at once.
+    images: generated, with the style and concept of their prompt. drawings: real ones. Drawings of an image's own style
+    are not candidates, so a copy of the style's drawing does not count. view: None = `whitened` by the drawings.
+    families: style -> a common name for styles that share drawings; such styles do not judge each other. None = every
+    style is its own family. chunk: images that are compared at a time.
     """
     check_labels(images)
     check_labels(drawings)
@@ -93,7 +93,7 @@ def agreement(
     counted = share > 0
     if not counted.any():
         raise FewstepError(
-            f"none of the {len(hit)} images' concepts is drawn in another style", "give drawings of these concepts"
+            f"none of the {len(hit)} images' concepts is drawn in another style", "use drawings of these concepts"
         )
     hits = hit[counted]
     return Agreement(
@@ -112,16 +112,16 @@ def ceiling(
     families: Mapping[str, str] | None = None,
     chunk: int = 1024,
 ) -> Agreement:
-    """The agreement of the real drawings of the images' own styles and concepts: what a perfect model scores.
+    """The agreement of the real drawings of the images' own styles and concepts, which a perfect model would score.
 
-    Each pair of style and concept counts as often as it was prompted; pairs without a drawing are left out.
+    Each pair of style and concept counts as often as it was prompted. Pairs without a drawing are left out.
     """
     check_labels(images)
     check_labels(drawings)
     place = {pair: i for i, pair in enumerate(zip(drawings.styles, drawings.concepts, strict=True))}
     found = [place[pair] for pair in zip(images.styles, images.concepts, strict=True) if pair in place]
     if not found:
-        raise FewstepError("no image was prompted for a style and concept that is drawn", "give other drawings")
+        raise FewstepError("there is no drawing of any prompted pair of style and concept", "use other drawings")
     styles, concepts = [drawings.styles[i] for i in found], [drawings.concepts[i] for i in found]
     return agreement(Pictures(drawings.features[found], styles, concepts), drawings, view, families, chunk)
 
@@ -129,9 +129,9 @@ def ceiling(
 def nearest_hits(
     images: Tensor, drawings: Tensor, of_images: tuple[Tensor, Tensor], of_drawings: tuple[Tensor, Tensor], chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Whether each image's nearest candidate has its concept, and which share of its candidates has it, (N,).
+    """Whether each image's nearest candidate has its concept, (N,), and the share of its candidates that have it, (N,).
 
-    images (N, D), drawings (M, D): unit vectors; of_images, of_drawings: numbers of styles and concepts.
+    images (N, D), drawings (M, D): unit vectors. of_images, of_drawings: numbers of their styles and concepts.
     """
     hits, shares = [], []
     parts = [torch.split(part, chunk) for part in (images, *of_images)]
@@ -145,7 +145,7 @@ def nearest_hits(
 
 
 def numbering(*names: Sequence[str]) -> dict[str, int]:
-    """A number for each different name."""
+    """Name -> number, for each different name."""
     return {name: i for i, name in enumerate(dict.fromkeys(name for part in names for name in part))}
 
 
@@ -155,11 +155,12 @@ def labels(names: Sequence[str], numbers: dict[str, int]) -> Tensor:
 
 
 def check_labels(pictures: Pictures) -> None:
-    """Refuse pictures without exactly one style and concept each, and features that are not finite."""
+    """Raise FewstepError unless each picture has one style and one concept, and all features are finite."""
     counts = len(pictures.features), len(pictures.styles), len(pictures.concepts)
     if len(set(counts)) > 1 or not counts[0]:
         raise FewstepError(
-            f"{counts[0]} images, {counts[1]} styles and {counts[2]} concepts", "give one style and concept for each"
+            f"{counts[0]} images, {counts[1]} styles and {counts[2]} concepts",
+            "each image needs one style and one concept",
         )
     if not pictures.features.isfinite().all():
-        raise FewstepError("some image features are not finite numbers", "leave images that hold NaN out")
+        raise FewstepError("some image features are not finite numbers", "leave out images with NaN")

@@ -1,4 +1,4 @@
-"""How different the images of one prompt are: low when a few-step model has collapsed."""
+"""Diversity: how different the images of one prompt are. It is low when a few-step model has collapsed."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ PairDistance = Callable[[Tensor, Tensor], Tensor]  # images (B, 3, H, W) twice -
 
 @torch.no_grad()
 def diversity(images: Tensor, distance: PairDistance, pairs_at_once: int = 32) -> float:
-    """Mean distance of all pairs of one prompt's images, K of them, of K (K - 1) / 2 pairs; 0 if all are equal.
+    """The mean distance over all K (K - 1) / 2 pairs of one prompt's K images; 0 if all are equal.
 
     images: (K, 3, H, W) pixels in [-1, 1], from different seeds. distance: `load_lpips()`.
     """

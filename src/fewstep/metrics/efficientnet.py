@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (arXiv 1905.11946, without squeeze-and-excitation, with ReLU6), for its features."""
+"""EfficientNet-Lite0 (arXiv 1905.11946, without squeeze-and-excitation, with ReLU6), used for its features."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -11,13 +11,13 @@ BATCH_NORM_EPS = 1e-3
 
 
 class Stage(NamedTuple):
-    """Blocks in a row: the first strides and changes the channels, the others have a skip connection."""
+    """Blocks in a row. The first has the stride and changes the channels; the others have a skip connection."""
 
     repeats: int
     kernel: int
     stride: int
     expansion: int
-    channels: int  # out
+    channels: int  # output channels
 
 
 STEM_CHANNELS, FEATURES, CLASSES = 32, 1280, 1000
@@ -33,10 +33,10 @@ STAGES = (
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow pads: to ceil(size / stride), the odd pixel at the bottom right."""
+    """A convolution with TensorFlow's padding: output size ceil(size / stride), an odd pixel at the bottom right."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
+        """The output (B, C', ceil(H / stride), ceil(W / stride)) for x (B, C, H, W)."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         down, across = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:])
         padded = F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2))
@@ -44,7 +44,7 @@ class SameConv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """Inverted residual (arXiv 1801.04381): expand, filter each channel, project; batch norms folded in."""
+    """An inverted residual (arXiv 1801.04381): expand, filter each channel, project. Batch norms are folded in."""
 
     def __init__(self, inputs: int, outputs: int, stage: Stage, stride: int) -> None:
         super().__init__()
@@ -55,14 +55,14 @@ class Block(nn.Module):
         self.skip = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H / stride, W / stride)."""
+        """The output (B, C', H / stride, W / stride) for x (B, C, H, W)."""
         inner = F.relu6(self.expand(x)) if self.expand is not None else x
         h: Tensor = self.project(F.relu6(self.depthwise(inner)))
         return x + h if self.skip else h
 
 
 class EfficientNetLite0(nn.Module):
-    """Images, (B, 3, H, W) normalised by `(grey level - 127) / 128`, to pooled features, (B, 1280)."""
+    """Maps images (B, 3, H, W), normalised by `(grey level - 127) / 128`, to pooled features (B, 1280)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class EfficientNetLite0(nn.Module):
         self.classifier = nn.Linear(FEATURES, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features, (B, 1280), before dropout and classifier."""
+        """The features (B, 1280) before dropout and classifier."""
         h: Tensor = F.relu6(self.stem(x))
         for block in self.blocks:
             h = block(h)
@@ -85,7 +85,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def layer_names() -> Iterator[tuple[str, str, str]]:
-    """Of each convolution here, and in the published file those of the convolution and its batch norm."""
+    """For each convolution: its name here, and the published names of the convolution and its batch norm."""
     yield "stem", "_conv_stem", "_bn0"
     for i in range(sum(stage.repeats for stage in STAGES)):
         theirs = f"_blocks.{i}"
@@ -97,7 +97,7 @@ def layer_names() -> Iterator[tuple[str, str, str]]:
 
 
 def folded(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of `EfficientNetLite0` from the published one: W g / sqrt(v + eps), b - m g / sqrt(v + eps)."""
+    """The state of `EfficientNetLite0`, from the published one: W g / sqrt(v + eps), b - m g / sqrt(v + eps)."""
     state = {"classifier.weight": published["_fc.weight"], "classifier.bias": published["_fc.bias"]}
     for name, conv, norm in layer_names():
         mean, variance, gain, shift = (

