@@ -420,7 +420,7 @@ def test_options_of_sampling(fewstep, tiny_model_folder, tiny_data_folder, tmp_p
 
     assert refused("--width 17 is not a multiple of 2", width=17) == "use 16"
     assert refused("--height 21 is not a multiple of 2", height=21) == "use 20"
-    hint = refused("dpm-solver makes 2 network calls a step, so --steps 3 does", solver="dpm-solver", steps=3)
+    hint = refused("dpm-solver makes 2 network calls a step, but --steps 3 is", solver="dpm-solver", steps=3)
     assert hint == "use a multiple of 2"
     refused("image not found: ", 1, image=tmp_path / "absent.png")
     refused("unreadable image: ", 1, image=tmp_path)

@@ -14,7 +14,7 @@ def test_a_folder_that_is_no_demos_is_left_alone(tmp_path, fewstep):
     (tmp_path / "mine.txt").write_text("keep")
     done = fewstep("demo", out=tmp_path)
     assert done.code == 2
-    assert re.match(r"--out .* holds something other than a demo", done.error)
+    assert re.match(r"--out .* holds something else than a demo", done.error)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

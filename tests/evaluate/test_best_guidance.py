@@ -22,7 +22,7 @@ def test_the_grid_is_ascending_and_without_doubles():
 def test_what_is_no_guidance_is_named(word):
     with pytest.raises(UsageError) as caught:
         grid_of(f"1,{word}")
-    assert caught.value.message == f"guidance_grid 1,{word}: {word!r} is no guidance scale of 0...50"
+    assert caught.value.message == f"guidance_grid 1,{word}: {word!r} is not a guidance scale from 0 to 50"
     assert caught.value.hint == "write guidance_grid 1,2,4,8"
 
 

@@ -39,12 +39,12 @@ def test_a_grid_is_one_list_or_two():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0.6,x", "grid 0.6,x: 'x' is no weight above 0"),
-        ("0,1", "grid 0,1: '0' is no weight above 0"),
-        ("-1", "grid -1: '-1' is no weight above 0"),
-        ("nan", "grid nan: 'nan' is no weight above 0"),
-        ("inf", "grid inf: 'inf' is no weight above 0"),
-        ("", "grid : '' is no weight above 0"),
+        ("0.6,x", "grid 0.6,x: 'x' is not a weight above 0"),
+        ("0,1", "grid 0,1: '0' is not a weight above 0"),
+        ("-1", "grid -1: '-1' is not a weight above 0"),
+        ("nan", "grid nan: 'nan' is not a weight above 0"),
+        ("inf", "grid inf: 'inf' is not a weight above 0"),
+        ("", "grid : '' is not a weight above 0"),
         ("1:1:1", "grid 1:1:1: 3 lists"),
     ],
 )

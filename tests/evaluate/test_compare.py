@@ -143,7 +143,7 @@ def test_the_document_has_its_schema(fewstep, config, tmp_path):
     hashes = [protocol["model"], protocol["prompts"], protocol["reference"], *protocol["networks"].values()]
     assert all(re.fullmatch("[0-9a-f]{64}", part["sha256"]) for part in hashes)
     assert {path.name for path in wish.out.iterdir()} == FILES
-    assert "note: FID left out: it needs 13 images on both sides, and there are 4 (--images) and 6 real" in done.err
+    assert "note: FID left out: it needs 13 images on both sides, but there are 4 (--images) and 6 real" in done.err
     assert "note: EfficientNet distance left out: it needs 13 images on both sides" in done.err
 
 
@@ -227,7 +227,7 @@ def test_rows_are_timed_anew_where_asked(config, drawings):
     for one, other in zip(first["rows"], again["rows"], strict=True):
         assert one["time_s"] != other["time_s"]
         assert one["nfe"] == other["nfe"]
-    assert "3 batches drawn anew" in again["protocol"]["times"]
+    assert "3 newly drawn batches" in again["protocol"]["times"]
 
 
 def test_every_row_is_timed_in_turn_with_the_first(config, drawings, tmp_path):
@@ -299,7 +299,7 @@ def test_fid_over_seed_sets(config, tmp_path):
     assert row["efficientnet_distance"] == pytest.approx(row["fid"])  # the stand-ins are one network
     page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert "EfficientNet distance: the Fréchet distance" in page
-    assert "spread: the largest of theirs less the smallest" in page
+    assert "spread: the largest of them minus the smallest" in page
     assert not any("left out" in note for note in document["protocol"]["left_out"])
     titles, (line,) = cells(document["rows"])
     assert re.fullmatch(r"[0-9.]+ \(spread [0-9.]+\)", line[titles.index("FID")])
@@ -337,10 +337,10 @@ def test_a_row_at_its_best_guidance(config, drawings, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
-        ({"reference": None}, "the best guidance is found by KID to real images, and reference names none", "@3"),
-        ({"images": 3}, "the best guidance is found by KID, which needs 4 images, and images is 3", "draw more"),
+        ({"reference": None}, "the best guidance is found by KID to real images, but reference names none", "@3"),
+        ({"images": 3}, "the best guidance is found by KID, which needs 4 images, but images is 3", "draw more"),
         ({"real": 3}, "the best guidance is found by KID: KID left out: it needs 4 images on both sides", "@3"),
-        ({"guidance_grid": "1,x"}, "guidance_grid 1,x: 'x' is no guidance scale of 0...50", "1,2,4,8"),
+        ({"guidance_grid": "1,x"}, "guidance_grid 1,x: 'x' is not a guidance scale from 0 to 50", "1,2,4,8"),
         ({"inception": False}, "the best guidance is found by KID: FID and KID left out: no weights; pip", "@3"),
     ],
 )
@@ -375,7 +375,7 @@ def test_clip_score_if_asked_for(config, drawings, tmp_path):
     assert line[titles.index("CLIP score")] == f"{row['clip_score']:.2f}"
     assert document["protocol"]["networks"]["clip"]["label"].startswith("CLIP clip, ")
     table_text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
-    assert "CLIP score: mean of 100 cos(image, text); scores of different CLIP models do not compare" in table_text
+    assert "CLIP score: mean of 100 cos(image, text); scores of different CLIP models cannot be compared" in table_text
 
 
 def test_agreement_by_the_drawings_that_ship(config, monkeypatch, tmp_path):
@@ -402,7 +402,10 @@ def test_agreement_by_the_drawings_that_ship(config, monkeypatch, tmp_path):
     unknown.write_text(json.dumps({"text": "x", "style": "flat", "concept": "dragon"}))
     document = compare.compare(config(rows=("ddim:1@1",), prompt_file=unknown))
     assert document["rows"][0]["agreement"] is None
-    assert any("agreement left out: no prompt's concept" in note for note in document["protocol"]["left_out"])
+    assert any(
+        "agreement left out: the drawings that ship have no prompt's concept" in note
+        for note in document["protocol"]["left_out"]
+    )
 
 
 def test_a_missing_package_is_one_note_with_its_install_command(config, monkeypatch, capsys):
@@ -478,7 +481,7 @@ def test_bad_rows_are_refused_before_anything_is_loaded(fewstep, config, monkeyp
 def test_a_folder_of_other_things_is_left_alone(config, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(FewstepError, match=r"out .*out holds other things than a comparison"):
+    with pytest.raises(FewstepError, match=r"out .*out holds something else than a comparison"):
         compare.compare(config())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
@@ -494,7 +497,7 @@ def test_the_report_is_one_file_without_network(config, tmp_path):
         re.DOTALL,
     )
     assert "it favours ODE solvers" in text
-    assert "Beside ddim:2@1" not in text  # nothing was measured of both
+    assert "Compared with ddim:2@1" not in text  # nothing was measured of both
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.size[0] > 4 * 128
 

@@ -64,8 +64,12 @@ def test_the_table_shows_what_was_measured():
     assert titles == ["row", "FID ratio [95 %]", "KID difference x 1000 [95 %]", "times as fast"]
     assert lines == [["b", "1.000 [1.000, 1.000]", "+0.00 [+0.00, +0.00]", "1.00"]]
     difference, ratio = in_words(rows)
-    assert difference.startswith("KID difference: a row's less that of a; 95 % interval of the differences block by")
-    assert ratio.startswith("FID ratio: a row's over that of a; 95 % interval by the jackknife over groups of images")
+    assert difference.startswith(
+        "KID difference: a row's KID minus that of a; 95 % interval of the differences block by"
+    )
+    assert ratio.startswith(
+        "FID ratio: a row's value divided by that of a; 95 % interval by the jackknife over groups of images"
+    )
 
 
 def test_times_as_fast_are_left_out_of_rows_not_timed_in_turns():
@@ -76,7 +80,7 @@ def test_times_as_fast_are_left_out_of_rows_not_timed_in_turns():
         ["row", "times as fast"],
         [["b", "2.00"]],
     )
-    assert in_words(rows) == ["times as fast: left out, since rows are timed in turns only with timing_rounds"]
+    assert in_words(rows) == ["times as fast: left out, because rows are timed in turns only with timing_rounds"]
     assert in_words(rows[:1]) == []
 
 
@@ -88,4 +92,4 @@ def test_what_is_in_a_row_though_nobody_typed_it_is_said():
     assert [line[0] for line in cells(rows)[1]] == expected
     assert [line[0] for line in cells(others(rows), COLUMNS)[1]] == expected[1:]
     assert [line[0] for line in cells(others(rows[::-1]), COLUMNS)[1]] == expected[2::-1]
-    assert title(rows) == "Beside lcm:4@1 (with lcm:1)"
+    assert title(rows) == "Compared with lcm:4@1 (with lcm:1)"

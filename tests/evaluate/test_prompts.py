@@ -38,11 +38,11 @@ def test_broken_lines_are_named(tmp_path):
     for words in (
         "line 3 is not a JSON object",
         "line 4 has no text",
-        "line 5 has a style that is no text",
+        "line 5 has a style that is not text",
         "line 6 has no text",
     ):
         assert words in caught.value.message
-    assert caught.value.message.endswith(" and 2 lines more")
+    assert caught.value.message.endswith(" and 2 more lines")
     assert '"style"' in caught.value.hint
 
 
@@ -57,7 +57,7 @@ def test_missing_and_empty_files(tmp_path):
     with pytest.raises(FewstepError, match=r"cannot read the prompts in .*nowhere.txt \(No such file"):
         read_prompts(tmp_path / "nowhere.txt")
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(FewstepError, match=r"there are no prompts in .*empty.txt\n\nhint: write one prompt a line"):
+    with pytest.raises(FewstepError, match=r"there are no prompts in .*empty.txt\n\nhint: write one prompt per line"):
         read_prompts(tmp_path / "empty.txt")
 
 

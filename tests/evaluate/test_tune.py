@@ -131,7 +131,7 @@ def test_without_concepts_there_is_no_agreement(config):
     best = next(row for row in document["candidates"] if row["rank"] == 1)
     assert best["behind"] == 0
     assert any(
-        note.startswith("agreement left out: the prompts do not say") for note in document["protocol"]["left_out"]
+        note.startswith("agreement left out: the prompts have no style") for note in document["protocol"]["left_out"]
     )
 
 
@@ -144,11 +144,11 @@ def test_a_style_that_ships_needs_no_reference():
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ({"reference": None, "prompt_file": None}, 2, "what the style {style} looks like is not known"),
+        ({"reference": None, "prompt_file": None}, 2, "the look of the style {style} is not known"),
         ({"style": "nowhere.safetensors"}, 1, "LoRA file not found: nowhere.safetensors"),
-        ({"style": "{style}:0.8"}, 2, "{style}:0.8 has a weight, which tune is to find"),
-        ({"acceleration": "{style}"}, 2, "--acceleration {style} does not say that it accelerates"),
-        ({"grid": "0.6,a"}, 2, "--grid 0.6,a: 'a' is no weight above 0"),
+        ({"style": "{style}:0.8"}, 2, "{style}:0.8 has a weight, but tune finds the weights"),
+        ({"acceleration": "{style}"}, 2, "--acceleration {style} is not known as an acceleration"),
+        ({"grid": "0.6,a"}, 2, "--grid 0.6,a: 'a' is not a weight above 0"),
         ({"images": 4}, 2, "--images 4: input should be greater than or equal to 8"),
     ],
 )
@@ -169,4 +169,4 @@ def test_a_comparison_is_not_replaced(fewstep, tmp_path):
     (tmp_path / "compare").mkdir()
     (tmp_path / "compare" / "table.json").write_text('{"protocol": {}, "rows": []}')
     done = fewstep("tune", style="noto-mono", out=tmp_path / "compare")
-    assert (done.code, done.error) == (2, f"--out {tmp_path / 'compare'} holds other things than a tuning")
+    assert (done.code, done.error) == (2, f"--out {tmp_path / 'compare'} holds something else than a tuning")

@@ -108,7 +108,7 @@ def test_the_page_says_where_the_lora_comes_from() -> None:
         ("noto-mono", 0.0, "all", ["never saw", "the one that ships"]),
         ("noto-mono", 0.0, "attention", ["never saw", "trained for the measurement", "only attention"]),
         ("twemoji", 1.0, "cross-attention", ["twemoji, cross-attention, with 1", "only the attention to the prompt"]),
-        ("noto-mono", 1.0, "all", ["never saw", "trained for the measurement", "1 of other styles, with their own captions"]),
+        ("noto-mono", 1.0, "all", ["never saw", "trained for the measurement", "1 of other styles,"]),
         ("twemoji", 0.0, "all", ["knows this style", "trained for the measurement: rank 16"]),
     ]:
         told = {"style": style, "prior": prior, "words": "", "images": 8, "how": "lcm", "known": style == "twemoji",

@@ -87,7 +87,7 @@ def demo(config: DemoConfig) -> Result:
     begun = time.perf_counter()
     if config.out.exists() and not (config.out / "report.html").is_file():
         raise UsageError(
-            f"{option('out')} {config.out} holds something other than a demo", f"choose another {option('out')}"
+            f"{option('out')} {config.out} holds something else than a demo", f"choose another {option('out')}"
         )
     session = Session(MODEL, (), engine=config.engine, dtype=config.dtype, device=config.device)
     with atomic_folder(config.out) as folder:

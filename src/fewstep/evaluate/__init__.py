@@ -1,1 +1,1 @@
-"""How good and how fast a model draws: rows of pictures, comparisons, tuning, reports."""
+"""Measures how well and how fast a model draws: rows of pictures, comparisons, tuning, reports."""

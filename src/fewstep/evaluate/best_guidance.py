@@ -1,4 +1,4 @@
-"""The guidance that a row is best at: of a grid, the one whose images have the smallest KID to real ones."""
+"""The best guidance of a row: the one of a grid whose images have the smallest KID to real images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,48 +13,48 @@ from fewstep.evaluate.table import Row
 from fewstep.metrics.features import features_of
 from fewstep.metrics.kid import FEWEST, KID
 
-LARGEST = 50  # as sample takes it
-SCORE = "KID to the reference; the winner's images are part of the row's"
-HINT = "write a guidance instead, as in @3"
+LARGEST = 50  # the largest guidance that `sample` accepts
+SCORE = "KID to the reference; the images of the best guidance are part of the row's"
+HINT = "write a guidance instead, such as @3"
 
 
 class TriedGuidance(NamedTuple):
-    """A guidance, and how near real images what is drawn with it comes."""
+    """A guidance, and the KID of its images to real images."""
 
     guidance_scale: float
     kid: KID
 
 
 def grid_of(text: str) -> tuple[float, ...]:
-    """The guidance scales in 1,1.5,2, ascending. Raises UsageError naming the one that is none."""
+    """The guidance scales in a text such as 1,1.5,2, ascending. Raises UsageError that names a wrong one."""
 
     def refusal(word: str) -> UsageError:
-        what = f"{option('guidance_grid')} {text}: {word!r} is no guidance scale of 0...{LARGEST}"
+        what = f"{option('guidance_grid')} {text}: {word!r} is not a guidance scale from 0 to {LARGEST}"
         return UsageError(what, f"write {option('guidance_grid')} 1,2,4,8")
 
     return tuple(sorted(numbers_in(text, lambda value: 0 <= value <= LARGEST, refusal)))
 
 
 def check_wish(config: CompareConfig, specs: Sequence[RowSpec]) -> None:
-    """Raise UsageError for a row that asks for the best guidance where nothing says which one that is."""
+    """Raise UsageError for a row that asks for the best guidance if the config cannot find it."""
     grid_of(config.guidance_grid)
     for spec in specs:
         if spec.best and config.reference is None:
             raise UsageError(
-                f"{option('rows')} {spec.text}: the best guidance is found by KID to real images, and"
+                f"{option('rows')} {spec.text}: the best guidance is found by KID to real images, but"
                 f" {option('reference')} names none",
-                f"give {option('reference')} real images, or {HINT}",
+                f"name real images with {option('reference')}, or {HINT}",
             )
         if spec.best and config.images < 2 * FEWEST:
             raise UsageError(
-                f"{option('rows')} {spec.text}: the best guidance is found by KID, which needs {2 * FEWEST} images, and"
+                f"{option('rows')} {spec.text}: the best guidance is found by KID, which needs {2 * FEWEST} images, but"
                 f" {option('images')} is {config.images}",
                 f"draw more, or {HINT}",
             )
 
 
 def check_tools(specs: Sequence[RowSpec], tools: Tools) -> None:
-    """Raise FewstepError, with the reasons that `load_tools` noted, if KID cannot be told for a row that needs it."""
+    """Raise FewstepError, with the reasons that `load_tools` noted, if a row needs KID but KID cannot be computed."""
     for spec in specs:
         if spec.best and (tools.real is None or len(tools.real.features) < 2 * FEWEST):
             why = "; ".join(note.marked for note in tools.notes if "KID left out" in note)
@@ -62,14 +62,14 @@ def check_tools(specs: Sequence[RowSpec], tools: Tools) -> None:
 
 
 def images_of(config: CompareConfig) -> int:
-    """How many images are drawn at each guidance of the grid."""
+    """The number of images drawn at each guidance of the grid."""
     return min(config.search_images, config.images)
 
 
 def tried(config: CompareConfig, tools: Tools, draw: Callable[[float, int], RowPictures]) -> tuple[TriedGuidance, ...]:
-    """Each guidance of the grid with the KID of the first images that `draw(guidance, count)` gives.
+    """Each guidance of the grid, with the KID of the first images from `draw(guidance, count)`.
 
-    They are drawn in whole batches of the row, so that none of the winner's is drawn twice.
+    They are drawn in whole batches of the row, so that no image of the best guidance is drawn twice.
     """
     assert tools.inception
     assert tools.real
@@ -78,25 +78,25 @@ def tried(config: CompareConfig, tools: Tools, draw: Callable[[float, int], RowP
     for guidance_scale in grid_of(config.guidance_grid):
         pictures = draw(guidance_scale, min(whole, config.images * config.seed_sets))
         kid = kid_of(features_of(tools.inception, pictures)[:count], tools.real.features)
-        assert kid  # check_wish and check_tools looked
+        assert kid  # check_wish and check_tools have made sure
         found.append(TriedGuidance(guidance_scale, kid))
     return tuple(found)
 
 
 def best_of(search: Sequence[TriedGuidance]) -> float:
-    """The guidance with the smallest KID; of equal ones the smallest guidance."""
+    """The guidance with the smallest KID; for equal KIDs, the smallest guidance."""
     return min(search, key=lambda one: one.kid.value).guidance_scale
 
 
 def entries(search: Sequence[TriedGuidance]) -> list[dict[str, float]]:
-    """The search as it stands in a row of table.json."""
+    """The search, as in a row of table.json."""
     return [
         {"guidance_scale": scale, "kid": kid.value, "kid_low": kid.low, "kid_high": kid.high} for scale, kid in search
     ]
 
 
 def at_the_end(row: str, search: Sequence[Mapping[str, float]]) -> list[Line]:
-    """A note if the row's best guidance is the first or last of several; search: as `entries` makes it."""
+    """A note if the row's best guidance is the first or last of several. search: from `entries`."""
     scales = [one["guidance_scale"] for one in search]
     best = min(search, key=lambda one: one["kid"])["guidance_scale"]
     if len(scales) == 1 or best not in (scales[0], scales[-1]):
@@ -106,7 +106,7 @@ def at_the_end(row: str, search: Sequence[Mapping[str, float]]) -> list[Line]:
 
 
 def protocol_of(config: CompareConfig, rows: Sequence[Row]) -> dict[str, Any] | None:
-    """How the best guidance was found, as it stands in table.json; None if no row asked for it."""
+    """How the best guidance was found, as in table.json; None if no row asked for it."""
     searches = {row["row"]: row["guidance_search"] for row in rows if row["guidance_search"]}
     return (
         {
@@ -121,7 +121,7 @@ def protocol_of(config: CompareConfig, rows: Sequence[Row]) -> dict[str, Any] | 
 
 
 def in_words(search: dict[str, Any] | None) -> list[str]:
-    """The same in words, a line each."""
+    """The same in words, one line each."""
     if search is None:
         return []
     grid = ", ".join(f"{scale:g}" for scale in search["grid"])

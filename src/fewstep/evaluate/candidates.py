@@ -1,4 +1,4 @@
-"""Weights of a style and an acceleration LoRA: which are tried, in what order, and which are best."""
+"""Pairs of weights for a style and an acceleration LoRA: which to try, in which order, and which is best."""
 
 import math
 import shlex
@@ -10,26 +10,26 @@ from fewstep.errors import UsageError, option
 from fewstep.metrics.estimate import Estimate
 
 BLOCKS = ("down", "mid", "up")
-DIGITS = 4  # of a weight, after the point
+DIGITS = 4  # digits of a weight after the point
 
 
 class LoraWeight(NamedTuple):
-    """How much of one LoRA."""
+    """The weight of one LoRA, with weights of its own for blocks."""
 
     of: float
-    blocks: tuple[tuple[str, float], ...] = ()  # where another weight holds, sorted
+    blocks: tuple[tuple[str, float], ...] = ()  # (block, its own weight), sorted
 
     @property
     def text(self) -> str:
-        """As typed after a LoRA's colon."""
+        """The text after a LoRA's colon."""
         return ",".join([f"{self.of:g}", *(f"{block}={weight:g}" for block, weight in self.blocks)])
 
     def in_block(self, block: str) -> float:
-        """The weight that holds there."""
+        """The weight in this block."""
         return dict(self.blocks).get(block, self.of)
 
     def moved(self, step: float, block: str | None = None) -> "LoraWeight":
-        """More of the LoRA by `step`, everywhere or in one block."""
+        """The weight plus `step`, everywhere or in one block."""
         if block is None:
             return LoraWeight(round(self.of + step, DIGITS), self.blocks)
         blocks = dict(self.blocks) | {block: round(self.in_block(block) + step, DIGITS)}
@@ -37,31 +37,31 @@ class LoraWeight(NamedTuple):
 
 
 class WeightPair(NamedTuple):
-    """How much of the style, and of the acceleration."""
+    """The weights of the style and of the acceleration."""
 
     style: LoraWeight
     acceleration: LoraWeight
 
     @property
     def positive(self) -> bool:
-        """Whether something of both is added: an acceleration of 0 would be sampled in another way."""
+        """Whether both weights are positive. With an acceleration of 0, another solver would be used."""
         return self.style.of > 0 and self.acceleration.of > 0
 
     def loras(self, style: str, acceleration: str) -> tuple[str, str]:
-        """FILE:WEIGHT each, as `--lora` takes them."""
+        """Both LoRAs as FILE:WEIGHT, for `--lora`."""
         return f"{style}:{self.style.text}", f"{acceleration}:{self.acceleration.text}"
 
 
 class Scored(NamedTuple):
-    """A pair, and what its images are."""
+    """A pair, and the measures of its images."""
 
     pair: WeightPair
     distance: Estimate  # Fréchet distance to the style
-    agreement: Estimate | None  # share that show their concept; None is not measured
+    agreement: Estimate | None  # share that show their concept; None = not measured
 
 
 def typed(loras: Sequence[str]) -> str:
-    """Options to paste behind a command."""
+    """Options to append to a command."""
     return " ".join(f"--lora {shlex.quote(lora)}" for lora in loras)
 
 
@@ -69,7 +69,10 @@ def typed(loras: Sequence[str]) -> str:
 
 
 def grid_of(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The style's and the acceleration's weights in 0.6,0.8 or 0.5,0.8:0.9,1, ascending. Raises UsageError."""
+    """The style's and the acceleration's weights, ascending, in a text such as 0.6,0.8 or 0.5,0.8:0.9,1.
+
+    Raises UsageError for another text.
+    """
     lists = text.split(":")
     if len(lists) > 2:
         raise UsageError(
@@ -80,11 +83,11 @@ def grid_of(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def weights_of(part: str, text: str) -> tuple[float, ...]:
-    """The weights of one list, ascending. Raises UsageError naming the one that is none."""
+    """The weights of one list, ascending. Raises UsageError that names a wrong one."""
 
     def refusal(word: str) -> UsageError:
         return UsageError(
-            f"{option('grid')} {text}: {word!r} is no weight above 0", f"write {option('grid')} 0.6,0.8,1.0"
+            f"{option('grid')} {text}: {word!r} is not a weight above 0", f"write {option('grid')} 0.6,0.8,1.0"
         )
 
     values = numbers_in(part, lambda value: 0 < value < math.inf, refusal)
@@ -92,7 +95,7 @@ def weights_of(part: str, text: str) -> tuple[float, ...]:
 
 
 def numbers_in(text: str, allowed: Callable[[float], bool], refusal: Callable[[str], UsageError]) -> set[float]:
-    """The numbers of a list with commas. Raises the refusal of a word that is none, or none that is allowed."""
+    """The numbers in a list with commas. Raises `refusal` of a word that is not an allowed number."""
     values = set()
     for word in text.split(","):
         try:
@@ -106,24 +109,27 @@ def numbers_in(text: str, allowed: Callable[[float], bool], refusal: Callable[[s
 
 
 def coarse(axes: tuple[Sequence[float], Sequence[float]]) -> list[WeightPair]:
-    """Each weight of the style with each of the acceleration."""
+    """Each weight of the style with each weight of the acceleration."""
     return [WeightPair(LoraWeight(a), LoraWeight(b)) for a, b in product(*axes)]
 
 
 def spacing(axis: Sequence[float]) -> float:
-    """The smallest distance of two weights of an axis; a fifth of a single one."""
+    """The smallest distance between two weights of an axis; for a single weight, a fifth of it."""
     return min((b - a for a, b in pairwise(axis)), default=axis[0] / 5)
 
 
 def neighbours(best: WeightPair, steps: tuple[float, float]) -> list[WeightPair]:
-    """One LoRA's weight more or less by its step: four pairs, without those that are not positive."""
+    """The pairs in which one LoRA's weight is larger or smaller by its step: four, without those not positive."""
     moved = [best._replace(style=best.style.moved(sign * steps[0])) for sign in (-1, 1)]
     moved += [best._replace(acceleration=best.acceleration.moved(sign * steps[1])) for sign in (-1, 1)]
     return [pair for pair in moved if pair.positive]
 
 
 def block_moves(best: WeightPair, lora: str, block: str, step: float) -> list[WeightPair]:
-    """One LoRA's weight in one block more or less by the step. lora: "style" or "acceleration"."""
+    """The pairs in which one LoRA's weight in one block changes by plus or minus the step.
+
+    lora: "style" or "acceleration".
+    """
     weight: LoraWeight = getattr(best, lora)
     return [best._replace(**{lora: weight.moved(sign * step, block)}) for sign in (-1, 1)]
 
@@ -132,18 +138,18 @@ def block_moves(best: WeightPair, lora: str, block: str, step: float) -> list[We
 
 
 def nearest(scored: Sequence[Scored]) -> Scored:
-    """The one with the smallest style distance."""
+    """The pair with the smallest style distance."""
     return min(scored, key=lambda one: one.distance.value)
 
 
 def within_error(one: Scored, best: Scored) -> bool:
-    """Whether its distance is no further above the best's than one standard error of their difference."""
+    """Whether its distance exceeds the best one by at most one standard error of their difference."""
     behind = one.distance.less(best.distance)
     return behind.value <= behind.error
 
 
 def ranked(scored: Sequence[Scored]) -> list[Scored]:
-    """Best first: those within error of the smallest style distance, by agreement; then the others, by distance."""
+    """The pairs, best first: those within error of the smallest distance, by agreement; then others, by distance."""
     first = nearest(scored)
 
     def order(one: Scored) -> tuple[bool, float, float]:

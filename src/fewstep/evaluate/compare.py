@@ -1,4 +1,4 @@
-"""`fewstep compare`: ways to sample, drawn from the same noise, in one table with its protocol."""
+"""`fewstep compare`: draws with several ways to sample, from the same noise; one table, with its protocol."""
 
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
@@ -26,34 +26,34 @@ from fewstep.session import Session
 from fewstep.sheets import SheetRow, grid
 
 TEACHER = RowSpec("ddim:100", "ddim", 100, None, ())
-TEACHER_IMAGES = 256  # at most, of the first seed set
+TEACHER_IMAGES = 256  # largest number of teacher images, for the first seed set
 SHEET_PROMPTS = 8  # prompts on the sheet
-NEARLY = 1.1  # times as long is an equal time
+NEARLY = 1.1  # times that differ by at most this factor count as equal
 
 
 class RowResult(NamedTuple):
-    """What a row drew."""
+    """The pictures of a row."""
 
     pictures: RowPictures
-    diverse: RowPictures | None  # several images of each of a few prompts; None without LPIPS
-    search: tuple[TriedGuidance, ...] | None  # None of a row that does not ask for its best guidance
+    diverse: RowPictures | None  # several images for each of a few prompts; None without LPIPS
+    search: tuple[TriedGuidance, ...] | None  # None if the row does not ask for its best guidance
 
 
 class Comparison(NamedTuple):
-    """The document, and what of the pictures is shown."""
+    """The document, and the sheet of pictures."""
 
     document: dict[str, Any]  # as in table.json
     sheet: Image.Image
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
-    """The document {"protocol": ..., "rows": [...]}; it and the pictures are in config.out, whole or not at all."""
+    """The document {"protocol": ..., "rows": [...]}. It and the pictures are written to config.out, or nothing is."""
     check_out(config.out)
     check_matplotlib()
     specs = tuple(parse_row(text) for text in config.rows)
     best_guidance.check_wish(config, specs)
     for spec in specs:
-        draw_of(spec, config, ("",))  # a LoRA that is not there is told before anything is drawn
+        draw_of(spec, config, ("",))  # raises for a missing LoRA before anything is drawn
     comparison = compared(config, specs)
     with atomic_folder(config.out) as folder:
         write(folder, comparison)
@@ -61,10 +61,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 
 def check_out(out: Path) -> None:
-    """Raise UsageError for a file, and for a folder of something else than an earlier comparison."""
+    """Raise UsageError for a file, and for a folder that holds something other than an earlier comparison."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "table.json").is_file()):
         raise UsageError(
-            f"{option('out')} {out} holds other things than a comparison", f"choose another {option('out')}"
+            f"{option('out')} {out} holds something else than a comparison", f"choose another {option('out')}"
         )
 
 
@@ -96,7 +96,7 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
 def rows_of(
     specs: Sequence[RowSpec], results: Sequence[RowResult], measured: Sequence[Measures]
 ) -> list[dict[str, Any]]:
-    """The rows as they stand in table.json, those after the first beside it too."""
+    """The rows, as in table.json. Those after the first include their comparison with it."""
     rows = [
         entry(spec, result.pictures, values, best_guidance.entries(result.search) if result.search else None)
         for spec, result, values in zip(specs, results, measured, strict=True)
@@ -112,7 +112,7 @@ def rows_of(
 def draw_teacher(
     session: Session, config: CompareConfig, prompts: Sequence[Prompt], around: dict[str, Any]
 ) -> RowPictures:
-    """What the first images would be with many steps and the guidance that the model recommends."""
+    """The first images, drawn by the teacher: with many steps and the guidance that the model recommends."""
     wish = draw_of(TEACHER, config, tuple(prompt.text for prompt in prompts[:TEACHER_IMAGES]))
     return draw(session, session.plan(wish), wish, around, f"teacher {TEACHER.text}")
 
@@ -125,7 +125,7 @@ def draw_rows(
     around: dict[str, Any],
     tools: Tools,
 ) -> list[RowResult]:
-    """What each row draws, the rows with the same LoRAs one after another, so that each LoRA is plugged in once."""
+    """The pictures of each row. Rows with the same LoRAs follow each other, so that each LoRA is plugged in once."""
     results: dict[int, RowResult] = {}
     loras = [loras_of(spec, config.model) for spec in specs]
     for group in dict.fromkeys(loras):
@@ -146,7 +146,7 @@ def draw_row(
     around: dict[str, Any],
     tools: Tools,
 ) -> RowResult:
-    """The images of a row at its guidance, all seed sets in a sequence, and those its diversity is told by."""
+    """The images of a row at its guidance, all seed sets in a sequence, and the images for its diversity."""
     texts, search = tuple(prompt.text for prompt in prompts), None
     if spec.best:
         search = search_guidance(session, config, spec, texts * config.seed_sets, around, tools)
@@ -170,7 +170,7 @@ def time_rows(
     pictures: Sequence[RowPictures],
     prompts: Sequence[Prompt],
 ) -> list[RowPictures]:
-    """The rows with times of now: config.timing_rounds times a batch of each, in turn, so that load sways all alike."""
+    """The rows with new times: config.timing_rounds times a batch of each, in turn, so that load affects all rows."""
     batch = tuple(prompt.text for prompt in prompts[: config.batch_size])
     times: list[list[dict[str, Any]]] = [[] for _ in specs]
     for _ in range(config.timing_rounds):
@@ -191,7 +191,7 @@ def search_guidance(
     around: dict[str, Any],
     tools: Tools,
 ) -> tuple[TriedGuidance, ...]:
-    """What the row's first images are at each guidance of the grid; texts: of all its images."""
+    """The measures of the row's first images at each guidance of the grid. texts: prompts of all its images."""
 
     def draw_at(guidance_scale: float, count: int) -> RowPictures:
         wish = draw_of(spec._replace(guidance_scale=guidance_scale), config, texts[:count])
@@ -208,7 +208,7 @@ def search_guidance(
 
 
 def sheet_of(rows: Sequence[Row], results: Sequence[RowResult], prompts: Sequence[Prompt]) -> Image.Image:
-    """The first images of every row, a column a prompt."""
+    """The first images of every row, with one column per prompt."""
     lines = []
     for row, result in zip(rows, results, strict=True):
         notes = [f"{row['nfe']:g} NFE, {1000 * row['time_s']:.0f} ms", f"guidance {row['guidance_scale']:g}"]
@@ -221,7 +221,7 @@ def sheet_of(rows: Sequence[Row], results: Sequence[RowResult], prompts: Sequenc
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The table, of several rows the one beside the first, and the protocol under them."""
+    """The table, for several rows also their comparison with the first, and then the protocol."""
     rows = document["rows"]
     tables = [text_table(*cells(rows))]
     if found := first_row.table_of(rows):
@@ -231,7 +231,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def write(folder: Path, comparison: Comparison) -> None:
-    """The files of a comparison."""
+    """Write the files of a comparison."""
     document, rows = comparison.document, comparison.document["rows"]
     (folder / "table.md").write_text(markdown(document) + "\n", encoding="utf-8")
     write_json(folder / "table.json", document)
@@ -240,7 +240,7 @@ def write(folder: Path, comparison: Comparison) -> None:
         plot(folder / "quality-nfe.png", rows, "nfe", "network evaluations an image (NFE)")
         plot(folder / "quality-time.png", rows, "time_s", "milliseconds an image", scale=1000)
     else:
-        note("no plots: no quality was measured")
+        note("there are no plots, because no quality was measured")
     (folder / "report.html").write_text(report(folder, document), encoding="utf-8")
 
 
@@ -262,7 +262,7 @@ def report(folder: Path, document: dict[str, Any]) -> str:
 
 
 def views(rows: Sequence[Row]) -> Iterator[tuple[str, list[list[Row]]]]:
-    """Rows side by side that cost the same, each way of counting, where there are several."""
+    """Groups of rows that cost the same, for each way of counting that has such groups."""
     for title, key, within in (
         ("Equal steps", "steps", 1.0),
         ("Equal NFE", "nfe", 1.0),

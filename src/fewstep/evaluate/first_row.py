@@ -1,4 +1,4 @@
-"""A row beside the first one: ratios and differences, with what sways both rows alike left out of their errors."""
+"""Comparison of a row with the first one: ratios and differences, whose errors leave out common variation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from fewstep.metrics.estimate import Estimate, mean, ratio
 
 
 def comparison(row: Row, values: Measures, first: Row, of_first: Measures) -> dict[str, float | None]:
-    """A row beside the first one, as it stands in table.json; None is not measured of both, or cannot be told.
+    """A row's comparison with the first one, as in table.json. None: not measured for both, or not defined.
 
-    Both are of the same prompts and noise, and beside the same real images. Intervals have 95 % confidence.
+    Both rows have the same prompts, noise and real images. Intervals have 95 % confidence.
     """
     kid = values.kid.less(of_first.kid) if values.kid and of_first.kid else None
     agreement = (
@@ -30,7 +30,7 @@ def comparison(row: Row, values: Measures, first: Row, of_first: Measures) -> di
 
 
 def distance_ratio(sets: Sequence[Estimate] | None, of_first: Sequence[Estimate] | None) -> Estimate | None:
-    """The mean over the seed sets of a distance, over that of the first row's."""
+    """The mean of a distance over the seed sets, divided by that of the first row."""
     base = mean(of_first) if of_first else None
     return mean(sets).over(base) if sets and base and all(base.without) else None
 
@@ -48,11 +48,11 @@ def kid_difference(row: Row) -> str:
 
 
 def ratio_of(key: str) -> Callable[[Row], str]:
-    """How a ratio and its confidence interval are written."""
+    """A function that writes a ratio and its confidence interval."""
     return lambda row: "{:.3f} [{:.3f}, {:.3f}]".format(*(row[f"{key}{end}"] for end in ("", "_low", "_high")))
 
 
-CERTAIN = " [95 %]"  # of titles, where an interval is told
+CERTAIN = " [95 %]"  # in titles of columns with an interval
 COLUMNS = (
     Column("row", "row", called),
     Column(f"FID ratio{CERTAIN}", "fid_ratio", ratio_of("fid_ratio")),
@@ -66,36 +66,36 @@ COLUMNS = (
 
 
 def others(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """All rows but the first, beside it, as COLUMNS read them."""
+    """The comparisons of all other rows with the first one, for COLUMNS."""
     return [{"row": row["row"], "lora": row.get("lora"), **row["beside_first"]} for row in rows[1:]]
 
 
 def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]] | None:
-    """Titles and cells of the rows beside the first; None where nothing was measured of both."""
+    """Titles and cells of the comparisons with the first row; None if nothing was measured for both."""
     titles, lines = cells(others(rows), COLUMNS)
     return (titles, lines) if len(titles) > 1 else None
 
 
 def title(rows: Sequence[Row]) -> str:
-    """What stands over the table."""
-    return f"Beside {called(rows[0])}"
+    """The table's title."""
+    return f"Compared with {called(rows[0])}"
 
 
 def in_words(rows: Sequence[Row]) -> list[str]:
-    """In words how rows are put beside the first, a line for each number that needs it."""
+    """How rows are compared with the first, in words, one line for each number that needs it."""
     measured = {key for row in others(rows) for key, value in row.items() if value is not None}
     lines = []
     if "kid_difference" in measured:
         lines.append(
-            f"KID difference: a row's less that of {rows[0]['row']}; 95 % interval of the differences block by block,"
-            " in both rows the same real images and images of the same prompts and noise"
+            f"KID difference: a row's KID minus that of {rows[0]['row']}; 95 % interval of the differences block by"
+            " block; both rows have the same real images, prompts and noise"
         )
     if rows[1:] and "speedup" not in measured:
-        lines.append("times as fast: left out, since rows are timed in turns only with timing_rounds")
+        lines.append("times as fast: left out, because rows are timed in turns only with timing_rounds")
     ratios = [c.title.removesuffix(CERTAIN) for c in COLUMNS if c.key in measured and c.key.endswith("_ratio")]
     if ratios:
         lines.append(
-            f"{', '.join(ratios)}: a row's over that of {rows[0]['row']}; 95 % interval by the jackknife over groups of"
-            " images of the same prompts and noise, the real images being what they are"
+            f"{', '.join(ratios)}: a row's value divided by that of {rows[0]['row']}; 95 % interval by the jackknife"
+            " over groups of images of the same prompts and noise, with fixed real images"
         )
     return lines

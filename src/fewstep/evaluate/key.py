@@ -1,6 +1,6 @@
-"""The key of drawn pictures: a hash of everything that was asked, and of the source that draws.
+"""The key of pictures in the cache: a hash of the whole request, and of the source code that draws.
 
-A field of the config is in the key unless it is named here, so that a new field is in it from its first day.
+Every field of the config is in the key unless it is named here. So a new field is in it from its first day.
 """
 
 import ast
@@ -18,17 +18,17 @@ from fewstep.hub import resolved
 from fewstep.io import sha256_bytes, sha256_file
 from fewstep.session import Plan, Session
 
-IRRELEVANT = frozenset({"batch_size", "device"})  # the machine is in the surroundings
-BY_CONTENT = frozenset({"model", "loras"})  # which the session has, whatever they are called
-SAFETY = ("safety_checker", "feature_extractor")  # parts of a model's folder that may blacken a picture
+IRRELEVANT = frozenset({"batch_size", "device"})  # the surroundings contain the machine
+BY_CONTENT = frozenset({"model", "loras"})  # hashed by their content in the session, not by name
+SAFETY = ("safety_checker", "feature_extractor")  # parts of a model's folder that may turn a picture black
 ROOT = Path(fewstep.__file__).parent
 
 
 def key_of(session: Session, plan: Plan, draw: Draw, surroundings: Mapping[str, Any], *source: Path) -> str:
-    """Hash of all that decides the pictures of `draw`, drawn by `plan`, and the times they take.
+    """Hash of everything that decides the pictures of `draw` with `plan`, and their times.
 
-    surroundings: the hash of the model's files, versions, the machine. source: the files whose code draws. Files
-    and pictures are hashed by content.
+    surroundings: hash of the model's files, versions, the machine. source: the files whose code draws. Files and
+    pictures are hashed by content.
     """
     path = session.facts.path
     asked = {
@@ -48,7 +48,7 @@ def key_of(session: Session, plan: Plan, draw: Draw, surroundings: Mapping[str, 
 
 
 def _by_content(name: str, value: Any) -> Any:
-    """The value of a field as it goes into the key: files and folders by what is in them."""
+    """The value of a field for the key. Files and folders are replaced by a hash of their content."""
     if isinstance(value, bytes):
         return sha256_bytes(value)
     return content_sha256(resolved(value)) if name == "controlnet" and value else value
@@ -62,7 +62,7 @@ def content_sha256(path: Path) -> str:
 
 
 def _state(file: Path) -> tuple[int, int]:
-    """Size and time of the last change, which tell whether a large file has to be read again."""
+    """Size and time of the last change. They show whether a large file must be read again."""
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
 
@@ -77,7 +77,7 @@ def _file_sha256(file: Path, state: tuple[int, int]) -> str:
 
 @cache
 def source_sha256(*files: Path) -> str:
-    """Hash of these files, of all of fewstep's files that they import, at any depth, and of the tables beside those."""
+    """Hash of these files, of all fewstep files that they import at any depth, and of the tables in their folders."""
     found, waiting = set[Path](), list(files)
     while waiting:
         if (file := waiting.pop()) not in found:
@@ -88,7 +88,7 @@ def source_sha256(*files: Path) -> str:
 
 
 def imported(file: Path) -> Iterator[Path]:
-    """The files of fewstep that a file imports, the packages around them too, but for fewstep's own list of names."""
+    """The files of fewstep that a file imports, with their packages, except fewstep's own list of names."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):

@@ -27,28 +27,28 @@ from fewstep.metrics.networks import EfficientNet, Inception, load_efficientnet,
 from fewstep.metrics.reference import Reference, agreement_with, ceiling_with, load_reference
 from fewstep.models.load import load_clip
 
-KID_BLOCKS = 10  # fewer with too few images
-SMALLEST = 31  # pixels a side, for LPIPS
-DIVERSE_PROMPTS, DIVERSE_IMAGES = 8, 4  # images of one prompt each, for diversity
+KID_BLOCKS = 10  # number of blocks; few images have fewer
+SMALLEST = 31  # smallest side of an image for LPIPS, in pixels
+DIVERSE_PROMPTS, DIVERSE_IMAGES = 8, 4  # prompts, and images of each prompt, for diversity
 
 T = TypeVar("T")
 
 
 class Tools(NamedTuple):
-    """What measures; None for what this machine, or these prompts and images, cannot give."""
+    """The measuring tools. One is None if this machine, or these prompts and images, cannot give it."""
 
     lpips: LPIPS | None = None
     inception: Inception | None = None
     real: Real | None = None
     efficientnet: EfficientNet | None = None
-    real_efficientnet: Real | None = None  # None too where there are too few images for a Fréchet distance
+    real_efficientnet: Real | None = None  # also None if there are too few images for a Fréchet distance
     drawings: Reference | None = None
-    clip: Judge | None = None  # only if asked for
-    notes: tuple[Line, ...] = ()  # why something is None
+    clip: Judge | None = None  # only on request
+    notes: tuple[Line, ...] = ()  # reasons why tools are None
 
 
 class Measures(NamedTuple):
-    """What was measured of a row, None where it was not."""
+    """The measures of a row; None = not measured."""
 
     fid: list[Estimate] | None = None  # of each seed set
     kid: KID | None = None
@@ -70,9 +70,9 @@ def load_tools(
     device: torch.device,
     clip: str | None = None,
 ) -> Tools:
-    """Networks and references for `sets` times `images` images of `size` pixels.
+    """The networks and references for `sets` times `images` images of `size` pixels.
 
-    clip: the model for CLIP score, which None leaves out. Raises FewstepError if it cannot be had: it was asked for.
+    clip: the model for CLIP score; None = without CLIP score. Raises FewstepError if this model cannot be loaded.
     """
     real_images, left_out = ([], ()) if reference is None else reference_images(reference)
     notes = list(left_out)
@@ -107,7 +107,7 @@ def load_tools(
 
 
 def load_judge(name: str, prompts: Iterable[str], device: torch.device) -> Judge:
-    """CLIP of a folder or the hub, which judges pictures of these prompts. Raises FewstepError if it cannot be had."""
+    """CLIP from a folder or the hub, to judge pictures of these prompts. Raises FewstepError if it cannot be loaded."""
     folder, network, tokenizer, processor = load_clip(name, device)
     sha256 = sha256_bytes(*(sha256_file(file).encode() for file in sorted(folder.glob("*.safetensors"))))
     clip = CLIP(network, tokenizer, processor, f"CLIP {title_of(folder)}, images as its processor scales them", sha256)
@@ -115,29 +115,32 @@ def load_judge(name: str, prompts: Iterable[str], device: torch.device) -> Judge
 
 
 def too_few(what: str, fewest: int, images: int, real: int, instead: str = "") -> list[str]:
-    """Why a metric that needs `fewest` images cannot be told from so many of a row and real ones, if so."""
+    """The reason why a metric cannot be computed, if it needs `fewest` images and there are fewer; else empty.
+
+    images: of a row. real: real images. instead: words at the end of the reason.
+    """
     if min(images, real) >= fewest:
         return []
     return [
-        f"{what} left out: it needs {fewest} images on both sides, and there are {images} ({option('images')}) and"
+        f"{what} left out: it needs {fewest} images on both sides, but there are {images} ({option('images')}) and"
         f" {real} real ones ({option('reference')}){instead}"
     ]
 
 
 def drawings_for(prompts: Sequence[Prompt]) -> Reference:
-    """The shipped reference, if it has a prompt's concept in another style. Raises FewstepError otherwise."""
+    """The shipped reference. Raises FewstepError unless it has some prompt's concept in another style."""
     drawings = load_reference(shipped_kit() / "reference.safetensors")
     pairs = frozenset(zip(drawings.concepts, drawings.styles, strict=True))
     if not any(recognisable(prompt, pairs) for prompt in prompts):
         raise FewstepError(
-            "no prompt's concept is among the drawings that ship, in another style than its own",
+            "the drawings that ship have no prompt's concept in a style other than its own",
             "concepts are code points such as 1f431",
         )
     return drawings
 
 
 def recognisable(prompt: Prompt, pairs: frozenset[tuple[str, str]]) -> bool:
-    """Whether agreement can be told, by the pairs of concept and style drawn: the concept is, in another style."""
+    """Whether agreement can judge the prompt: `pairs` of concept and style have its concept in another style."""
     styles = {style for _, style in pairs}
     return bool(prompt.style) and any((prompt.concept, style) in pairs for style in styles - {prompt.style})
 
@@ -155,8 +158,8 @@ def measure(
 ) -> Measures:
     """The numbers of a row.
 
-    prompts: one an image of `drawn`, which holds `sets` seed sets one after another. teacher: from the same noise,
-    of the first images or all. diverse: DIVERSE_IMAGES of one prompt after another.
+    pictures: `sets` seed sets, one after another. prompts: one per picture. teacher: its pictures from the same noise,
+    for the first pictures or all. diverse: DIVERSE_IMAGES pictures of each prompt, one prompt after another.
     """
     values = Measures()
     if tools.inception and tools.real:
@@ -179,7 +182,7 @@ def measure(
 def seen_by(
     network: EfficientNet, tools: Tools, pictures: RowPictures, prompts: Sequence[Prompt], sets: int
 ) -> dict[str, Any]:
-    """What of Measures EfficientNet's features tell."""
+    """The fields of Measures that come from EfficientNet's features."""
     features = features_of(network, pictures, "agreement")
     labelled, real = labelled_pictures(features, prompts), tools.real_efficientnet
     return {
@@ -190,9 +193,9 @@ def seen_by(
 
 
 def fid_over(features: Tensor, real: Tensor, sets: int, label: str) -> list[Estimate] | None:
-    """Fréchet distances of the seed sets (N, D) to the real images (M, D), and their errors.
+    """Fréchet distances of the seed sets (N, D) to the real images (M, D), with their errors.
 
-    None with fewer images a set than a covariance takes: it is then too large by an amount that depends on them.
+    None if a set has fewer images than a covariance needs. The distance would be too large by an unknown amount.
     """
     parts = features.chunk(sets)
     if min(len(real), *(len(part) for part in parts)) < needed(features.shape[1]):
@@ -202,13 +205,13 @@ def fid_over(features: Tensor, real: Tensor, sets: int, label: str) -> list[Esti
 
 
 def kid_of(features: Tensor, real: Tensor) -> KID | None:
-    """KID with its interval over at most KID_BLOCKS disjoint blocks; None for too few images."""
+    """KID with its interval, over at most KID_BLOCKS disjoint blocks; None for too few images."""
     blocks = min(KID_BLOCKS, len(features) // FEWEST, len(real) // FEWEST)
     return kid(features, real, blocks) if blocks >= 2 else None
 
 
 def lpips_between(lpips: LPIPS, pictures: RowPictures, teacher: RowPictures) -> float:
-    """Mean LPIPS of the row's images and the teacher's from the same noise, as many as the teacher drew."""
+    """The mean LPIPS between the row's images and the teacher's from the same noise, for all teacher images."""
     device, distances = device_of(lpips), []
     for x, y in zip(pictures.batches(), teacher.batches(), strict=False):
         distances.append(lpips(x[: len(y)].to(device), y[: len(x)].to(device)).cpu())
@@ -216,13 +219,13 @@ def lpips_between(lpips: LPIPS, pictures: RowPictures, teacher: RowPictures) -> 
 
 
 def diversity_of(lpips: LPIPS, diverse: RowPictures) -> float:
-    """Mean over the prompts of the mean LPIPS of all pairs of a prompt's images."""
+    """The mean over the prompts of the mean LPIPS over all pairs of a prompt's images."""
     images = torch.split(torch.cat(list(diverse.batches())).to(device_of(lpips)), DIVERSE_IMAGES)
     return sum(diversity(of_prompt, lpips) for of_prompt in images) / len(images)
 
 
 def ceiling_of(prompts: Sequence[Prompt], drawings: Reference) -> float | None:
-    """What the real drawings of the prompted pairs score; None if none of the pairs is drawn."""
+    """The agreement score of the real drawings of the prompted pairs; None if there is no such drawing."""
     labelled = labelled_pictures(torch.zeros(len(prompts), len(drawings.view.centre)), prompts)
     try:
         return ceiling_with(labelled, drawings).score if labelled else None
@@ -231,7 +234,7 @@ def ceiling_of(prompts: Sequence[Prompt], drawings: Reference) -> float | None:
 
 
 def labelled_pictures(features: Tensor, prompts: Sequence[Prompt]) -> Pictures | None:
-    """Those of the images (N, D) whose prompts say style and concept."""
+    """The images (N, D) whose prompts have a style and a concept."""
     labels = [(i, p.style, p.concept) for i, p in enumerate(prompts) if p.style and p.concept]
     if not labels:
         return None

@@ -1,4 +1,4 @@
-"""Quality over cost, as pictures (matplotlib, optional: extra `metrics`)."""
+"""Plots of quality over cost (needs matplotlib, from the optional extra `metrics`)."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -8,7 +8,7 @@ from typing import Any
 from fewstep.errors import FewstepError
 from fewstep.evaluate.table import Row, short
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's colours
 MARKERS = "osD^vP*X"
 QUALITY = {
     "fid": "FID (lower is better)",
@@ -25,7 +25,7 @@ COLUMNS = 3  # panels side by side
 
 
 def check_matplotlib() -> None:
-    """Raise FewstepError unless matplotlib is there."""
+    """Raise FewstepError unless matplotlib is installed."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -35,12 +35,12 @@ def check_matplotlib() -> None:
 
 
 def measured(rows: Sequence[Row]) -> list[str]:
-    """The qualities that all rows have."""
+    """The quality measures that all rows have."""
     return [key for key in QUALITY if all(row[key] is not None for row in rows)]
 
 
 def plot(path: Path, rows: Sequence[Row], cost: str, label: str, scale: float = 1) -> None:
-    """Save a panel for each measured quality over the rows' `cost` times `scale`, on a log axis, as a PNG."""
+    """Save a PNG with one panel for each measured quality, over the rows' `cost` times `scale` on a log axis."""
     from matplotlib.figure import Figure
 
     qualities = measured(rows)
@@ -52,13 +52,13 @@ def plot(path: Path, rows: Sequence[Row], cost: str, label: str, scale: float = 
         panel(axes, [(short(row["row"]), scale * row[cost], SCALE.get(quality, 1) * row[quality]) for row in rows])
         axes.set_xlabel(label)
         axes.set_ylabel(QUALITY[quality])
-    handles, names = axes.get_legend_handles_labels()  # those of any panel
+    handles, names = axes.get_legend_handles_labels()  # the same in every panel
     figure.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False)
-    figure.savefig(path, format="png", dpi=110)  # with the Agg canvas: no screen is needed
+    figure.savefig(path, format="png", dpi=110)  # uses the Agg canvas, which needs no screen
 
 
 def panel(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    """Points on matplotlib's axes: their names for the legend, x, y."""
+    """Draw points on matplotlib's axes. points: name for the legend, x, y."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""The prompts of a comparison: from a file, from the captions of real images, or those that ship."""
+"""The prompts of a comparison: from a file, from the captions of real images, or from the drawings that ship."""
 
 import json
 import random
@@ -11,11 +11,11 @@ from fewstep.data.sources.table import caption_of
 from fewstep.errors import FewstepError, option
 
 OF = " emoji of "  # between a shipped caption's words for the style and for the thing
-NAMED = 5  # broken lines at most, in an error
+NAMED = 5  # largest number of broken lines that an error names
 
 
 class Prompt(NamedTuple):
-    """What to draw, and, for agreement, what it shows."""
+    """A prompt, and, for agreement, its style and concept."""
 
     text: str
     style: str | None = None
@@ -23,16 +23,16 @@ class Prompt(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prompts in order, and where they are from."""
+    """Prompts in order, and their source in words."""
 
     prompts: tuple[Prompt, ...]
     source: str
 
 
 def prompts_for(file: Path | None, reference: Path | None) -> Prompts:
-    """The prompts of a file; without one the captions of the reference images, else of the shipped drawings.
+    """The prompts of a file; without a file, the captions of the reference images, else of the shipped drawings.
 
-    Captions of a reference are shuffled, once and for all, so that the first few are of all kinds.
+    Captions of a reference are shuffled, always in the same order, so that the first few are of all kinds.
     """
     if file is not None:
         return Prompts(read_prompts(file), str(file))
@@ -46,9 +46,9 @@ def prompts_for(file: Path | None, reference: Path | None) -> Prompts:
 
 
 def reference_images(reference: Path, captioned: bool = False) -> Listing:
-    """The images of --reference, and notes about what is left out. Errors name --reference.
+    """The images of --reference, and notes about files that are left out. Errors name --reference.
 
-    captioned: whether captions are needed; without them a folder may hold images alone.
+    captioned: whether captions are needed. If not, a folder may hold only images.
     """
     try:
         return list_samples(reference, captioned)
@@ -58,11 +58,11 @@ def reference_images(reference: Path, captioned: bool = False) -> Listing:
 
 
 def shipped_prompts() -> Prompts:
-    """The captions of the drawings that ship, in the order of the kit; files are named for concepts."""
+    """The captions of the drawings that ship, in the kit's order. The file names give the concepts."""
     try:
         file = shipped_kit() / "drawings" / "metadata.jsonl"
     except FewstepError as error:
-        hint = f"give {option('prompt_file')} a file with one prompt a line, or {option('reference')} captioned images"
+        hint = f"use {option('prompt_file')} with one prompt per line, or {option('reference')} with captioned images"
         raise FewstepError(f"there are no prompts: {error.message.marked}", hint) from None
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     prompts = (Prompt(row["text"], row["style"], Path(row["file_name"]).stem) for row in rows)
@@ -70,31 +70,31 @@ def shipped_prompts() -> Prompts:
 
 
 def things() -> dict[str, str]:
-    """Concept -> what a person calls it, of the drawings that ship."""
+    """Concept -> its name in words, for the drawings that ship."""
     return {str(prompt.concept): prompt.text.partition(OF)[2] for prompt in shipped_prompts().prompts}
 
 
 def bare_prompts() -> tuple[Prompt, ...]:
-    """The name of each thing among the drawings that ship, and no style, which is left to the model."""
+    """A prompt with the name of each thing among the drawings that ship. It names no style; the model chooses one."""
     return tuple(Prompt(thing, "none", concept) for concept, thing in things().items())
 
 
 def styled_prompts(style: str, words: str = "") -> tuple[Prompt, ...]:
-    """A prompt for each thing among the drawings that ship; `words` name the style, unless a LoRA is what gives it."""
+    """A prompt for each thing among the drawings that ship. words: name the style; "" if a LoRA gives the style."""
     return tuple(Prompt(f"{words} emoji of {thing}".strip(), style, concept) for concept, thing in things().items())
 
 
 def read_prompts(file: Path) -> tuple[Prompt, ...]:
-    """The prompts in a text file, one a line, or in a .jsonl with text and optional style and concept.
+    """The prompts in a text file, one per line, or in a .jsonl file with text and optional style and concept.
 
-    Empty lines are skipped. Raises FewstepError naming the lines that are broken.
+    Empty lines are skipped. Raises FewstepError that names the broken lines.
     """
     try:
         lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise FewstepError(
             f"cannot read the prompts in {file} ({error.strerror or error})",
-            f"{option('prompt_file')} takes a file, one prompt a line",
+            f"{option('prompt_file')} takes a file with one prompt per line",
         ) from None
     parse = _from_json if file.suffix.lower() == ".jsonl" else Prompt
     prompts, broken = [], []
@@ -105,15 +105,15 @@ def read_prompts(file: Path) -> tuple[Prompt, ...]:
         except ValueError as error:
             broken.append(f"line {number} {_reason(error)}")
     if broken:
-        more = f" and {len(broken) - NAMED} lines more" if len(broken) > NAMED else ""
+        more = f" and {len(broken) - NAMED} more lines" if len(broken) > NAMED else ""
         raise FewstepError(
             f"{file}: {'; '.join(broken[:NAMED])}{more}",
-            'write one {"text": "...", "style": "...", "concept": "..."} a line; style and concept may be left out'
+            'write one {"text": "...", "style": "...", "concept": "..."} per line; style and concept are optional'
             if parse is _from_json
-            else "save the file as UTF-8, one prompt a line",
+            else "save the file as UTF-8, with one prompt per line",
         )
     if not prompts:
-        raise FewstepError(f"there are no prompts in {file}", "write one prompt a line")
+        raise FewstepError(f"there are no prompts in {file}", "write one prompt per line")
     return tuple(prompts)
 
 
@@ -124,7 +124,7 @@ def _reason(error: ValueError) -> str:
 
 
 def _from_json(line: str) -> Prompt:
-    """The prompt of a line; ValueError says what is wrong with it."""
+    """The prompt of a line. Raises ValueError with the fault."""
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError("is not a JSON object")
@@ -133,5 +133,5 @@ def _from_json(line: str) -> Prompt:
         raise ValueError("has no text")
     for key in ("style", "concept"):
         if not isinstance(row.get(key), str | None):
-            raise ValueError(f"has a {key} that is no text")
+            raise ValueError(f"has a {key} that is not text")
     return Prompt(text, row.get("style"), row.get("concept"))

@@ -1,4 +1,4 @@
-"""How a comparison was made: all that numbers depend on, as data and in words."""
+"""The protocol of a comparison: everything that its numbers depend on, as data and in words."""
 
 import platform
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ LPIPS_LABEL = "lpips 0.1, alexnet"
 
 
 def surroundings(model: str, device: torch.device) -> dict[str, Any]:
-    """What decides pixels and times beside what a row says; model: the hash of its files."""
+    """The facts that decide pixels and times, besides those of a row. model: the hash of its files."""
     packages = ("torch", "diffusers", "transformers")
     return {
         "model_sha256": model,
@@ -34,7 +34,7 @@ def surroundings(model: str, device: torch.device) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> str:
-    """What computes, in words."""
+    """The processor or GPU and the system, in words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {platform.system()}"
     threads = torch.get_num_threads()
@@ -61,7 +61,7 @@ def protocol_of(
     teacher: RowPictures | None,
     agreement: Agreement | None,
 ) -> dict[str, Any]:
-    """The protocol as it stands in table.json. prompts: of one seed set. agreement: any row's, for its chance."""
+    """The protocol, as in table.json. prompts: of one seed set. agreement: of any row, for its chance."""
     return {
         "fewstep": __version__,
         "versions": around["versions"],
@@ -81,19 +81,19 @@ def protocol_of(
 
 
 def times_of(rounds: int) -> str:
-    """What the times are."""
+    """How the times are measured, in words."""
     if rounds:
         return (
-            f"seconds an image, median over {rounds} batches drawn anew, rows with the same LoRAs and the first row in"
-            " turn; times as fast: the first row's over a row's, median over the rounds"
+            f"seconds per image, median over {rounds} newly drawn batches, in turn with the rows of the same LoRAs and"
+            " the first row; times as fast: the first row's time divided by a row's, median over the rounds"
         )
-    return "seconds an image, median over full batches, after a warm-up"
+    return "seconds per image, median over full batches, after a warm-up"
 
 
 def measured_with(
     prompts: Sequence[Prompt], tools: Tools, teacher: RowPictures | None, agreement: Agreement | None
 ) -> dict[str, Any]:
-    """What each metric compared with; None for those left out."""
+    """What each metric was compared with; None for metrics that were left out."""
     real, texts = tools.real, {prompt.text for prompt in prompts}
     return {
         "networks": networks(tools),
@@ -122,7 +122,7 @@ def prompts_sha256(prompts: Sequence[Prompt]) -> str:
 
 
 def networks(tools: Tools) -> dict[str, dict[str, str]]:
-    """Label, with its resize filter, and hash of the weights of each network that measured."""
+    """Label (with the resize filter) and hash of the weights, for each network that measured."""
     found = {}
     of_clip = tools.clip.network if tools.clip else None
     for name, network in (("inception", tools.inception), ("efficientnet", tools.efficientnet), ("clip", of_clip)):
@@ -134,7 +134,7 @@ def networks(tools: Tools) -> dict[str, dict[str, str]]:
 
 
 def in_words(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The protocol in words, a line each, hashes cut."""
+    """The protocol in words, one line each, with shortened hashes."""
     p, model, prompts = protocol, protocol["model"], protocol["prompts"]
     sets = f" in each of {p['seed_sets']} seed sets" if p["seed_sets"] > 1 else ""
     versions = ", ".join(f"{name} {value}" for name, value in p["versions"].items())
@@ -148,34 +148,34 @@ def in_words(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[s
     if p["reference"]:
         real = p["reference"]
         lines.append(f"reference: {real['images']} images of {real['source']} (sha256 {cut(real['sha256'])})")
-    lines.append("NFE: rows through the network for an image")
+    lines.append("NFE: rows through the network per image")
     if any(row["fid"] is not None or row["kid"] is not None for row in rows):
-        lines.append("FID, KID: how far a row's images as a set are from the reference's; lower is nearer")
+        lines.append("FID, KID: the distance between a row's images, as a set, and the reference's; lower is nearer")
     if any(row["fid_spread"] is not None for row in rows):
-        lines.append("FID: mean of the seed sets; spread: the largest of theirs less the smallest")
+        lines.append("FID: mean over the seed sets; spread: the largest of them minus the smallest")
     lines += best_guidance.in_words(p["guidance_search"])
     if p["teacher"]:
         lines.append(_teacher_in_words(p["teacher"]))
     if p["diversity"]:
         d = p["diversity"]
         lines.append(
-            f"diversity: mean LPIPS of all pairs of {d['images_each']} images of a prompt, over {d['prompts']} prompts"
+            f"diversity: mean LPIPS over all pairs of {d['images_each']} images of a prompt, for {d['prompts']} prompts"
         )
     if p["agreement"]:
         lines.append(_agreement_in_words(p["agreement"]))
     if "efficientnet" in p["networks"]:
         lines.append(
-            "EfficientNet score: the Inception score's formula with EfficientNet's classes; not comparable to it, which"
-            " needs Inception's classifier, and FID's network is carried without one"
+            "EfficientNet score: the Inception score's formula with EfficientNet's classes; it cannot be compared with"
+            " the Inception score, which needs Inception's classifier, and FID's network has none"
         )
     if any(row["efficientnet_distance"] is not None for row in rows):
         lines.append(
-            f"EfficientNet distance: the Fréchet distance of {EfficientNet.dim} features of EfficientNet-Lite0, mean of"
-            " the seed sets; no FID and not comparable to one: it is there for references of fewer than the"
-            f" {needed(Inception.dim)} images that FID needs"
+            f"EfficientNet distance: the Fréchet distance of {EfficientNet.dim} features of EfficientNet-Lite0, mean"
+            " over the seed sets; it is not a FID and cannot be compared with one; it is for references with fewer than"
+            f" the {needed(Inception.dim)} images that FID needs"
         )
     if "clip" in p["networks"]:
-        lines.append("CLIP score: mean of 100 cos(image, text); scores of different CLIP models do not compare")
+        lines.append("CLIP score: mean of 100 cos(image, text); scores of different CLIP models cannot be compared")
     lines += first_row.in_words(rows)
     lines += [f"network: {net['label']} (sha256 {cut(net['sha256'])})" for net in p["networks"].values()]
     lines.append(f"versions: fewstep {p['fewstep']}, {versions}")
@@ -186,19 +186,19 @@ def _teacher_in_words(teacher: dict[str, Any]) -> str:
     return (
         f"LPIPS to teacher: to {teacher['solver']} at {teacher['steps']} steps and guidance"
         f" {teacher['guidance_scale']:g}, the model without LoRAs, from the same noise, over {teacher['images']}"
-        " images; it favours ODE solvers, which aim at that very image, and says nothing of quality"
+        " images; it favours ODE solvers, which aim at exactly that image, and does not measure quality"
     )
 
 
 def _agreement_in_words(agreement: dict[str, Any]) -> str:
     real = agreement["real_drawings"]
     return (
-        f"agreement: of {agreement['images']} images, how many show their concept by the nearest drawing of another"
-        f" style; chance {100 * agreement['chance']:.2f} %"
-        + ("" if real is None else f", the real drawings themselves {100 * real:.1f} %")
+        f"agreement: the share of {agreement['images']} images whose nearest drawing of another style shows their"
+        f" concept; chance {100 * agreement['chance']:.2f} %"
+        + ("" if real is None else f", real drawings {100 * real:.1f} %")
     )
 
 
 def cut(sha256: str) -> str:
-    """The beginning of a hash, for people."""
+    """The first characters of a hash, for people."""
     return sha256[:12]

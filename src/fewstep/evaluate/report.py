@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: text, tables and pictures inside it."""
+"""A report as one HTML file, with text, tables and pictures inside it."""
 
 import base64
 import html
@@ -54,7 +54,7 @@ def preformatted(text: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[int] = ()) -> str:
-    """A table with these column titles; rows whose numbers are in `marked` stand out."""
+    """A table with these column titles. The rows with the numbers in `marked` are highlighted."""
     head = "".join(f"<th>{html.escape(column).replace(' %', '&nbsp;%')}</th>" for column in columns)
     lines = []
     for number, row in enumerate(rows):
@@ -72,7 +72,7 @@ def figure(image: Image.Image, alt: str) -> str:
 
 
 def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table as Markdown, its columns padded so that it reads well as plain text."""
+    """The same table as Markdown, with padded columns, so that it is readable as plain text."""
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
     lines = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
              for row in [columns, *rows]]  # fmt: skip

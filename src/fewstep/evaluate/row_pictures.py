@@ -1,6 +1,6 @@
-"""Images of a row, drawn batch by batch into files that later runs find again, with the time each batch took.
+"""Images of a row, drawn batch by batch into files that later runs find again, with each batch's time.
 
-A file is named by the hash of all that decides its content and its times: see `fewstep.evaluate.key`.
+A file's name is the hash of everything that decides its content and its times: see `fewstep.evaluate.key`.
 """
 
 import json
@@ -32,12 +32,12 @@ PARTS = ("text", "network", "decoder")
 class RowPictures(NamedTuple):
     """All images of a row."""
 
-    files: tuple[Path, ...]  # one a batch, in order
-    facts: tuple[dict[str, Any], ...]  # of each: images, nfe, seconds of the parts
+    files: tuple[Path, ...]  # one per batch, in order
+    facts: tuple[dict[str, Any], ...]  # for each file: images, nfe, seconds of the parts
     plan: Plan
     loras: tuple[LoraFacts, ...]
-    timed: tuple[dict[str, Any], ...] = ()  # likewise, of batches drawn for their time alone, which then counts
-    timed_first: tuple[dict[str, Any], ...] = ()  # likewise, of the first row's batches, drawn in turn with these
+    timed: tuple[dict[str, Any], ...] = ()  # facts of batches drawn only for their time, which then counts
+    timed_first: tuple[dict[str, Any], ...] = ()  # facts of the first row's batches, drawn in turn with those
 
     def batches(self) -> Iterator[Tensor]:
         """Pixels (B, 3, H, W) float32 in [-1, 1], on 256 levels as in a PNG, batch by batch."""
@@ -46,17 +46,17 @@ class RowPictures(NamedTuple):
                 yield opened.get_tensor("pixels").float() / 127.5 - 1
 
     def first(self, count: int) -> list[Image.Image]:
-        """At most so many of them."""
+        """The first `count` images, or all if there are fewer."""
         return [to_image(pixels) for pixels in islice((image for batch in self.batches() for image in batch), count)]
 
     @property
     def nfe(self) -> float:
-        """Network rows an image, counted as they were evaluated."""
+        """Network rows per image, counted when they were evaluated."""
         return float(self.facts[0]["nfe"])
 
     @property
     def split_s(self) -> dict[str, float]:
-        """Seconds an image of each part: the median over the full batches."""
+        """Part -> seconds per image, the median over the full batches."""
         batches = self.timed or self.facts
         most = max(batch["images"] for batch in batches)
         full = [batch for batch in batches if batch["images"] == most]
@@ -64,7 +64,7 @@ class RowPictures(NamedTuple):
 
     @property
     def speedup(self) -> float | None:
-        """Times as fast as the first row, the median over rounds; None where the two were not timed in turns."""
+        """The first row's time divided by this row's, the median over rounds; None if they were not timed in turns."""
         pairs = zip(self.timed_first, self.timed, strict=True) if self.timed_first else ()
         ratios = [sum(first["seconds"].values()) / sum(own["seconds"].values()) for first, own in pairs]
         return median(ratios) if ratios else None
@@ -72,14 +72,14 @@ class RowPictures(NamedTuple):
 
 @dataclass
 class Stopwatch:
-    """Seconds between presses, each told which part it ends; waits for the device's queue."""
+    """Measures the seconds of each part. It waits for the device's queue."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
     last: float = field(default_factory=time.perf_counter)
 
     def __call__(self, part: str) -> None:
-        """End of this part."""
+        """Record the end of this part."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
@@ -92,11 +92,11 @@ class Stopwatch:
 def draw(
     session: Session, plan: Plan, requested: Draw, surroundings: Mapping[str, Any], title: str = "images"
 ) -> RowPictures:
-    """The images of `requested`, seeds counting up; batches whose file is there already are not drawn again.
+    """The images of `requested`, with seeds counting up. A batch whose file exists is not drawn again.
 
-    surroundings: what else decides pixels and times: the hash of the model's files, versions, the machine.
-    title: what is counted as done. Each batch's file appears whole or not at all, so an interrupted run goes on where
-    it was. Before the first batch that is drawn, one step of it warms the machine up.
+    surroundings: other facts that decide pixels and times: the hash of the model's files, versions, the machine.
+    title: name of the work in progress events. Each batch's file is written whole or not at all, so an interrupted run
+    continues where it stopped. Before the first batch that is drawn, one step of it warms the machine up.
     """
     files, facts, warm = [], [], False
     total = len(requested.prompts) * requested.count
@@ -114,12 +114,12 @@ def draw(
 
 
 def time_of(session: Session, plan: Plan, batch: Draw) -> dict[str, Any]:
-    """What `batch_facts` says of a batch, drawn for its time alone."""
+    """The facts of a batch, as in `batch_facts`. It is drawn only for its time."""
     return draw_batch(session, plan, batch)[1]
 
 
 def batches_of(requested: Draw) -> Iterator[Draw]:
-    """`requested`, a batch at a time, each picture with its own prompt and seed."""
+    """The request in batches. Each picture keeps its own prompt and seed."""
     prompts = tuple(prompt for prompt in requested.prompts for _ in range(requested.count))
     for first in range(0, len(prompts), requested.batch_size):
         part = prompts[first : first + requested.batch_size]
@@ -127,13 +127,13 @@ def batches_of(requested: Draw) -> Iterator[Draw]:
 
 
 def batch_file(session: Session, plan: Plan, batch: Draw, surroundings: Mapping[str, Any]) -> Path:
-    """Where the images of a batch are kept."""
+    """The file for the images of a batch."""
     key = key_of(session, plan, batch, surroundings, Path(__file__))
     return cache_dir() / "compare" / f"{key}.safetensors"
 
 
 def batch_facts(file: Path) -> dict[str, Any] | None:
-    """What is known of the images in a file: how many, NFE, seconds; None if they have to be drawn."""
+    """The facts of the images in a file: number, NFE, seconds; None if they must be drawn."""
     try:
         with safe_open(file, "pt") as opened:
             facts: dict[str, Any] = json.loads(opened.metadata()["facts"])
@@ -143,7 +143,7 @@ def batch_facts(file: Path) -> dict[str, Any] | None:
 
 
 def draw_batch(session: Session, plan: Plan, batch: Draw) -> tuple[Tensor, dict[str, Any]]:
-    """Pixels (B, 3, H, W) of a batch, and what `batch_facts` will say of them."""
+    """Pixels (B, 3, H, W) of a batch, and their facts for `batch_facts`."""
     stopwatch = Stopwatch(session.engine.device)
     pictures = list(session.pictures(batch, plan, stopwatch))
     facts = {"images": len(pictures), "nfe": pictures[0].recipe["nfe"], "seconds": stopwatch.seconds}
@@ -151,7 +151,7 @@ def draw_batch(session: Session, plan: Plan, batch: Draw) -> tuple[Tensor, dict[
 
 
 def keep(file: Path, pixels: Tensor, facts: Mapping[str, Any]) -> None:
-    """Write a batch's pixels (B, 3, H, W) in [-1, 1], on 256 levels as in a PNG, and what is known of them."""
+    """Write a batch's pixels (B, 3, H, W) in [-1, 1], on 256 levels as in a PNG, and their facts."""
     levels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     with atomic_path(file) as temporary:
         save_file({"pixels": levels}, temporary, {"facts": json.dumps(facts)})

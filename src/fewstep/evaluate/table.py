@@ -1,4 +1,4 @@
-"""The table of a comparison: its rows as data, as Markdown, and what of it belongs side by side."""
+"""The table of a comparison: its rows as data and as Markdown, and groups of rows that share a value."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +9,15 @@ from fewstep.evaluate.row_pictures import PARTS, RowPictures
 from fewstep.evaluate.rows import RowSpec
 from fewstep.metrics.estimate import Estimate, mean
 
-Row = Mapping[str, Any]  # as `entry` makes it, and as it stands in table.json
+Row = Mapping[str, Any]  # a row of table.json, made by `entry`
 
 
 def entry(
     spec: RowSpec, pictures: RowPictures, values: Measures, search: list[dict[str, float]] | None
 ) -> dict[str, Any]:
-    """A row as it stands in table.json; None is not measured. Times are seconds an image.
+    """A row, as in table.json. None: not measured. Times are seconds per image.
 
-    search: how its guidance was found, if it was.
+    search: how its guidance was found; None if it was given.
     """
     split, kid, agreement = pictures.split_s, values.kid, values.agreement
     return {
@@ -49,24 +49,24 @@ def entry(
 
 
 def spread(sets: Sequence[Estimate] | None) -> float | None:
-    """The largest less the smallest of several seed sets' numbers."""
+    """The largest minus the smallest of several seed sets' numbers."""
     values = [one.value for one in sets or ()]
     return max(values) - min(values) if len(values) > 1 else None
 
 
 def short(text: str) -> str:
-    """A row as typed, of its LoRA files only the last folder and the name."""
+    """A row as typed, but with only the last folder and the name of its LoRA files."""
     return re.sub(r"\+[^+]*[/\\](?=[^+/\\]+[/\\][^+/\\]+(\+|$))", "+", text).replace(".safetensors:", ":")
 
 
 def called(row: Row) -> str:
-    """A row as typed, and what is in it although nobody typed it: the acceleration that ships with the model."""
+    """A row as typed, with LoRAs that were added without typing: the acceleration that ships with the model."""
     untyped = [] if "+" in row["row"] else row.get("lora") or []
     return " ".join([str(row["row"]), *(f"(with {lora['file']}:{lora['weight']:g})" for lora in untyped)])
 
 
 class Column(NamedTuple):
-    """A column of the printed table; it is left out where no row has its key."""
+    """A column of the printed table. It is left out if no row has its key."""
 
     title: str
     key: str
@@ -74,12 +74,12 @@ class Column(NamedTuple):
 
 
 def number(key: str, form: str = ".3f", scale: float = 1) -> Callable[[Row], str]:
-    """How a number is written."""
+    """A function that writes the number with this key."""
     return lambda row: format(scale * row[key], form)
 
 
 def fid(row: Row) -> str:
-    """FID and, of several seed sets, how far it spreads."""
+    """FID and, for several seed sets, its spread."""
     return f"{row['fid']:.2f}" + ("" if row["fid_spread"] is None else f" (spread {row['fid_spread']:.2f})")
 
 
@@ -89,7 +89,7 @@ def kid(row: Row) -> str:
 
 
 def split(row: Row) -> str:
-    """Milliseconds of the parts of an image."""
+    """Milliseconds per image of each part."""
     return " + ".join(f"{1000 * row['time_split_s'][part]:.1f}" for part in PARTS)
 
 
@@ -112,7 +112,7 @@ COLUMNS = (
 
 
 def cells(rows: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> tuple[list[str], list[list[str]]]:
-    """Column titles, and the rows as text, of what was measured; rows of an earlier version may lack a key."""
+    """The titles of the measured columns, and the rows as text. Rows of an earlier version may lack a key."""
     filled = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
     lines = [["-" if row.get(column.key) is None else column.text(row) for column in filled] for row in rows]
     return [column.title for column in filled], lines
@@ -124,6 +124,6 @@ def shared(rows: Sequence[Row], key: str, within: float = 1.0) -> list[list[Row]
     groups: list[list[Row]] = []
     for first, row in enumerate(ordered):
         group = [other for other in ordered[first:] if other[key] <= row[key] * within]
-        if len(group) > 1 and not (groups and groups[-1][-1] is group[-1]):  # else it is part of the last one
+        if len(group) > 1 and not (groups and groups[-1][-1] is group[-1]):  # else part of the group before
             groups.append(group)
     return groups

@@ -1,4 +1,4 @@
-"""`fewstep tune`: how much of a style and of an acceleration LoRA, tau' = l1 style + l2 acceleration, by pictures."""
+"""`fewstep tune`: finds the weights in tau' = l1 style + l2 acceleration by measuring pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
@@ -45,23 +45,23 @@ from fewstep.models.references import parse_reference
 from fewstep.session import Plan, Session
 from fewstep.sheets import SheetRow, captioned, grid, sized
 
-CELL_PICTURES, CELL = 4, 128  # pictures of a pair on the sheets, two by two, and pixels of each
+CELL_PICTURES, CELL = 4, 128  # pictures of a pair on the sheets, two by two; pixels of a side
 SCORE = (
-    "score: the smallest distance to the style; among the pairs within one standard error of it (of the difference,"
-    " paired by prompt and noise), the best agreement"
+    "score: the smallest distance to the style; among the pairs within one standard error of it (the error of the"
+    " difference, paired by prompt and noise), the best agreement"
 )
 ERRORS = "errors: one standard error, jackknife over groups of images"
-CLIP = "CLIP score left out: no package carries CLIP's weights; agreement stands in its place"
+CLIP = "CLIP score left out: no package carries CLIP's weights; agreement takes its place"
 COLUMNS = ("pair", "found in", "style distance", "behind the nearest", "within error", "agreement %", "rank")
 
 
 class Judges(NamedTuple):
-    """What tells how near images are to a style, and what they show."""
+    """The tools that measure how near images are to a style, and whether they show their concept."""
 
     network: Inception | EfficientNet
-    style: Statistics  # of the network's features of real images in the style
-    style_source: str  # what they are
-    efficientnet: EfficientNet | None  # for agreement; None leaves it out
+    style: Statistics  # statistics of the network's features of real images in the style
+    style_source: str  # those images, in words
+    efficientnet: EfficientNet | None  # for agreement; None = without agreement
     drawings: Reference | None
     notes: tuple[str, ...]
 
@@ -72,24 +72,24 @@ class TriedPair(NamedTuple):
     scored: Scored
     found_in: str  # grid, round 1, ..., blocks
     pictures: RowPictures
-    chance: float | None  # agreement of drawings picked at random
+    chance: float | None  # the agreement of drawings picked at random; None = not measured
 
 
 class Tuning(NamedTuple):
-    """The document, and what is shown beside it."""
+    """The document, and the sheets of pictures."""
 
     document: dict[str, Any]  # as in table.json
-    sheets: dict[str, Image.Image]  # by name
+    sheets: dict[str, Image.Image]  # name -> sheet
 
 
 def tune(config: TuneConfig) -> dict[str, Any]:
-    """The document {"protocol", "candidates", "best"}; it and the sheets are in config.out, whole or not at all."""
+    """The document {"protocol", "candidates", "best"}. It and the sheets are written to config.out, or nothing is."""
     axes = grid_of(config.grid)
     check_out(config.out)
     for lora in (config.style, config.acceleration):
         if (reference := parse_reference(lora)).weight != 1 or reference.blocks:
-            raise UsageError(f"{lora} has a weight, which tune is to find", "give the LoRA without one")
-        _ = reference.file  # what is not there is told before anything is drawn
+            raise UsageError(f"{lora} has a weight, but tune finds the weights", "name the LoRA without a weight")
+        _ = reference.file  # raises for a missing file before anything is drawn
     tuning = tuned(config, axes)
     with atomic_folder(config.out) as folder:
         for name, sheet in tuning.sheets.items():
@@ -100,16 +100,16 @@ def tune(config: TuneConfig) -> dict[str, Any]:
 
 
 def check_out(out: Path) -> None:
-    """Raise UsageError for a file, and for a folder of something else than an earlier tuning."""
+    """Raise UsageError for a file, and for a folder that holds something other than an earlier tuning."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     table = out / "table.json"
     if not table.is_file() or "candidates" not in read_json(table, "table"):
-        raise UsageError(f"{option('out')} {out} holds other things than a tuning", f"choose another {option('out')}")
+        raise UsageError(f"{option('out')} {out} holds something else than a tuning", f"choose another {option('out')}")
 
 
 def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> Tuning:
-    """Everything drawn, measured and ranked."""
+    """Draw, measure and rank everything."""
     listed = prompts_of(config)
     prompts = tuple(islice(cycle(listed.prompts), config.images))
     session = Session(config.model, (), engine=config.engine, dtype=config.dtype, device=config.device)
@@ -137,19 +137,19 @@ def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> 
 
 
 def prompts_of(config: TuneConfig) -> Prompts:
-    """The prompts asked for; of a style that ships, one for each thing among the shipped drawings."""
+    """The requested prompts; for a style that ships, one for each thing among the shipped drawings."""
     if config.prompt_file is not None or config.reference is not None:
         return prompts_for(config.prompt_file, config.reference)
     if config.style not in STYLES:
         raise UsageError(
-            f"what the style {config.style} looks like is not known",
-            f"give {option('reference')} a folder of images in it",
+            f"the look of the style {config.style} is not known",
+            f"name a folder of images in this style with {option('reference')}",
         )
-    return Prompts(styled_prompts(config.style), "the things that the drawings that ship show, of no named style")
+    return Prompts(styled_prompts(config.style), "the things in the drawings that ship, without a style")
 
 
 def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device: torch.device) -> Judges:
-    """FID's network with --reference; without, the shipped statistics of the style, of EfficientNet's features."""
+    """FID's network with --reference; without it, the shipped statistics of EfficientNet's features for the style."""
     if config.reference is None:
         network = load_efficientnet(device)
         drawings = load_reference(shipped_kit() / "reference.safetensors")
@@ -163,7 +163,7 @@ def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device
     try:
         if not any(prompt.style and prompt.concept for prompt in prompts):
             raise FewstepError(
-                "the prompts do not say their style and concept", f"{option('prompt_file')} takes .jsonl with both"
+                "the prompts have no style and concept", f"{option('prompt_file')} takes a .jsonl file with both"
             )
         return Judges(
             inception, style, style_source, load_efficientnet(device), drawings_for(prompts), (CLIP, *left_out)
@@ -179,7 +179,7 @@ def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device
 def search(
     config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]], attempt: Callable[[WeightPair, str], TriedPair]
 ) -> list[TriedPair]:
-    """All pairs tried, in order: the grid, the rounds, the blocks; each goes on from the best before it."""
+    """All tried pairs, in order: the grid, the rounds, the blocks. Each part starts from the best pair before it."""
     tried: dict[WeightPair, TriedPair] = {}
 
     def best_after(pairs: Sequence[WeightPair], found_in: str) -> WeightPair:
@@ -210,7 +210,7 @@ def attempt(
     pair: WeightPair,
     found_in: str,
 ) -> TriedPair:
-    """The pair, drawn, with the distance of its images to the style and their agreement."""
+    """Draw the pair, and measure the distance of its images to the style and their agreement."""
     pictures = draw_pair(session, config, prompts, around, pair)
     features = features_of(judges.network, pictures)
     distance = estimate(lambda images: distance_to(features[images], judges.style), len(features))
@@ -225,7 +225,7 @@ def attempt(
 def draw_pair(
     session: Session, config: TuneConfig, prompts: Sequence[Prompt], around: dict[str, Any], pair: WeightPair
 ) -> RowPictures:
-    """The images of a pair of weights, the same prompts and seeds for every pair."""
+    """The images of a pair of weights. Every pair has the same prompts and seeds."""
     loras = pair.loras(config.style, config.acceleration)
     session.plug(loras)
     texts = tuple(prompt.text for prompt in prompts)
@@ -234,21 +234,21 @@ def draw_pair(
 
 
 def plan_of(config: TuneConfig, session: Session, wish: Draw) -> Plan:
-    """How the pair is sampled. Raises UsageError if neither LoRA nor the model is an acceleration."""
+    """The plan for the pair. Raises UsageError if neither a LoRA nor the model is an acceleration."""
     if not any(recipe.accelerates for recipe in session.recipes):
         raise UsageError(
-            f"{option('acceleration')} {config.acceleration} does not say that it accelerates",
+            f"{option('acceleration')} {config.acceleration} is not known as an acceleration",
             f"see fewstep inspect {config.acceleration}",
         )
     return session.plan(wish)
 
 
 def seen(judges: Judges, features: Tensor, pictures: RowPictures, prompts: Sequence[Prompt]) -> Pictures:
-    """The images as EfficientNet sees them, with what they were prompted for."""
+    """EfficientNet's features of the images, with the styles and concepts of their prompts."""
     assert judges.efficientnet is not None
     own = features if judges.network is judges.efficientnet else features_of(judges.efficientnet, pictures)
     labelled = labelled_pictures(own, prompts)
-    assert labelled is not None  # load_judges looked
+    assert labelled is not None  # load_judges has made sure
     return labelled
 
 
@@ -256,7 +256,7 @@ def seen(judges: Judges, features: Tensor, pictures: RowPictures, prompts: Seque
 
 
 def entry(config: TuneConfig, one: TriedPair, order: Sequence[Scored]) -> dict[str, Any]:
-    """A pair as it stands in table.json; None is not measured."""
+    """A pair, as in table.json. None: not measured."""
     pair, distance, agreement = one.scored
     first = nearest(order)
     behind = distance.less(first.distance)
@@ -287,7 +287,7 @@ def protocol_of(
     size: int,
     tried: Sequence[TriedPair],
 ) -> dict[str, Any]:
-    """All that the numbers depend on, as data."""
+    """Everything that the numbers depend on, as data."""
     plan = tried[0].pictures.plan
     networks = {network.label: network.sha256 for network in (judges.network, judges.efficientnet) if network}
     return {
@@ -306,7 +306,7 @@ def protocol_of(
         "seeds": "image i has seed i, in every pair",
         "search": f"grid {config.grid}, {config.rounds} rounds of halved steps" + ", blocks" * config.blocks,
         "style_distance": f"Fréchet distance of features ({judges.network.label}) to {judges.style_source}; too large"
-        " by an amount that depends on how many images there are: compare only at equal counts",
+        " by an amount that depends on the number of images: compare only at equal numbers",
         "networks": networks,
         "agreement_chance": tried[0].chance,
         "score": SCORE,
@@ -316,13 +316,13 @@ def protocol_of(
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The table, best first, what it depends on, and the best pair as it is typed."""
+    """The table, best pair first, then the protocol, and the best pair as options."""
     p, lines = document["protocol"], sorted(document["candidates"], key=lambda row: int(row["rank"]))
     chance = "" if p["agreement_chance"] is None else f"agreement: chance {100 * p['agreement_chance']:.2f} %"
     facts = [
         f"model: {p['model']['name']} (sha256 {p['model']['sha256'][:12]}), {p['size']} px, {p['dtype']};"
         f" {p['solver']}, {p['steps']} steps, guidance {p['guidance_scale']:g}",
-        f"images: {p['images']} a pair, {p['prompts']['count']} prompts ({p['prompts']['source']}); {p['seeds']}",
+        f"images: {p['images']} per pair, {p['prompts']['count']} prompts ({p['prompts']['source']}); {p['seeds']}",
         f"style distance: {p['style_distance']}",
         *([chance] if chance else []),
         p["score"],
@@ -359,7 +359,7 @@ def sheets_of(
     tried: Sequence[TriedPair],
     order: Sequence[Scored],
 ) -> dict[str, Image.Image]:
-    """The grid, rows the style's weights and columns the acceleration's; and what was tried after it, best first."""
+    """The sheets: the grid (rows: style weights, columns: acceleration weights), and the later pairs, best first."""
     by_pair = {one.scored.pair: one for one in tried}
     rows = []
     for weight in axes[0]:
