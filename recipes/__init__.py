@@ -1,1 +1,1 @@
-"""How what ships with fewstep was made; run from the folder of the repository."""
+"""The programs that made the models and data that ship with fewstep. Run them from the repository's folder."""

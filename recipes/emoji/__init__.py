@@ -1,1 +1,1 @@
-"""How the embedded model was made: each stage a module with a command, `python -m recipes.emoji.STAGE`."""
+"""The programs that made the embedded model. Each stage is a module with a command, `python -m recipes.emoji.STAGE`."""

@@ -2,8 +2,8 @@
 
     python -m recipes.emoji.autoencoder --out ~/.cache/fewstep/emoji/autoencoder [--resume]
 
-Loss: mean absolute error + LPIPS (AlexNet) + a little KL, on random crops; the export carries the
-scaling factor measured on the drawings' latents. Same loop, checkpoints and resume as everything else.
+The loss is mean absolute error + LPIPS (AlexNet) + a little KL, on random crops. The export has the scaling factor that
+was measured on the drawings' latents. The loop, checkpoints and resume are those of all training.
 """
 
 import json
@@ -41,17 +41,17 @@ class AutoencoderConfig(TrainingConfig):
     """Train the embedded model's autoencoder on the emoji image folder."""
 
     out: Path = cache_dir() / "emoji" / "autoencoder"
-    """The run's folder; the diffusers AutoencoderKL lands in its `vae` folder."""
+    """The run's folder. The diffusers AutoencoderKL is written to its `vae` folder."""
     images: Path = cache_dir() / "emoji" / "images"
-    """The folder dataset.py built."""
+    """The folder that dataset.py built."""
     train_steps: int = 8000
     """Optimiser steps."""
     batch_size: int = 16
-    """Crops a step."""
+    """Crops per step."""
     learning_rate: float = 1e-3
     """The peak rate of AdamW."""
     decay: Literal["constant", "cosine"] = "cosine"
-    """How the rate goes on after the warm-up."""
+    """The course of the rate after the warm-up."""
     warmup: int = 200
     """Steps of linear warm-up."""
     ema: float = 0.998
@@ -61,11 +61,11 @@ class AutoencoderConfig(TrainingConfig):
     channels: tuple[int, ...] = (16, 32, 64, 128)
     """Channels at 128, 64, 32 and 16 px."""
     lpips_weight: float = 0.5
-    """Weight of LPIPS beside the mean absolute error."""
+    """Weight of LPIPS; the mean absolute error has weight 1."""
     kl_weight: float = 3e-4
     """Weight of the mean KL divergence per latent value."""
     decoder_of: Path | None = None
-    """Train only the decoder of this autoencoder further; its latents stay what they are."""
+    """Train only the decoder of this autoencoder further; its latents do not change."""
 
 
 class Crops(NamedTuple):
@@ -114,7 +114,7 @@ def new_autoencoder(channels: Sequence[int]) -> AutoencoderKL:
 
 
 class Autoencoding(nn.Module):
-    """pixels, eps -> reconstruction, posterior mean and log variance."""
+    """Maps pixels and eps to reconstruction, posterior mean and log variance."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -169,11 +169,11 @@ def export(vae: AutoencoderKL, average: dict[str, Tensor], drawings: Drawings, l
 
 @torch.no_grad()
 def add_features(drawings: Drawings, out: Path, device: torch.device) -> None:
-    """Add what all held-out drawings lose in the eyes of two networks to OUT/figures.json.
+    """Add two measures of the loss on all held-out drawings to OUT/figures.json.
 
-    rfid: FID against their reconstructions; they are fewer than its 2,048 features, so compare it only with what is
-    measured on equally many. agreement: the share of reconstructions whose nearest drawing of another style, in the kit
-    that ships, shows the same thing; agreement_drawings: that of the drawings themselves.
+    rfid: FID between drawings and reconstructions. There are fewer drawings than its 2,048 features, so compare it only
+    with values for equally many. agreement: the share of reconstructions whose nearest drawing of another style, in the
+    kit that ships, shows the same thing. agreement_drawings: that share for the drawings themselves.
     """
     vae = AutoencoderKL.from_pretrained(out / "vae", local_files_only=True).to(device).eval()
     inception, efficientnet, parts = load_inception(device), load_efficientnet(device), []

@@ -1,4 +1,4 @@
-"""The built image folder, read back: its metadata and its pixels."""
+"""Reads the built image folder: its metadata and its pixels."""
 
 import json
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def read_metadata(folder: Path, splits: Collection[str] = ("base", "held-out", "style")) -> list[dict[str, Any]]:
-    """The lines of metadata.jsonl of these splits."""
+    """The lines of metadata.jsonl that belong to these splits."""
     lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").split("\n")
     return [row for row in map(json.loads, filter(None, lines)) if row["split"] in splits]
 

@@ -1,4 +1,4 @@
-"""Captions for the emoji images: one table of styles, and the many ways a person names a drawing.
+"""Captions for the emoji images: one table of styles, and the many ways in which a person names a drawing.
 
 Pure functions: the same `rng` state gives the same caption. No torch.
 """
@@ -16,10 +16,10 @@ from typing import Any
 class Style:
     """One way of drawing every concept."""
 
-    words: tuple[str, ...]  # spoken names, the first is canonical: "<words> emoji of <label>"
-    package: str  # npm package the drawings come from, a key of dataset.PACKAGES
+    words: tuple[str, ...]  # names in captions; the first is the main one: "<words> emoji of <label>"
+    package: str  # npm package of the drawings, a key of packages.PACKAGES
     licence: str  # SPDX identifier of the drawings
-    split: str  # "base": the base model is trained on it; "style": kept out, for style LoRAs
+    split: str  # "base": for the base model; "style": only for style LoRAs
 
 
 STYLES: dict[str, Style] = {
@@ -96,21 +96,21 @@ def spoken(label: str) -> str:
 
 
 def main_caption(style: str, label: str) -> str:
-    """The canonical caption, "<style words> emoji of <label>": what metadata.jsonl stores.
+    """The main caption, "<style words> emoji of <label>", which metadata.jsonl stores.
 
-    Without the words where the base never saw the style: words that a text encoder does not know spoil those it
-    knows (12 % instead of 58 % of pictures showed what was asked for), and a style LoRA needs none.
+    It has no words for a style that the base model never saw. Words that a text encoder does not know spoil those that
+    it knows (12 % instead of 58 % of pictures showed the requested thing), and a style LoRA needs none.
     """
     return named_caption(style, label) if STYLES[style].split == "base" else f"emoji of {spoken(label)}"
 
 
 def named_caption(style: str, label: str) -> str:
-    """The caption that names its style, of any style."""
+    """The caption that names its style, for any style."""
     return f"{STYLES[style].words[0]} emoji of {spoken(label)}"
 
 
 def article(words: str) -> str:
-    """'a', 'an' or '' for what stands before `words`; '' before plurals and things one does not count."""
+    """The article for `words`: 'a', 'an', or '' for plurals and uncountable things."""
     head = re.split(",| (?:with|of|in|on) ", words)[0].strip()
     first, last = (head.split() or [""])[0], (head.split() or [""])[-1]
     if first not in SINGULARS:
@@ -128,7 +128,7 @@ def with_article(words: str) -> str:
 
 
 def new_tags(label: str, tags: Sequence[str]) -> list[str]:
-    """The tags that say something the label does not, in their order."""
+    """The tags with words that are not in the label, in their order."""
     known = set(spoken(label).split())
     return [tag for tag in map(spoken, tags) if tag and not set(tag.split()) <= known]
 
@@ -136,8 +136,8 @@ def new_tags(label: str, tags: Sequence[str]) -> list[str]:
 def caption(style: str, label: str, tags: Sequence[str], rng: random.Random) -> str:
     """One of the many ways to ask for this drawing, drawn with `rng`.
 
-    About 15 % are `named_caption`; the others name the style in two cases of three, add one or two tags in
-    three of ten, and 4 % are tags alone ("fish tropical animal").
+    About 15 % are `named_caption`. Two in three of the others name the style, three in ten add one or two tags, and 4 %
+    consist only of tags ("fish tropical animal").
     """
     if rng.random() < MAIN_SHARE:
         return named_caption(style, label)
@@ -156,10 +156,11 @@ def caption(style: str, label: str, tags: Sequence[str], rng: random.Random) -> 
 
 
 def caption_of(row: Mapping[str, Any], colour: str | None, rng: random.Random) -> str:
-    """One of the many ways to ask for the drawing of this row, style, label, tags and group, drawn with `rng`.
+    """One of the many ways to ask for the drawing of this row (style, label, tags, group), drawn with `rng`.
 
-    colour: named before the label, and then no tags stand for it, nor say another colour. One thing in eight is called
-    happy or cute or the like, which changes nothing about it; faces and people are, where their labels say so.
+    colour: named before the label; tags then neither replace the label nor name another colour. One thing in eight is
+    called happy, cute or similar, which does not change its drawing. Faces and people get such a word only from their
+    labels.
     """
     label, tags = words_of(row, colour, rng)
     return caption(row["style"], label, tags, rng)
@@ -174,19 +175,19 @@ def plain_caption(row: Mapping[str, Any], colour: str | None, rng: random.Random
 
 
 def words_of(row: Mapping[str, Any], colour: str | None, rng: random.Random) -> tuple[str, Sequence[str]]:
-    """The label of a row with its colour and perhaps a word such as "happy", and the tags that may stand beside it."""
+    """The label of a row, with its colour and perhaps a word such as "happy", and the tags that may follow it."""
     charm = rng.choice(CHARMS) if row["group"] not in MOODY and rng.random() < CHARM_SHARE else ""
     label = " ".join(filter(None, (charm, colour, spoken(row["label"]))))
     return label, [tag for tag in row["tags"] if not says_colour(tag)][:1] if colour else row["tags"]
 
 
 def says_colour(label: str) -> bool:
-    """Whether the name of a colour is among its words."""
+    """Whether the label contains the name of a colour."""
     return bool(set(spoken(label).split()) & COLOUR_WORDS)
 
 
 def subject(label: str, tags: Sequence[str], rng: random.Random) -> tuple[str, str]:
-    """What is drawn, bare and with its article: label, label and one or two tags, or seldom tags alone."""
+    """The thing without and with its article: the label, the label with one or two tags, or rarely tags alone."""
     words, extra = spoken(label), new_tags(label, tags)
     kind = rng.random()
     if kind < TAGS_ONLY_SHARE and len(tags) >= 2:

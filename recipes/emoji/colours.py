@@ -1,7 +1,7 @@
-"""Drawings in other colours, so that the model learns what colour words mean of anything: "red robot", "green car".
+"""Drawings in other colours, so that the model learns colour words for all things: "red robot", "green car".
 
-Pure functions. A drawing's main colour is the one that most of what is not white has; it alone is replaced, with its
-shading, as an editor's "replace colour" does; outlines, eyes and the background stay.
+All functions are pure. A drawing's main colour is the colour of most of its pixels that are not white. Only this colour
+is replaced, with its shading, as in an editor's "replace colour". Outlines, eyes and the background stay.
 """
 
 import random
@@ -27,12 +27,12 @@ PALETTE = {  # sRGB
     "grey": (150, 152, 156),
 }
 PAPER = 0.97  # OKLab lightness above which a pixel is background or highlight
-NEAR, FAR = 0.09, 0.17  # OKLab distances within which a pixel is all, and beyond which it is nothing of a colour
-SHADING = 0.35  # weight of lightness in those distances: shades of a colour are that colour
-LEAST = 0.3  # share of what is drawn that the main colour must have
+NEAR, FAR = 0.09, 0.17  # OKLab distances: below the first a pixel has the colour fully, above the second not at all
+SHADING = 0.35  # weight of lightness in those distances, so that shades of a colour count as that colour
+LEAST = 0.3  # smallest share of the drawing that a main colour has
 CERTAIN = 0.1  # OKLab distance within which a colour has a name
-CANDIDATES = 64  # pixels whose colour may be the main one
-AS_THEY_ARE = ("people-body", "symbols")  # groups that are what they are by their colours, or have skin
+CANDIDATES = 64  # pixels whose colours are candidates for the main one
+AS_THEY_ARE = ("people-body", "symbols")  # groups whose colours have a meaning, or that show skin
 
 TO_LMS = np.array([
     [0.4122214708, 0.5363325363, 0.0514459929],
@@ -50,8 +50,8 @@ class Main(NamedTuple):
     """A drawing's main colour."""
 
     colour: Array  # (3,) OKLab
-    mask: Array  # (H, W) in [0, 1]: how much of each pixel it is
-    share: float  # of what is drawn
+    mask: Array  # (H, W) in [0, 1]: share of the colour in each pixel
+    share: float  # its share of the drawing
 
 
 def oklab(rgb: NDArray[np.uint8]) -> Array:
@@ -80,14 +80,14 @@ COLOURS = {name: oklab(np.array(rgb, np.uint8)) for name, rgb in PALETTE.items()
 
 
 def distance(lab: Array, other: Array) -> Array:
-    """Of colours (..., 3), in which lightness counts less."""
+    """The distance of colours (..., 3), in which lightness counts less."""
     away = lab - other
     length: Array = np.sqrt((SHADING * away[..., 0]) ** 2 + away[..., 1] ** 2 + away[..., 2] ** 2)
     return length
 
 
 def main_colour(rgb: NDArray[np.uint8]) -> Main:
-    """The colour that most of a drawing (H, W, 3) on white has."""
+    """The colour of most pixels of a drawing (H, W, 3) on white."""
     lab = oklab(rgb)
     ink = lab[..., 0] < PAPER
     if not ink.any():
@@ -101,18 +101,18 @@ def main_colour(rgb: NDArray[np.uint8]) -> Main:
 
 
 def may_change(row: dict[str, Any]) -> bool:
-    """Whether a drawing of the data set is still what it is called in another colour."""
+    """Whether the label of a drawing is still right if the drawing has another colour."""
     return row["group"] not in AS_THEY_ARE and row["style"] != "emojione-bw" and not says_colour(row["label"])
 
 
 def other_colours(main: Main, count: int, rng: random.Random) -> list[str]:
-    """So many colours, drawn with `rng`, to give a drawing; none if no colour is most of it."""
+    """`count` other colours for a drawing, chosen with `rng`; none if it has no main colour."""
     others = [name for name in PALETTE if name != name_of(main)]
     return rng.sample(others, count) if main.share >= LEAST else []
 
 
 def name_of(main: Main) -> str | None:
-    """What the main colour is called; None where there is none or it has no name here."""
+    """The name of the main colour; None if there is no main colour, or no name for it here."""
     away = {name: float(np.linalg.norm(main.colour - colour)) for name, colour in COLOURS.items()}
     name = min(away, key=lambda one: away[one])
     return name if main.share >= LEAST and away[name] <= CERTAIN else None

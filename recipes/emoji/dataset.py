@@ -2,9 +2,9 @@
 
     python -m recipes.emoji.dataset [--out DIR] [--downloads DIR] [--size 128] [--sheet FILE.png]
 
-OUT/<style>/<code-points>.png (RGB on white), OUT/metadata.jsonl (one line an image), OUT/dataset.json (what
-it is made from), OUT/contact-sheet.png; OUT/base.jsonl, OUT/high-contrast.jsonl and so on are tables of one split
-for `--data`. The drawings come by `npm pack`; captions.STYLES has their licences.
+It writes OUT/<style>/<code-points>.png (RGB on white), OUT/metadata.jsonl (one line per image), OUT/dataset.json (its
+sources) and OUT/contact-sheet.png. OUT/base.jsonl, OUT/high-contrast.jsonl and so on are tables of one split for
+`--data`. The drawings come from `npm pack`; captions.STYLES has their licences.
 """
 
 import json
@@ -28,7 +28,7 @@ from recipes.emoji.drawing import CONCEPTS_PACKAGE, DrawingJob, make, read_drawi
 from recipes.emoji.names import is_held_out, read_concepts
 from recipes.emoji.packages import PACKAGES, fetch, report
 
-BUILDER = 2  # raise when the drawings or the metadata change: the folder is then built anew
+BUILDER = 2  # raise it when the drawings or the metadata change, so that the folder is built again
 PROCESSES = 2
 
 SHEET_CONCEPTS = "1f600 1f916 1f420 1f431 1f3f0 1f355 1f680 2764 1f3b8 1f333 2614 1f46e 1f44d 1f697 26bd 1f551"
@@ -49,7 +49,7 @@ def describe(job: DrawingJob) -> dict[str, Any]:
 
 
 def recipe(size: int, styles: Iterable[str]) -> dict[str, Any]:
-    """What decides the folder's content; equal recipes give equal folders."""
+    """The facts that decide the folder's content. Equal recipes give equal folders."""
     packages = {CONCEPTS_PACKAGE, *(STYLES[style].package for style in styles)}
     return {"builder": BUILDER, "size": size,
             "styles": {style: main_caption(style, "") for style in styles},
@@ -58,10 +58,10 @@ def recipe(size: int, styles: Iterable[str]) -> dict[str, Any]:
 
 def build(out: Path, downloads: Path, size: int = 128, styles: Iterable[str] = tuple(STYLES),
           processes: int = PROCESSES) -> list[dict[str, Any]]:  # fmt: skip
-    """The lines of OUT/metadata.jsonl, after making OUT if it is not already there.
+    """The lines of OUT/metadata.jsonl. OUT is made first, if it does not exist.
 
-    Everything is written to a folder beside `out` that is renamed at the end; a second run takes up what a
-    broken one left there.
+    Everything is written to a folder next to `out`, which is renamed at the end. A second run continues the folder of
+    an interrupted one.
     """
     styles = tuple(styles)
     current = json.loads(json.dumps(recipe(size, styles)))
@@ -72,7 +72,7 @@ def build(out: Path, downloads: Path, size: int = 128, styles: Iterable[str] = t
         write_tables(out, lines)
         return lines
     if out.exists() and any(out.iterdir()) and not stamp.exists():
-        raise FewstepError(f"{out} holds files this recipe did not write", "name another folder with --out")
+        raise FewstepError(f"{out} holds files that this recipe did not write", "name another folder with --out")
     key = sha256_bytes(json.dumps(current).encode())[:12]
     partial = out.with_name(f".{out.name}.{key}.partial")
     lines, skipped = fill(partial, downloads, size, styles, processes)
@@ -88,7 +88,7 @@ def build(out: Path, downloads: Path, size: int = 128, styles: Iterable[str] = t
 
 
 def write_tables(folder: Path, lines: list[dict[str, Any]]) -> None:
-    """Write OUT/base.jsonl and one OUT/<style>.jsonl per style kept out of the base: what --data takes."""
+    """Write OUT/base.jsonl and one OUT/<style>.jsonl for each style that is not in the base, for --data."""
     tables: dict[str, list[str]] = {}
     for line in lines:
         if line["split"] != "held-out":
@@ -100,7 +100,7 @@ def write_tables(folder: Path, lines: list[dict[str, Any]]) -> None:
 
 def fill(folder: Path, downloads: Path, size: int, styles: Iterable[str],
          processes: int) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
-    """Draws every image into `folder`; gives their metadata, and file -> reason for what was skipped."""
+    """Draw every image into `folder`. Returns their metadata, and file -> reason for the skipped ones."""
     concepts = read_concepts(fetch(CONCEPTS_PACKAGE, downloads))
     lines, skipped = [], {}
     for style in styles:
@@ -129,7 +129,7 @@ def results_of(jobs: list[DrawingJob], processes: int) -> Iterator[str]:
         yield from pool.imap(make, jobs, chunksize=16)
 
 
-# --- what a person looks at ---------------------------------------------------------------------------------
+# --- for people ---------------------------------------------------------------------------------------------
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -144,7 +144,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def contact_sheet(folder: Path, lines: list[dict[str, Any]], cell: int = 96) -> Image.Image:
-    """Rows are styles, columns sixteen concepts; a grey cell has no drawing."""
+    """A sheet whose rows are styles and whose columns are sixteen concepts. A grey cell has no drawing."""
     codes = SHEET_CONCEPTS.split()
     files = {(line["style"], line["concept"]): folder / line["file_name"] for line in lines}
     labels = {line["concept"]: line["label"] for line in lines}
@@ -172,7 +172,7 @@ class DatasetConfig(Config):
     out: Path = cache_dir() / "emoji" / "images"
     """The image folder."""
     downloads: Path = cache_dir() / "downloads"
-    """Where the npm tarballs are kept."""
+    """The folder for the npm tarballs."""
     size: Annotated[int, Field(ge=16, le=1024)] = 128
     """Side of the images, in pixels."""
     sheet: Path | None = None
@@ -180,7 +180,7 @@ class DatasetConfig(Config):
 
 
 def run(config: DatasetConfig) -> None:
-    """Build the folder and say what is in it."""
+    """Build the folder and print its content."""
     lines = build(config.out, config.downloads, config.size)
     if config.sheet:
         contact_sheet(config.out, lines).save(config.sheet)

@@ -1,4 +1,4 @@
-"""Drawings: read from the packages, rasterised, and put on white in one size."""
+"""Reads drawings from the packages, rasterises them, and puts them on white in one size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAME_SOURCE = "@iconify-json/noto"  # its chars.json also names the drawings of 
 
 @dataclass(frozen=True)
 class SourceDrawing:
-    """One file to render."""
+    """One file of a package to render."""
 
     kind: str  # "svg" or "image" (webp, png)
     data: bytes
@@ -181,7 +181,7 @@ def draw(drawing: SourceDrawing, size: int, keep_size: bool = False) -> Image.Im
 
 
 def make(job: DrawingJob) -> str:
-    """'' when the image stands in its file, else why there is none."""
+    """Write the image to its file. Returns '', or the reason why there is none."""
     if job.file.exists():
         return ""
     try:

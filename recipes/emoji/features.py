@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's features of every drawing, taken once: what measuring agreement and the kit start from."""
+"""EfficientNet-Lite0's features of every drawing, computed once, for measuring agreement and for the kit."""
 
 import sys
 from collections.abc import Collection, Sequence
@@ -24,9 +24,10 @@ BATCH = 32
 
 
 def drawing_features(images: Path, cache: Path, splits: Collection[str] | None = None) -> Pictures:
-    """Features (N, 1280) of the drawings in `images`, float32, in the order of its metadata; None: of all splits.
+    """Features (N, 1280), float32, of the drawings in `images`, in the order of its metadata.
 
-    Taken at the first call and kept in `cache`, in a file named by the hash of what decides its content.
+    splits: None = all. The features are computed at the first call and kept in `cache`, in a file whose name is the
+    hash of everything that decides its content.
     """
     key = sha256_bytes(FORMAT.encode(), EfficientNet.label.encode(), images_sha256(images).encode())
     file, rows = cache / f"features-{key[:12]}.safetensors", read_metadata(images)
@@ -55,4 +56,4 @@ def read_features(file: Path) -> Tensor:
             features: Tensor = opened.get_tensor("features")
             return features.float()
     except (OSError, SafetensorError) as error:
-        raise FewstepError(f"unreadable features: {file} ({error})", "delete the file to take them again") from error
+        raise FewstepError(f"unreadable features: {file} ({error})", "delete the file to compute them again") from error

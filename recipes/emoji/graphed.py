@@ -1,4 +1,4 @@
-"""A training step compiled and replayed as one CUDA graph, for a network so small that the GPU waits for its CPU.
+"""A training step, compiled and replayed as one CUDA graph, for a small network whose GPU waits for the CPU.
 
 On one H100 the teacher's step of 1,024 drawings keeps the GPU busy for 37 ms and the CPU, which launches its 2,000
 kernels, for 69; as one graph it takes 41.
@@ -40,7 +40,7 @@ def check_graph(config: TrainingConfig) -> None:
 class GraphedStep:
     """The step of a loop of one player, captured at its first call.
 
-    Loss and gradient norm are told one step late, so that nothing waits for them.
+    Loss and gradient norm are reported one step late, so that nothing waits for them.
     """
 
     def __init__(self) -> None:
@@ -76,12 +76,12 @@ class GraphedStep:
         return {"loss": value, "gradient_norm": norm, "learning_rate": rate}
 
     def fetch(self, run: Run, data: Data) -> Any:
-        """The batch of run's next step, copied to the GPU beside what it computes."""
+        """The batch of the run's next step, copied to the GPU while it computes."""
         with torch.cuda.stream(self.copying):
             return data.batch(run.visits(len(data), 0), run.accelerator.device)
 
     def take(self, batch: TensorBatch) -> None:
-        """Make `batch` the one the graph reads."""
+        """Copy `batch` into the tensors that the graph reads."""
         stream = torch.cuda.current_stream()
         stream.wait_stream(self.copying)
         for old, new in zip(self.batch.tensors(), batch.tensors(), strict=True):

@@ -1,9 +1,9 @@
-"""The reference kit: what metrics and the demo need of the drawings, in 5.5 MB, with its error against all of them.
+"""The reference kit: the data about the drawings that metrics and the demo need, in 5.5 MB, with its error.
 
     python -m recipes.emoji.kit [--out FILE]
 
-OUT is the reference that `fewstep.metrics.reference` reads. Beside it lie drawings/, a few hundred real ones as
-captioned training data, and kit.json: sizes, and what metrics lose by the kit.
+OUT is the reference that `fewstep.metrics.reference` reads. The same folder holds drawings/, a few hundred real
+drawings as captioned training data, and kit.json: sizes, and the error of metrics with the kit.
 """
 
 import json
@@ -31,30 +31,30 @@ from recipes.emoji.captions import STYLES, main_caption
 from recipes.emoji.features import drawing_features
 from recipes.emoji.names import COMMON
 
-PAIRS = 1000  # on which the agreement is compared
+PAIRS = 1000  # number of pairs on which the agreement is compared
 QUALITY = 90  # of WebP: 2.2 kB a drawing; a PNG of 256 colours has 4.6
 
 
 class KitConfig(Config):
-    """Write the reference kit of the drawings, and measure what it loses."""
+    """Write the reference kit of the drawings, and measure its error."""
 
     images: Path = cache_dir() / "emoji" / "images"
     """The folder dataset.py built."""
     out: Path = cache_dir() / "emoji" / "kit" / "reference.safetensors"
-    """The reference; drawings/ and kit.json are written beside it."""
+    """The reference; drawings/ and kit.json are written to the same folder."""
     dims: Annotated[int, Field(ge=1)] = 160
-    """Dimensions kept of a drawing's 1280 features, a byte each."""
+    """Dimensions that are kept of a drawing's 1280 features, one byte each."""
     rank: Annotated[int, Field(ge=0)] = 48
-    """Of each style's covariance."""
+    """Rank of each style's covariance."""
     drawings: Annotated[int, Field(ge=1)] = 320
-    """How many drawings go along, of well-known things in all base styles."""
+    """Number of drawings in the kit, of well-known things in all base styles."""
 
 
 def run(config: KitConfig) -> None:
-    """Write the kit, measure it as it is in the file, print and keep the figures."""
+    """Write the kit, measure it from its file, print and keep the figures."""
     folder, figures = config.out.parent / "drawings", config.out.parent / "kit.json"
     if folder.exists() and not figures.is_file():
-        raise UsageError(f"{folder} is already there and is no kit's folder", "choose another --out")
+        raise UsageError(f"{folder} is already there and is not a kit's folder", "choose another --out")
     drawings, rows = drawing_features(config.images, cache_dir() / "emoji"), read_metadata(config.images)
     save_reference(config.out, compress(drawings, config.dims, EfficientNet.label, config.rank))
     reference = load_reference(config.out)
@@ -72,7 +72,7 @@ def run(config: KitConfig) -> None:
     print(json.dumps(values, indent=2))
 
 
-# --- what the kit loses -------------------------------------------------------------------------------------
+# --- the kit's error ----------------------------------------------------------------------------------------
 
 
 def agreement_errors(drawings: Pictures, base: Sequence[int], reference: Reference) -> dict[str, float]:
@@ -121,7 +121,7 @@ def halves(drawings: Pictures, style: str, features: str) -> list[Statistics]:
     return [statistics([drawings.features[part]], features) for part in (rows[:middle], rows[middle:])]
 
 
-# --- the drawings that go along -----------------------------------------------------------------------------
+# --- the kit's drawings -------------------------------------------------------------------------------------
 
 
 def well_known(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The base drawings as latents, and most of them in other colours too: encoded once, packed into one small file."""
+"""The base drawings as latents, most of them also in other colours, encoded once and packed into one small file."""
 
 import json
 import random
@@ -22,8 +22,8 @@ from recipes.emoji.colours import main_colour, may_change, name_of, other_colour
 
 FORMAT = "2"  # raise when the content of a packed file changes
 BATCH = 32
-KEPT = ("style", "label", "tags", "group")  # of a row of metadata.jsonl
-COLOURS_EACH = 2  # other colours that a drawing is given
+KEPT = ("style", "label", "tags", "group")  # the kept fields of a row of metadata.jsonl
+COLOURS_EACH = 2  # number of other colours for a drawing
 
 
 class Packed(NamedTuple):

@@ -1,9 +1,9 @@
-"""Agreement of pictures with their prompts: which share shows what was asked, judged by drawings in other styles.
+"""Agreement of pictures with their prompts: the share that shows the requested thing, judged by other styles.
 
     python -m recipes.emoji.measure --split base --images 1000 --solver ddim --steps 50 [--lora lcm]
 
-Prints one JSON document and adds it as a line to OUT. The ceiling is the real drawings of the same pairs, scored the
-same way in the same run. Interrupted, it starts over: give --images for a quicker, rougher answer.
+It prints one JSON document and adds it as a line to OUT. The ceiling is the score of the real drawings of the same
+pairs in the same run. An interrupted run starts again from the beginning. Fewer --images are faster, but rougher.
 """
 
 import json
@@ -34,18 +34,18 @@ FAMILIES = {"fluent-3d": "fluent", "fluent-color": "fluent", "fluent-flat": "flu
 
 
 class MeasureConfig(Config):
-    """Measure how many pictures show what their prompt asked for."""
+    """Measure how many pictures show the thing in their prompt."""
 
     model: str = "emoji"
     """emoji, or a Stable Diffusion folder."""
     lora: tuple[str, ...] = ()
     """FILE or FILE:WEIGHT, several times."""
     split: Literal["base", "held-out", "style"] = "base"
-    """The pairs of style and concept that are prompted: trained on, kept from training, or of the styles kept out."""
+    """The prompted pairs of style and concept: base = trained on, held-out = not trained on, style = other styles."""
     style: str | None = None
-    """Of these pairs only those of this style."""
+    """Only pairs of this style."""
     images: Annotated[int, Field(ge=1)] = 1000
-    """How many pairs, drawn at random once and for all; all of the split if it has fewer."""
+    """Number of pairs, always the same random ones; all of the split if it has fewer."""
     solver: Solver = "ddim"
     """How to draw."""
     steps: int = 50
@@ -53,7 +53,7 @@ class MeasureConfig(Config):
     guidance_scale: float | None = None
     """1 = off; by default what the model or LoRA recommends."""
     batch_size: int = 16
-    """Pictures drawn at once."""
+    """Pictures drawn at a time."""
     dtype: Precision = "fp32"
     """Precision of the networks that draw."""
     device: Device = "auto"
@@ -73,7 +73,7 @@ def chosen(config: MeasureConfig) -> list[dict[str, Any]]:
 
 
 def picture_features(config: MeasureConfig, prompts: list[str]) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Features (N, 1280) of a picture of each prompt, and the plan they were drawn by."""
+    """Features (N, 1280) of a picture of each prompt, and the plan of the drawing."""
     session = Session(config.model, config.lora, dtype=config.dtype, device=config.device)
     network = load_efficientnet(pick_device(config.device))
     draw = build(
@@ -91,14 +91,14 @@ def picture_features(config: MeasureConfig, prompts: list[str]) -> tuple[torch.T
 
 
 def label(lora: str) -> str:
-    """What the tables call a LoRA: its name, of a run's result the run's."""
+    """The name of a LoRA in the tables: its own, or that of the run that made it."""
     path, weight, _ = parse_reference(lora)
     name = path.parent.name if path.name == "lora.safetensors" else path.stem
     return name if weight == 1 else f"{name}:{weight:g}"
 
 
 def numbers(result: Agreement) -> dict[str, float]:
-    """Score with its standard error."""
+    """The score with its standard error, the chance and the count."""
     return {"score": result.score, "error": math.sqrt(result.score * (1 - result.score) / result.count),
             "chance": result.chance, "count": result.count}  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What is drawn and what it is called: concepts, and which file of a package draws which."""
+"""The concepts that are drawn, their names, and the file of each in the packages."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ wiredkeyboard=keyboard womansshirt=womansclothes
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing that is drawn."""
+    """One thing that the styles draw."""
 
     code: str  # code points without FE0F, lower case, joined by '-': "1f420"
     label: str

@@ -1,4 +1,4 @@
-"""npm packages: pinned tarballs, fetched once, verified, read without unpacking."""
+"""npm packages: pinned tarballs that are fetched once, verified, and read without unpacking."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tarball_name(package: str, version: str) -> str:
 
 
 def fetch(package: str, downloads: Path) -> Path:
-    """The verified tarball of `package` in `downloads`; fetched with `npm pack` if it is not there."""
+    """The verified tarball of `package` in `downloads`. It is fetched with `npm pack` if it is missing."""
     version, sha256 = PACKAGES[package]
     file = downloads / tarball_name(package, version)
     if not file.exists():
@@ -59,13 +59,13 @@ def fetch(package: str, downloads: Path) -> Path:
     if found != sha256:
         raise FewstepError(
             f"{file} is not the {package}@{version} of this recipe: sha256 {found}, expected {sha256}",
-            "delete the file and run again; if it comes back the same, the registry serves something else",
+            "delete the file and run again; if the same file comes again, the registry serves something else",
         )
     return file
 
 
 def npm_pack(what: str, downloads: Path) -> None:
-    """Downloads one package with npm, beside and then in place, so that a broken download leaves nothing."""
+    """Download one package with npm to another folder, then move it, so that a broken download leaves nothing."""
     hint = f"install npm and check its registry, or put the tarball into {downloads} (see --downloads)"
     partial = downloads / f".npm-{os.getpid()}"
     partial.mkdir(parents=True, exist_ok=True)
@@ -100,6 +100,6 @@ def read_json(tarball: Path, *names: str) -> list[Any]:
 
 
 def report(text: str, done: bool = True) -> None:
-    """Writes a line of progress to stderr; one that is not done is written over where that is a terminal."""
+    """Write a line of progress to stderr. In a terminal, the next line replaces one that is not done."""
     if done or sys.stderr.isatty():
         print(text, file=sys.stderr, end="\n" if done else "\r", flush=True)

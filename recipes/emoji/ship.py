@@ -1,8 +1,8 @@
-"""Put the trained model, its LoRAs and the kit where fewstep ships them, with cards, a notice and checksums.
+"""Puts the trained model, its LoRAs and the kit into the package, with cards, a notice and checksums.
 
     python -m recipes.emoji.ship
 
-Takes what the other recipes left under ~/.cache/fewstep/emoji; the figures on the cards are read from their files.
+It takes the results of the other recipes from ~/.cache/fewstep/emoji. The figures on the cards come from their files.
 """
 
 import json
@@ -45,13 +45,13 @@ class ShipConfig(Config):
     """Put the trained assets into the package."""
 
     source: Path = cache_dir() / "emoji"
-    """The folder the other recipes wrote."""
+    """The folder with the results of the other recipes."""
     out: Path = FOLDER
     """The package's folder of assets."""
 
 
 def run(config: ShipConfig) -> None:
-    """Copy, describe, and list the checksums."""
+    """Copy the assets, and write their cards and checksums."""
     source, out = config.source, config.out
     loras = {name: source / name / "lora.safetensors" for name in (ACCELERATION, *STYLE_LORAS)}
     inputs = [
@@ -62,7 +62,7 @@ def run(config: ShipConfig) -> None:
     ]
     missing = [path for path in inputs if not path.exists()]
     if missing:
-        raise FewstepError(f"{missing[0]} is not there", "run python -m recipes.emoji.build first")
+        raise FewstepError(f"{missing[0]} is missing", "run python -m recipes.emoji.build first")
     measurements = read_lines(source / "measurements.jsonl")
     copy_folder(source / "teacher" / "model", out / MODEL)
     load_autoencoder(source / "decoder" / "vae").half().save_pretrained(out / MODEL / "vae")
@@ -87,7 +87,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def copy_lora(source: Path, target: Path) -> None:
-    """The LoRA, which says that it was made of the model that ships, under its licence."""
+    """Copy the LoRA. Its metadata names the model that ships as its base, with its licence."""
     with safe_open(source, "pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     recipe = from_metadata(metadata, str(source))
@@ -100,12 +100,12 @@ def copy_lora(source: Path, target: Path) -> None:
 
 
 def without_origin(config: dict[str, Any]) -> dict[str, Any]:
-    """A network's config without what diffusers and transformers note of where it was written, and by which version."""
+    """A network's config without the entries of diffusers and transformers about its path and their version."""
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The measurements measure.py left, oldest first."""
+    """The measurements of measure.py, oldest first."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
@@ -179,7 +179,7 @@ Licence: Apache-2.0.
 
 
 def training_list(recipe: Mapping[str, Any] | None) -> str:
-    """How it was trained, the LoRA it began from first, as a Markdown list."""
+    """The training as a Markdown list. The LoRA from which it began comes first."""
     if not recipe:
         return ""
     training = dict(recipe["training"])
@@ -190,7 +190,7 @@ def training_list(recipe: Mapping[str, Any] | None) -> str:
 
 
 def worded(value: Any) -> str:
-    """A setting as a person writes it: a range of one number is that number."""
+    """A setting in words. A range of one number is that number."""
     if isinstance(value, list):
         return " to ".join(f"{number:g}" for number in dict.fromkeys(value))
     return str(value)

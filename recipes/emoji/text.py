@@ -1,11 +1,11 @@
-"""Teach the text encoder what the drawings look like, before the UNet exists: captions to what is seen of a drawing.
+"""Trains the text encoder, before the UNet exists, to predict the look of a drawing from its caption.
 
     python -m recipes.emoji.text [--out ~/.cache/fewstep/emoji/text] [--resume]
 
-Each of 1,644 things is drawn nine times only, so that a text encoder trained by the diffusion loss alone must learn
-every name by itself. This one learns first to predict, from a caption, the drawing's EfficientNet features and its
-latents at 4x4: things that look alike come to lie close together, and the UNet learns what they share. It is
-cheap (700 captions/s on two cores); teacher.py then trains both together.
+Each of 1,644 things has only nine drawings, so a text encoder trained by the diffusion loss alone must learn every
+name separately. This one first learns to predict, from a caption, the drawing's EfficientNet features and its latents
+at 4x4. Things that look similar then get similar embeddings, and the UNet learns what they have in common. It is cheap
+(700 captions/s on two cores). Afterwards teacher.py trains both together.
 """
 
 import copy
@@ -39,26 +39,26 @@ GRID = 4  # latents are pooled to this size
 
 
 class TextConfig(TrainingConfig):
-    """Train the embedded model's text encoder to predict what a caption's drawing looks like."""
+    """Train the embedded model's text encoder to predict the look of a caption's drawing."""
 
     out: Path = cache_dir() / "emoji" / "text"
-    """The run's folder; the text encoder lands in its `text_encoder` folder."""
+    """The run's folder. The text encoder is written to its `text_encoder` folder."""
     images: Path = cache_dir() / "emoji" / "images"
-    """The folder dataset.py built."""
+    """The folder that dataset.py built."""
     vae: Path = cache_dir() / "emoji" / "autoencoder" / "vae"
     """The autoencoder that autoencoder.py exported."""
     tokenizer: Path = cache_dir() / "emoji" / "tokenizer"
-    """The tokenizer's folder; made when it is not there."""
+    """The tokenizer's folder; it is made if it is missing."""
     init: Path | None = None
-    """Go on from this text encoder instead of an untrained one."""
+    """Start from this text encoder instead of an untrained one."""
     train_steps: int = 10000
     """Optimiser steps."""
     batch_size: int = 128
-    """Captions a step."""
+    """Captions per step."""
     learning_rate: float = 1e-3
     """The peak rate of AdamW."""
     decay: Literal["constant", "cosine"] = "cosine"
-    """How the rate goes on after the warm-up."""
+    """The course of the rate after the warm-up."""
     warmup: int = 100
     """Steps of linear warm-up."""
     ema: float = 0.995
@@ -66,13 +66,13 @@ class TextConfig(TrainingConfig):
     dims: Annotated[int, Field(ge=1)] = 256
     """Whitened EfficientNet features to predict."""
     text_width: int = 128
-    """Width of the text encoder, as the teacher's."""
+    """Width of the text encoder, equal to the teacher's."""
     text_layers: int = 4
-    """Layers of the text encoder, as the teacher's."""
+    """Layers of the text encoder, equal to the teacher's."""
 
 
 class TextBatch(NamedTuple):
-    """Captions, and what is seen of their drawings."""
+    """Captions, and the targets for their drawings."""
 
     tokens: Tensor  # (B, LENGTH) int64
     seen: Tensor  # (B, K) of mean 0 and variance 1
@@ -139,7 +139,7 @@ def run(config: TextConfig) -> None:
     if trained and (known := trained.config.vocab_size) != len(tokenizer):
         raise FewstepError(
             f"{config.init} knows {known} tokens, the tokenizer {config.tokenizer} {len(tokenizer)}",
-            "give the --tokenizer that it was trained with",
+            "name the --tokenizer that it was trained with",
         )
     module = Predictor(trained or new_text_encoder(tokenizer, config.text_width, config.text_layers), seen.shape[1])
     parameters = dict(module.named_parameters())

@@ -2,7 +2,7 @@
 
     python -m recipes.emoji.tokenizer [--out ~/.cache/fewstep/emoji/tokenizer]
 
-Every byte is an entry, so every text has ids. teacher.py makes it by itself when it is not there.
+Every byte is an entry, so every text has ids. teacher.py makes the tokenizer if it is missing.
 """
 
 import json
@@ -35,7 +35,7 @@ class TokenizerConfig(Config):
     """Learn the embedded model's tokenizer from the captions of the emoji image folder."""
 
     images: Path = cache_dir() / "emoji" / "images"
-    """The folder dataset.py built."""
+    """The folder that dataset.py built."""
     out: Path = cache_dir() / "emoji" / "tokenizer"
     """The tokenizer's folder."""
     entries: Annotated[int, Field(ge=514)] = ENTRIES
@@ -43,7 +43,7 @@ class TokenizerConfig(Config):
 
 
 def corpus(rows: Iterable[CaptionRow]) -> Iterator[str]:
-    """Captions of every concept in every style, the ones of style LoRAs too, and its tags; the same every time."""
+    """Captions of every concept in every style, including those of style LoRAs, and its tags. Always the same."""
     concepts = sorted({(row["label"], tuple(row["tags"])) for row in rows})
     rng = random.Random(0)
     for label, tags in concepts:
@@ -58,7 +58,7 @@ def byte_alphabet() -> list[str]:
 
 
 def word_counts(texts: Iterable[str]) -> Counter[tuple[str, ...]]:
-    """How often each word occurs, as byte characters with the suffix on the last, split as CLIP splits."""
+    """Word -> number of occurrences. Words are split as in CLIP, into byte characters, with the suffix on the last."""
     backend = untrained().backend_tokenizer
     counts: Counter[tuple[str, ...]] = Counter()
     for text in texts:
@@ -68,9 +68,9 @@ def word_counts(texts: Iterable[str]) -> Counter[tuple[str, ...]]:
 
 
 def learn_merges(counts: Mapping[tuple[str, ...], int], number: int) -> list[SymbolPair]:
-    """The `number` merges of byte-pair encoding (arXiv 1508.07909, Algorithm 1); among equals the first in order.
+    """The `number` merges of byte-pair encoding (arXiv 1508.07909, Algorithm 1). Ties go to the first in order.
 
-    Fewer when all words are whole before.
+    There are fewer if all words are whole earlier.
     """
     words = [list(word) for word in counts]
     often = list(counts.values())
@@ -107,7 +107,7 @@ def merged(word: Sequence[str], pair: SymbolPair) -> list[str]:
 
 
 def untrained() -> CLIPTokenizer:
-    """A tokenizer that knows no merges; its way of cutting text into words is CLIP's."""
+    """A tokenizer without merges, which splits text into words as CLIP does."""
     return CLIPTokenizer({START: 0, END: 1}, [])
 
 
@@ -121,7 +121,7 @@ def vocabulary(merges: Iterable[SymbolPair]) -> dict[str, int]:
 def make_tokenizer(rows: Iterable[CaptionRow], out: Path, entries: int = ENTRIES) -> None:
     """Write the tokenizer learnt from these rows to the folder `out`, whole or not at all.
 
-    vocab.json and merges.txt are what transformers 4 reads, tokenizer.json what transformers 5 does.
+    transformers 4 reads vocab.json and merges.txt, transformers 5 reads tokenizer.json.
     """
     merges = learn_merges(word_counts(corpus(rows)), entries - len(vocabulary([])))
     entry_ids = vocabulary(merges)

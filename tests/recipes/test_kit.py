@@ -153,5 +153,5 @@ def test_a_second_run_replaces_the_first_but_no_other_folder(made, config, capsy
         == 5
     )
     (config.out.parent / "kit.json").unlink()
-    with pytest.raises(UsageError, match=r"drawings is already there and is no kit's folder"):
+    with pytest.raises(UsageError, match=r"drawings is already there and is not a kit's folder"):
         kit.run(config)
