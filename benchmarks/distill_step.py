@@ -1,11 +1,12 @@
-"""One distillation step at a family's full size, random weights: fewstep's arrangement beside the published script's.
+"""Times one distillation step at a family's full size, with random weights: fewstep and the published script.
 
     python benchmarks/distill_step.py [--family sd15] [--alone] [--size 256] [--rank 64] [--dtype fp32] [--rounds 3]
 
 The published arrangement: a student UNet with PEFT layers, a second UNet as teacher, and three separate passes
-without gradient (teacher with text, teacher without, target). Ours: one UNet, LoRA off as teacher, both guidance
-branches in one batch. The two take turns in one process, so that the ratio holds when the machine's speed drifts.
-The floor is the step's floating-point operations over this machine's measured matrix-product rate.
+without gradient (teacher with text, teacher without, target). fewstep: one UNet, which is the teacher with the LoRA
+off, and both guidance branches in one batch. The two take turns in one process, so that the ratio holds when the
+machine's speed drifts. The floor is the step's floating-point operations divided by this machine's measured rate of
+matrix products.
 """
 
 import resource
@@ -41,18 +42,18 @@ LossStep = Callable[[], Tensor]
 
 
 class DistillStepConfig(Config):
-    """Time one distillation step, ours beside the published script's arrangement."""
+    """Time one distillation step of fewstep and of the published script's arrangement."""
 
     family: Literal["sd15", "sd21", "ssd-1b", "sdxl"] = "sd15"
-    """Which family's UNet."""
+    """The family whose UNet is used."""
     size: int = 256
-    """Pixels; latents are an eighth of it."""
+    """Side of the images in pixels; that of the latents is an eighth."""
     rank: int = 64
     """Rank of the LoRA."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the arithmetic (autocast, and ours keeps the frozen weights in it)."""
+    """Precision of autocast; fewstep also keeps the frozen weights in it."""
     rounds: int = 3
-    """Measured steps of each, after one that does not count."""
+    """Measured steps of each, after one step that does not count."""
     alone: bool = False
     """Leave the published arrangement out, whose two UNets of SDXL take 20 GiB and more."""
 
@@ -90,7 +91,7 @@ def new_unet(config: DistillStepConfig) -> UNet2DConditionModel:
 
 
 def our_step(config: DistillStepConfig) -> LossStep:
-    """A step as fewstep makes it."""
+    """A step in fewstep's arrangement."""
     unet = new_unet(config).to(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
     network, layers = UNetNetwork(unet), LoraLayers(unet)
     layers.add("student", initial(target_shapes(unet), config.rank, 0), trainable=True)
@@ -114,7 +115,7 @@ def our_step(config: DistillStepConfig) -> LossStep:
 
 
 def published_step(config: DistillStepConfig) -> LossStep:
-    """A step arranged as the published training script has it."""
+    """A step in the arrangement of the published training script."""
     student, teacher_unet = new_unet(config), new_unet(config)
     targets = list(target_shapes(student))
     inject_adapter_in_model(LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=targets), student)
@@ -138,20 +139,20 @@ def published_step(config: DistillStepConfig) -> LossStep:
 
 
 def seconds(step: LossStep) -> float:
-    """How long one step takes."""
+    """Seconds of one step."""
     begun = time.perf_counter()
     step()
     return time.perf_counter() - begun
 
 
 def matmul_rate(dtype: torch.dtype, side: int = 2048) -> float:
-    """Floating-point operations a second of a square matrix product, the best of five."""
+    """Floating-point operations per second in a square matrix product, the best of five."""
     a, b = torch.randn(2, side, side).to(dtype)
     return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(5))
 
 
 def peak_gib(arrangement: Callable[[DistillStepConfig], LossStep], config: DistillStepConfig) -> float:
-    """The largest resident memory of a process that does nothing but one step of the arrangement."""
+    """The largest resident memory, in GiB, of a process that makes only one step of the arrangement."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_gib, (arrangement, config))
 

@@ -1,10 +1,10 @@
-"""Opening a session at a family's full size, with an LCM-LoRA and without, and changing it: fewstep beside diffusers.
+"""Times opening a session at a family's full size, without and with an LCM-LoRA, and changing the LoRA.
 
     python -m benchmarks.load [--family sd15] [--dtype bf16] [--rounds 3]     a folder of random fp16 weights, rank 64
     python -m benchmarks.load --command [--rounds 3]                          a picture, from the command to the file
 
-Every load runs in a process of its own, whose imports are done before and not timed. diffusers loads the same folder
-and LoRA by from_pretrained, load_lora_weights and fuse_lora. The floor reads the bytes of the files, plainly.
+Every load runs in a process of its own, whose imports come first and are not timed. diffusers loads the same folder
+and LoRA by from_pretrained, load_lora_weights and fuse_lora. The floor only reads the bytes of the files.
 """
 
 import resource
@@ -33,27 +33,27 @@ from fewstep.models.single_file import save_folder
 from fewstep.session import Session
 
 RANK = 64
-CLASSES = (  # what a picture of emoji takes of other libraries
+CLASSES = (  # imports of the other libraries' classes that a picture of emoji needs
     "from diffusers import AutoencoderKL, UNet2DConditionModel; from transformers import CLIPTextModel, CLIPTokenizer"
 )
 Seconds = Mapping[str, float]
 
 
 class LoadBenchmarkConfig(Config):
-    """Open sessions at full size, fewstep beside diffusers."""
+    """Open sessions at full size with fewstep and diffusers."""
 
     family: Literal["sd15", "sd21", "ssd-1b", "sdxl"] = "sd15"
-    """Of which model."""
+    """The family of the model."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of the networks."""
     rounds: int = 3
-    """Measured runs of each, in a fresh process each; the median counts."""
+    """Measured runs of each, every one in a fresh process. The median counts."""
     command: bool = False
     """Measure a picture of the embedded model instead, from the command to the file."""
 
 
 class LoadJob(NamedTuple):
-    """What is loaded."""
+    """The files to load."""
 
     folder: Path
     lora: Path
@@ -68,7 +68,7 @@ def alone(job: LoadJob) -> Seconds:
 
 
 def plugged(job: LoadJob) -> Seconds:
-    """fewstep, with the LoRA; then with another weight of it; then with none."""
+    """fewstep, with the LoRA, then with another weight of it, then without it."""
     begun = time.perf_counter()
     session = Session(str(job.folder), [str(job.lora)], dtype=job.dtype, device="cpu")
     loaded = time.perf_counter()
@@ -83,7 +83,7 @@ def plugged(job: LoadJob) -> Seconds:
 
 
 def diffusers(job: LoadJob) -> Seconds:
-    """diffusers, with the LoRA fused; then with another weight of it."""
+    """diffusers, with the LoRA fused, then with another weight of it."""
     from diffusers import DiffusionPipeline
 
     begun = time.perf_counter()
@@ -99,7 +99,7 @@ def diffusers(job: LoadJob) -> Seconds:
 
 
 def floor(job: LoadJob) -> Seconds:
-    """The bytes of the model's files and of the LoRA, read."""
+    """Reading the bytes of the model's files and of the LoRA."""
     files = [*job.folder.rglob("*.safetensors"), job.lora]
     begun = time.perf_counter()
     for file in files:
@@ -123,7 +123,7 @@ def _measured(arrangement: Callable[[LoadJob], Seconds], job: LoadJob) -> tuple[
 
 
 def make(folder: Path, family: str, dtype: str) -> LoadJob:
-    """A model folder of random fp16 weights, and a LoRA of it that adapts what LCM-LoRA does."""
+    """A model folder of random fp16 weights, and a LoRA for it that adapts LCM-LoRA's modules."""
     file = folder / "model.safetensors"
     write_random(file, FAMILIES[family])
     save_folder(load_model(str(file), torch.float16), folder / "model")
@@ -156,7 +156,7 @@ def loads(config: LoadBenchmarkConfig) -> None:
 
 
 def command(config: LoadBenchmarkConfig) -> None:
-    """Print where the time of a picture goes."""
+    """Print the parts of the time of a picture."""
     whole, imports, drawing = [], [], []
     with TemporaryDirectory() as folder:
         sampling = ["-m", "fewstep", "sample", "a red fox", "--out", folder]

@@ -1,4 +1,4 @@
-"""Merging two LoRAs of a family's full size, from two files to one: fewstep beside PEFT.
+"""Times merging two LoRAs of a family's full size, from two files to one, with fewstep and PEFT.
 
     python benchmarks/merge.py [--family sdxl] [--rank 64] [--svd-every 64] [--rounds 3]
 
@@ -37,24 +37,24 @@ RECIPE = Recipe(method="denoising")
 
 
 class MergeBenchmarkConfig(Config):
-    """Time merging two random LoRAs, fewstep beside PEFT."""
+    """Time merging two random LoRAs with fewstep and PEFT."""
 
     family: Literal["sd15", "sd21", "ssd-1b", "sdxl", "emoji"] = "sdxl"
-    """Whose modules are adapted."""
+    """The family whose modules are adapted."""
     rank: int = 64
     """Rank of both LoRAs."""
     svd_every: int = 64
-    """PEFT's svd, and ours beside it, run on every n-th module only."""
+    """PEFT's svd, and fewstep's for comparison, run only on every n-th module."""
     rounds: int = 3
-    """Measured merges of each, in a fresh process each; the median counts."""
+    """Measured merges of each, every one in a fresh process. The median counts."""
 
 
 class MergeJob(NamedTuple):
-    """One merge: the two files and the result are in `folder`."""
+    """One merge. The two files and the result are in `folder`."""
 
     folder: Path
     family: str
-    every: int  # of the family's modules, each n-th
+    every: int  # merge every n-th module of the family
     rank: int
 
     @property
@@ -74,7 +74,7 @@ class MergeJob(NamedTuple):
 
 
 def write_inputs(job: MergeJob) -> None:
-    """Two files of random factors, Delta W of about the same size in every module."""
+    """Write two files of random factors. Delta W has about the same size in every module."""
     torch.manual_seed(0)
     for path in job.inputs:
         modules = {}
@@ -112,7 +112,7 @@ def peft_svd(job: MergeJob) -> None:
 
 
 def peft_merge(job: MergeJob, combination_type: str) -> None:
-    """Files to adapters, add_weighted_adapter, and the new adapter to a file."""
+    """Load the files as adapters, call add_weighted_adapter, and write the new adapter to a file."""
     from peft import LoraConfig, get_peft_model
 
     names, keys = [str(i) for i in range(len(WEIGHTS))], kohya_names(job.shapes, RECIPE.family)
@@ -136,7 +136,7 @@ def peft_merge(job: MergeJob, combination_type: str) -> None:
 
 
 def weightless(shape: ModuleShape) -> nn.Module:
-    """A layer of this shape whose weight is one zero seen everywhere."""
+    """A layer of this shape whose weight is a single zero, expanded to all places."""
     with torch.device("meta"):
         layer = nn.Conv2d(shape.in_, shape.out, shape.kernel) if shape.kernel else nn.Linear(shape.in_, shape.out)
     weight = torch.zeros(1).expand(layer.weight.shape)
@@ -145,7 +145,7 @@ def weightless(shape: ModuleShape) -> nn.Module:
 
 
 def floor(job: MergeJob) -> None:
-    """The inputs' bytes read and as many as the output's written."""
+    """Reading the inputs' bytes, and writing as many as the output has."""
     size = job.output.stat().st_size
     buffer = b"".join(path.read_bytes() for path in job.inputs)
     with (job.folder / "floor").open("wb", buffering=0) as file:
@@ -154,11 +154,11 @@ def floor(job: MergeJob) -> None:
 
 
 def nothing(job: MergeJob) -> None:
-    """What a process takes that has only started."""
+    """A process that only starts."""
 
 
 def measured(arrangement: Callable[[MergeJob], None], job: MergeJob) -> tuple[float, float]:
-    """Seconds of the merge and peak resident GiB of the process, which does nothing else."""
+    """Seconds of the merge, and peak resident GiB of its process, which does nothing else."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (arrangement, job))
 
@@ -172,7 +172,7 @@ def _measured(arrangement: Callable[[MergeJob], None], job: MergeJob) -> tuple[f
 
 
 def measure(job: MergeJob, arrangements: tuple[Callable[[MergeJob], None], ...], rounds: int) -> None:
-    """Print the table of these arrangements, taking turns, on one pair of files."""
+    """Print the table of these arrangements, which take turns on one pair of files."""
     job.folder.mkdir()
     measured(write_inputs, job)
     results: dict[Callable[[MergeJob], None], list[tuple[float, float]]] = {a: [] for a in arrangements}
@@ -189,7 +189,7 @@ def measure(job: MergeJob, arrangements: tuple[Callable[[MergeJob], None], ...],
 
 
 def run(config: MergeBenchmarkConfig) -> None:
-    """Print both tables: all modules, and the few that PEFT's svd can be given."""
+    """Print both tables: all modules, and the few that PEFT's svd can merge in reasonable time."""
     print(f"{config.family}, two LoRAs of rank {config.rank}, {torch.get_num_threads()} threads")
     with TemporaryDirectory() as folder:
         whole = MergeJob(Path(folder) / "whole", config.family, 1, config.rank)

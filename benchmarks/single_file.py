@@ -1,11 +1,11 @@
-"""Loading a single-file checkpoint of a family's full size and drawing with it: fewstep beside diffusers.
+"""Times loading a single-file checkpoint of a family's full size, and drawing with it, in fewstep and diffusers.
 
     python benchmarks/single_file.py [--family sdxl] [--size 256] [--rounds 3]
 
 Every load runs in a process of its own, on a file of random fp16 weights in the original layout. diffusers' loader
-fetches configs and tokenizer from the hub; here it is given a folder that has them, written by fewstep beforehand.
-Afterwards all weights of both are compared, and one picture that each draws with one DDIM step from the same noise:
-the check that every weight went where it belongs. The floor reads the file's bytes, plainly.
+fetches configs and tokenizer from the hub; here it gets a folder with them, which fewstep wrote before. Afterwards all
+weights of both are compared, and one picture that each draws with one DDIM step from the same noise. This checks that
+every weight is in its place. The floor only reads the file's bytes.
 """
 
 import hashlib
@@ -41,16 +41,16 @@ SDXL_PREFIXES = (TEXT["text_encoder"][1], TEXT["text_encoder_2"][0])
 
 
 class SingleFileConfig(Config):
-    """Load and draw with a single file of random weights, fewstep beside diffusers."""
+    """Load a single file of random weights and draw with it, in fewstep and diffusers."""
 
     family: Literal["sd15", "sd21", "ssd-1b", "sdxl"] = "sd15"
-    """Of which model."""
+    """The family of the model."""
     size: int = 256
     """Side of the picture that is drawn, in pixels."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of the networks."""
     rounds: int = 3
-    """Measured loads of each, in a fresh process each; the median counts."""
+    """Measured loads of each, every one in a fresh process. The median counts."""
 
 
 class SingleFileJob(NamedTuple):
@@ -64,17 +64,17 @@ class SingleFileJob(NamedTuple):
 
 
 class LoadMeasures(NamedTuple):
-    """What a load took, and the picture drawn after it."""
+    """The measures of a load, and the picture drawn after it."""
 
     load_s: float
     draw_s: float
     peak_gib: float
-    weights: str  # hash of all networks' weights, names and all
+    weights: str  # hash of all networks' weights and their names
     pixels: Tensor | None
 
 
 def hash_of_weights(parts: Any) -> str:
-    """SHA-256 of the networks' weights, names and all; parts: what has them as attributes."""
+    """SHA-256 of the networks' weights and their names. parts: an object with the networks as attributes."""
     networks = [getattr(parts, name, None) for name in ("unet", "vae", *TEXT)]
     total = hashlib.sha256()
     for network in networks:
@@ -85,7 +85,7 @@ def hash_of_weights(parts: Any) -> str:
 
 
 def parts_of(family: Family) -> list[CheckpointPart]:
-    """The networks of the family and where their weights lie, as its released files have them."""
+    """The networks of the family, and the places of their weights in its released files."""
     prefixes = PREFIXES.get(family.name, SDXL_PREFIXES)
     encoders = zip(TEXT, family.text_encoders, prefixes, strict=False)
     texts = [text_part(name, encoder, frozenset({prefix + LEVEL})) for name, encoder, prefix in encoders]
@@ -93,7 +93,7 @@ def parts_of(family: Family) -> list[CheckpointPart]:
 
 
 def write_random(path: Path, family: Family) -> int:
-    """A file of random weights, small enough for sane activations; how many there are."""
+    """Write a file of random weights, small enough for normal activations. Returns the number of weights."""
     shapes: dict[str, tuple[int, ...]] = {}
     for part in parts_of(family):
         for name, tensor in part.network.state_dict().items():
@@ -107,7 +107,7 @@ def write_random(path: Path, family: Family) -> int:
 
 
 def maker(key: str, shape: tuple[int, ...], seed: int) -> Callable[[], Tensor]:
-    """Makes one tensor: norms' weights about 1, all others scaled by their inputs."""
+    """A function that makes one tensor: weights of norms are about 1, all others are scaled by their inputs."""
     about = 1.0 if len(shape) == 1 and key.endswith("weight") else 0.0
     scale = 0.5 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.05
     return lambda: torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale + about
@@ -142,7 +142,7 @@ def diffusers(job: SingleFileJob) -> tuple[float, Any, Callable[[], Tensor]]:
 
 
 def floor(job: SingleFileJob) -> tuple[float, None, None]:
-    """The file's bytes read."""
+    """Reading the file's bytes."""
     begun = time.perf_counter()
     with job.file.open("rb", buffering=0) as file:
         while file.read(2**24):
@@ -151,7 +151,7 @@ def floor(job: SingleFileJob) -> tuple[float, None, None]:
 
 
 def measured(arrangement: Callable[[SingleFileJob], Any], job: SingleFileJob) -> LoadMeasures:
-    """The result in a process that does nothing else."""
+    """The measures, in a process that does nothing else."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (arrangement, job))
 
