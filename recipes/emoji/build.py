@@ -1,8 +1,8 @@
-"""Makes all parts of the embedded model in one command, which can be stopped and run again.
+"""Everything the embedded default is made of, in one command that can be stopped and run again.
 
     python -m recipes.emoji.build [--until STAGE] [--only STAGE] [--teacher-steps N]
 
-Each stage is a separate command, which is printed before it runs. Finished stages are not run again.
+Each stage is a command that stands by itself and is printed before it runs; finished ones are left as they are.
 """
 
 import os
@@ -18,22 +18,22 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.io import cache_dir
 
 ROOT = Path(__file__).parents[2]
-PATHS = os.pathsep.join((str(ROOT), str(ROOT / "src")))  # for the stages' processes
+PATHS = os.pathsep.join((str(ROOT), str(ROOT / "src")))  # of the processes that are started
 
 
 class BuildConfig(Config):
     """Make the embedded model, its LoRAs and the kit, and put them into the package."""
 
     until: str | None = None
-    """The last stage to run; by default all stages run."""
+    """The last stage to run; by default all of them."""
     only: str | None = None
-    """The only stage to run."""
+    """A single stage to run."""
     teacher_steps: int = 60000
-    """Optimiser steps of the teacher, 64 drawings each. More steps are better."""
+    """Optimiser steps of the teacher, 64 drawings each: the more the better."""
     images: int = 1000
     """Pictures of each measurement."""
     precision: Precision = "bf16"
-    """Precision of the networks in training."""
+    """Of the networks' arithmetic in training."""
     device: Device = "auto"
     """Where to compute."""
 
@@ -98,19 +98,19 @@ FINETUNING = [
 
 
 def run(config: BuildConfig) -> None:
-    """Run the requested stages. Stop at the first that fails."""
+    """Run the stages asked for, stopping at the first that fails."""
     plan = stages(config)
     for name in (config.until, config.only):
         if name is not None and name not in plan:
-            raise UsageError(f"unknown stage {name}", f"known stages: {', '.join(plan)}")
+            raise UsageError(f"unknown stage {name}", f"there are {', '.join(plan)}")
     names = list(plan)
-    selected = [config.only] if config.only else names[: names.index(config.until) + 1 if config.until else None]
-    for name in selected:
+    wanted = [config.only] if config.only else names[: names.index(config.until) + 1 if config.until else None]
+    for name in wanted:
         for command in plan[name]:
             print(f"\n== {name}: python {shlex.join(command)}", file=sys.stderr, flush=True)
             done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": PATHS}, check=False)
             if done.returncode:
-                raise FewstepError(f"stage {name} ended with exit code {done.returncode}", "see its messages above")
+                raise FewstepError(f"stage {name} ended with exit code {done.returncode}", "see what it said above")
 
 
 if __name__ == "__main__":
