@@ -1,7 +1,7 @@
-"""The options of the results, and what both its figures and its page name."""
+"""The options of the results, and what both their figures and their page name."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -9,33 +9,29 @@ from fewstep.configs import Config, Device, Precision
 from studies.pages import DOCS
 
 PIECES = {
-    "table": "LCM-LoRA beside DDIM, DPM-Solver and DPM-Solver++",
-    "controls": "Other steps, other grids, and no LoRA",
-    "labels": "Prompts that name no style",
-    "figure3": "Styles: the report's Figure 3",
-    "grid": "How much style, how much acceleration",
-    "finetuned": "A fine-tuned model, with the same LCM-LoRA",
+    "survey": "the table that surveys print: DDIM 32, DPM-Solver 16, DPM-Solver++ 8, LCM-LoRA 4",
+    "names": "names of things: rows of equal cost, and the LoRA in 4, 2, 1 and 8 steps",
+    "typed": "the same rows on prompts as people type them",
+    "best": "solvers at the guidance that each is best at",
+    "plugin": "the LoRA on a fine-tuned model, and with two styles",
 }
 FINETUNED = "fxemoji"
-STYLE_STEPS, LCM_STEPS = (25, 2, 4, 8, 16, 32), (2, 4, 8)  # of Figure 3; others are held against the first row
-STYLE_WEIGHT, FULL = 0.8, 1.0  # the report's, of a style and of lcm
-WEIGHTS = "0.4,0.6,0.8,1.0,1.2:0.6,0.8,1.0,1.2"
-BARE = "lcm,grid=quadratic:4@1+lcm:0"  # four steps of LCM's sampler without the LoRA
+STYLE_WEIGHT, STYLE_STEPS = 0.8, 25  # the report's, of a style with lcm; steps of a style alone
 
 
 class ResultsConfig(Config):
-    """Measure LCM-LoRA beside DDIM, DPM-Solver and DPM-Solver++, with styles, and on a fine-tuned model."""
+    """Measure what the LCM-LoRA that ships is worth, and write docs/results.md and the README's table."""
 
-    images: Annotated[int, Field(ge=8)] = 5000
-    """Per row and seed set of the table; the controls take at most 2112, the grid 128, others as many as are real."""
-    seed_sets: Annotated[int, Field(ge=1)] = 3
-    """Times the table's images are drawn, from other noise each time."""
     pieces: str = ",".join(PIECES)
-    """What to measure, of table, controls, labels, figure3, grid and finetuned; the rest of the page stays as it is."""
-    guidance_grid: str | None = None
-    """Guidance scales that solvers are tried at, on 512 images each, for their best, instead of each piece's own."""
+    """What to measure, of survey, names, typed, best and plugin; the rest of the page stays as it is."""
+    rows: Literal["all", "plain"] = "all"
+    """plain: only draw the rows that the LCM-LoRA is no part of, with the teacher's pictures, and write no page."""
+    teacher_guidance: Annotated[float, Field(ge=1, le=50)] | None = None
+    """Guidance of the teacher and of all rows without the LoRA; by default what the model recommends."""
+    images: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of each piece's pictures to draw, for a quick look."""
     processes: Annotated[int, Field(ge=1)] = 1
-    """Rows are first drawn by so many processes, which share the cores; then one process measures them all."""
+    """So many processes draw, and share the cores; then one measures."""
     batch_size: int = 16
     """Pictures drawn at once."""
     dtype: Precision = "bf16"

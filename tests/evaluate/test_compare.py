@@ -13,11 +13,12 @@ from torch import nn
 
 from fewstep.configs import CompareConfig, build
 from fewstep.errors import FewstepError
-from fewstep.evaluate import compare, measure, row_pictures
+from fewstep.evaluate import compare, measure, row_pictures, setup
 from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.protocol import prompts_sha256
-from fewstep.evaluate.rows import RowSpec
+from fewstep.evaluate.rows import RowSpec, parse_row
 from fewstep.evaluate.table import cells, shared, short
+from fewstep.evaluate.teacher import OTHER_NOISE
 from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
@@ -58,7 +59,7 @@ def stand_ins(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "load_lpips", lambda device: Distance())
     monkeypatch.setattr(measure, "load_inception", lambda device: Features(Inception.label))
     monkeypatch.setattr(measure, "load_efficientnet", lambda device: Features(EfficientNet.label))
-    monkeypatch.setattr(compare, "TEACHER", RowSpec("ddim:4", "ddim", 4, None, ()))
+    monkeypatch.setattr(setup, "TEACHER", RowSpec("ddim:4", "ddim", 4, None, ()))
 
 
 @pytest.fixture
@@ -125,14 +126,14 @@ def test_the_document_has_its_schema(fewstep, config, tmp_path):
     beside = rows[1]["beside_first"]
     assert rows[0]["beside_first"] is None
     assert set(beside) == {
-        "fid_ratio", "kid_difference", "kid_difference_low", "kid_difference_high", "agreement_ratio",
-        "agreement_ratio_low", "agreement_ratio_high", "efficientnet_distance_ratio", "speedup", "fid_ratio_low",
-        "fid_ratio_high", "efficientnet_distance_ratio_low", "efficientnet_distance_ratio_high",
+        "kid_difference", "kid_difference_low", "kid_difference_high", "agreement_ratio", "agreement_ratio_low",
+        "agreement_ratio_high", "speedup", "kid_t_difference", "kid_t_difference_low", "kid_t_difference_high",
+        "mind_difference", "mind_difference_low", "mind_difference_high",
     }  # fmt: skip
     assert beside["kid_difference"] == pytest.approx(rows[1]["kid"] - rows[0]["kid"])
     assert beside["kid_difference_low"] < beside["kid_difference"] < beside["kid_difference_high"]
     assert beside["speedup"] is None  # the rows were not timed in turns
-    assert (beside["fid_ratio"], beside["agreement_ratio"], beside["efficientnet_distance_ratio"]) == (None,) * 3
+    assert (beside["agreement_ratio"], beside["kid_t_difference"], beside["mind_difference"]) == (None,) * 3
     assert protocol["guidance_search"] is None
     assert protocol["model"]["name"] == wish.model
     assert protocol["prompts"]["count"] == 3
@@ -341,7 +342,11 @@ def test_a_row_at_its_best_guidance(config, drawings, tmp_path, capsys):
         ({"images": 3}, "the best guidance is found by KID, which needs 4 images, but images is 3", "draw more"),
         ({"real": 3}, "the best guidance is found by KID: KID left out: it needs 4 images on both sides", "@3"),
         ({"guidance_grid": "1,x"}, "guidance_grid 1,x: 'x' is not a guidance scale from 0 to 50", "1,2,4,8"),
-        ({"inception": False}, "the best guidance is found by KID: FID and KID left out: no weights; pip", "@3"),
+        (
+            {"inception": False},
+            "the best guidance is found by KID: FID and KID left out: no weights; pip",
+            "@3",
+        ),
     ],
 )
 def test_the_best_guidance_is_refused_before_anything_is_drawn(
@@ -470,7 +475,7 @@ def test_a_lora_that_does_not_fit_is_said_with_the_row(config, tmp_path):
     ],
 )
 def test_bad_rows_are_refused_before_anything_is_loaded(fewstep, config, monkeypatch, rows, code, error):
-    monkeypatch.setattr(compare, "Session", lambda *a, **b: pytest.fail("loaded"))
+    monkeypatch.setattr(setup, "Session", lambda *a, **b: pytest.fail("loaded"))
     wish = config()
     done = fewstep("compare", "--rows", *rows, model=wish.model, prompts=wish.prompt_file, out=wish.out)
     assert (done.code, done.error) == (code, error)
@@ -519,3 +524,71 @@ def test_rows_are_cut_short_for_pictures():
 def test_prompts_differ_by_what_they_show():
     prompts = [Prompt("a cat"), Prompt("a cat", "flat"), Prompt("a cat", None, "flat")]
     assert len({prompts_sha256([prompt]) for prompt in prompts}) == 3
+
+
+# --- beside the teacher -------------------------------------------------------------------------------------
+
+
+def test_beside_the_teacher(config, drawings, tmp_path):
+    first, second = compare.compare(config(images=14, teacher_images=14, prompt_file=many_prompts(tmp_path, 7)))["rows"]
+    teacher = [batch for _, _, batch, *_ in drawings if batch.seed >= OTHER_NOISE]
+    assert sorted(batch.seed - OTHER_NOISE for batch in teacher) == [0, 2, 4, 6, 8, 10, 12]
+    assert [batch.prompts for batch in teacher[:1]] == [("prompt 0", "prompt 1")]
+    for row in (first, second):
+        assert row["kid_t_low"] < row["kid_t"] < row["kid_t_high"]
+        assert len(row["kid_t_without"]) == 7
+        assert row["fid_t"] > 0 < row["mind"]
+        assert row["patch_fid_t"] is None  # 3 pictures have 12 quarters, of 13 that are needed
+        assert row["sharpness_low"] < row["sharpness"] < row["sharpness_high"]
+    beside = second["beside_first"]
+    assert beside["kid_t_difference"] == pytest.approx(second["kid_t"] - first["kid_t"])
+    assert beside["mind_difference_low"] < beside["mind_difference"] < beside["mind_difference_high"]
+    page = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "* teacher: 14 pictures of the same prompts by ddim at 4 steps and guidance 7.5" in page
+    assert "| KID-T x 1000 [95 %] |" in page.splitlines()[0]
+
+
+def test_a_row_like_the_teacher_has_no_distance_to_it(config, tmp_path):
+    wish = config(rows=("ddim:4", "ddim:1@1"), images=52, teacher_images=52, prompt_file=many_prompts(tmp_path, 26))
+    same, other = compare.compare(wish)["rows"]
+    assert same["kid_t_low"] < 0 < same["kid_t_high"]
+    assert same["sharpness_low"] < 1 < same["sharpness_high"]
+    assert same["mind"] < other["mind"]
+    assert 0 < same["patch_fid_t"] < other["patch_fid_t"]  # of 13 pictures
+    assert 0 < same["fid_t"] < other["fid_t"]
+
+
+def test_the_teacher_may_have_drawn_more(config, tmp_path):
+    wish = config(rows=("ddim:2@1",), images=5, teacher_images=14, prompt_file=many_prompts(tmp_path, 7))
+    (row,) = compare.compare(wish)["rows"]
+    assert row["kid_t"] is not None  # of the five prompts of both
+    assert row["fid_t"] is None
+    left_out = json.loads((tmp_path / "out" / "table.json").read_text())["protocol"]["left_out"]
+    assert any(
+        "FID-T left out: it needs 13 images on both sides, but there are 5 (images) and 14" in x for x in left_out
+    )
+
+
+def test_too_few_prompts_have_no_kid_of_prompts(config, tmp_path):
+    wish = config(rows=("ddim:2@1",), images=6, teacher_images=6, prompt_file=many_prompts(tmp_path, 3))
+    (row,) = compare.compare(wish)["rows"]
+    assert row["kid_t"] is None is row["kid_t_without"]
+    assert row["mind"] > 0
+
+
+def test_processes_share_the_batches_and_nothing_is_left_to_draw(config, drawings, tmp_path):
+    wish = config(images=7, teacher_images=7, prompt_file=many_prompts(tmp_path, 7))
+    specs = tuple(map(parse_row, wish.rows))
+    for number in range(3):
+        setup.draw_part(wish, specs, (number, 3))
+    seeds = [(plan.solver_name, batch.seed) for _, plan, batch, *_ in drawings]
+    assert len(seeds) == 4 + 4 + 2 * (4 + 14)  # the teacher twice; rows with four images of seven prompts
+    drawings.clear()
+    compare.compare(wish)
+    assert drawings == []
+
+
+def many_prompts(folder, count):
+    """A file of so many prompts."""
+    (folder / "many.txt").write_text("".join(f"prompt {i}\n" for i in range(count)))
+    return folder / "many.txt"

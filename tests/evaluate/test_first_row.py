@@ -5,6 +5,7 @@ import pytest
 from fewstep.evaluate.first_row import COLUMNS, comparison, in_words, others, table_of, title
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.table import cells
+from fewstep.evaluate.teacher import TeacherMeasures
 from fewstep.metrics.agreement import Agreement
 from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.kid import KID
@@ -24,23 +25,24 @@ def agreement(hits):
     return Agreement(sum(hits) / len(hits), 0.1, len(hits), 0, tuple(hits))
 
 
-def distance(value, *without):
-    return [Estimate(value, without)]
+def beside(kid, mind):
+    """A row beside the teacher, of two groups of prompts."""
+    return TeacherMeasures(Estimate(*kid), None, None, Estimate(*mind), Estimate(1.0, (1.0, 1.0)))
 
 
 def test_the_numbers():
     found = comparison(
         row("b", speedup=4.0),
-        Measures([Estimate(24.0, (24.0, 24.0)), Estimate(26.0, (26.0, 29.0))], kid(3.0, 4.5, 6.0),
-                 agreement=agreement((True, False) * 16), efficientnet_distance=distance(6.0, 7.0, 5.0)),
+        Measures(None, kid(3.0, 4.5, 6.0), agreement=agreement((True, False) * 16),
+                 to_teacher=beside((5.0, (4.0, 6.0)), (2.0, (2.0, 2.0)))),
         row("a"),
-        Measures([Estimate(18.0, (18.0, 18.0)), Estimate(22.0, (22.0, 22.0))], kid(1.0, 2.0, 3.0),
-                 agreement=agreement(HITS), efficientnet_distance=distance(8.0, 9.0, 7.0)),
+        Measures(None, kid(1.0, 2.0, 3.0), agreement=agreement(HITS),
+                 to_teacher=beside((3.0, (2.0, 3.0)), (1.0, (1.0, 1.0)))),
     )  # fmt: skip
-    assert (found["fid_ratio"], found["efficientnet_distance_ratio"], found["speedup"]) == (1.25, 0.75, 4)
-    margin = 12.7062 * (2 * ((26.5 - 25) / 20 / 2) ** 2 / 2) ** 0.5  # jackknife of 2 groups, by 1 degree of freedom
-    assert found["fid_ratio_high"] - 1.25 == pytest.approx(margin, rel=1e-4)
-    assert 0.75 - found["efficientnet_distance_ratio_low"] == pytest.approx(12.7062 * (7 / 9 - 5 / 7) / 2, rel=1e-4)
+    assert (found["kid_t_difference"], found["mind_difference"], found["speedup"]) == (2, 1, 4)
+    margin = 12.7062 * 0.5  # of differences 2 and 3 without a group, by 1 degree of freedom
+    assert found["kid_t_difference_high"] - 2 == pytest.approx(margin, rel=1e-4)
+    assert found["mind_difference_low"] == found["mind_difference_high"] == 1
     margin = 4.30265 * 0.5 / 3**0.5  # of differences 2, 2.5, 3, by 2 degrees of freedom
     assert found["kid_difference"] == 2.5
     assert found["kid_difference_high"] - 2.5 == pytest.approx(margin, rel=1e-4)
@@ -51,25 +53,24 @@ def test_the_numbers():
 
 def test_what_is_not_measured_of_both_is_none():
     first = Measures(kid=kid(1.0, 2.0), agreement=agreement(HITS))
-    found = comparison(row("b"), Measures(distance(3.0, 2.0, 4.0)), row("a"), first)
+    found = comparison(row("b"), Measures([3.0]), row("a"), first)
     assert found.pop("speedup") == 1
     assert set(found.values()) == {None}
 
 
 def test_the_table_shows_what_was_measured():
-    first, measures = row("a"), Measures(distance(20.0, 19.0, 21.0), kid(0.001, 0.003))
+    first, measures = row("a"), Measures([20.0], kid(0.001, 0.003), to_teacher=beside((1, (1, 1)), (1, (1, 1))))
     other = row("b")
     rows = [first | {"beside_first": None}, other | {"beside_first": comparison(other, measures, first, measures)}]
     titles, lines = cells(others(rows), COLUMNS)
-    assert titles == ["row", "FID ratio [95 %]", "KID difference x 1000 [95 %]", "times as fast"]
-    assert lines == [["b", "1.000 [1.000, 1.000]", "+0.00 [+0.00, +0.00]", "1.00"]]
-    difference, ratio = in_words(rows)
+    assert titles == ["row", "KID-T difference x 1000 [95 %]", "MIND difference [95 %]",
+                      "KID difference x 1000 [95 %]", "times as fast"]  # fmt: skip
+    assert lines == [["b", *["+0.00 [+0.00, +0.00]"] * 3, "1.00"]]
+    difference, jackknifed = in_words(rows)
     assert difference.startswith(
         "KID difference: a row's KID minus that of a; 95 % interval of the differences block by"
     )
-    assert ratio.startswith(
-        "FID ratio: a row's value divided by that of a; 95 % interval by the jackknife over groups of images"
-    )
+    assert jackknifed.startswith("KID-T difference, MIND difference: compared with a; 95 % interval by the jackknife")
 
 
 def test_times_as_fast_are_left_out_of_rows_not_timed_in_turns():

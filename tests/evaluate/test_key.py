@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fewstep.assets import CHECKSUMS
 from fewstep.configs import Draw, SampleConfig, Where, build
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.engines.torch import TorchEngine
@@ -52,7 +53,10 @@ def base(tmp_path: Path) -> SampleConfig:
 def key_with(config: SampleConfig, plan: Plan = PLAN) -> str:
     """The key of a config's pictures, by a session of its own."""
     loras = [parse_reference(text) for text in config.loras or ()]
-    files = tuple({"file": str(r.path), "weight": r.weight, "sha256": sha256_file(r.file)} for r in loras)
+    files = tuple(
+        {"file": str(r.path), "weight": r.weight, "blocks": dict(r.blocks), "sha256": sha256_file(r.file)}
+        for r in loras
+    )
     path = Path(config.model)
     session: Any = SimpleNamespace(
         where=config.where, engine=Engine(config.dtype), facts=SimpleNamespace(path=path), loras=files
@@ -111,6 +115,21 @@ def test_files_are_in_the_key_by_content_and_not_by_name(base, name, tmp_path):
     assert key_with(config) == before
     ((moved / "config.json") if moved.is_dir() else moved).write_text("something else")
     assert key_with(config) != before
+
+
+def test_a_lora_at_0_is_none(base, tmp_path):
+    lora = tmp_path / "lora.safetensors"
+    without, at_0 = (key_with(base.model_copy(update={"loras": loras})) for loras in ((), (f"{lora}:0",)))
+    assert at_0 == without
+    assert key_with(base.model_copy(update={"loras": (f"{lora}:0,mid=1",)})) != without
+
+
+def test_what_ships_is_in_the_key_only_where_it_is_used(monkeypatch):
+    source_sha256.cache_clear()
+    before, genuine = source_sha256(SOURCE), key.sha256_file
+    monkeypatch.setattr(key, "sha256_file", lambda file: "other" if file.name == CHECKSUMS else genuine(file))
+    source_sha256.cache_clear()
+    assert source_sha256(SOURCE) == before
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Plan) if field.name != "notes"])

@@ -1,12 +1,16 @@
 """Prompts: from files, captions and what ships; broken lines are named by their numbers."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from fewstep.assets import shipped_kit
 from fewstep.errors import FewstepError
 from fewstep.evaluate import prompts as module
-from fewstep.evaluate.prompts import Prompt, prompts_for, read_prompts
+from fewstep.evaluate.prompts import Prompt, numbers_of, prompts_for, read_prompts
+from fewstep.metrics.reference import load_reference
+from recipes.emoji.captions import spoken
 from tests.tiny import tiny_images
 
 
@@ -100,3 +104,31 @@ def test_without_what_ships_a_file_is_asked_for(monkeypatch):
     monkeypatch.setattr(module, "shipped_kit", missing)
     with pytest.raises(FewstepError, match=r"there are no prompts: kit is not .*\n\nhint: use prompt_file with"):
         prompts_for(None, None)
+
+
+# --- lists that ship ----------------------------------------------------------------------------------------
+
+
+def test_names_are_of_things_that_agreement_knows():
+    listed = prompts_for(Path("names"), None)
+    known = set(load_reference(shipped_kit() / "reference.safetensors").concepts)
+    assert listed.source == "names, a list that ships"
+    assert len({prompt.text for prompt in listed.prompts}) == len(listed.prompts) == 1056
+    assert {prompt.style for prompt in listed.prompts} == {"none"}
+    assert {prompt.concept for prompt in listed.prompts} <= known
+    assert all(prompt.text == spoken(prompt.text) for prompt in listed.prompts)
+
+
+def test_a_file_comes_before_a_list_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(prompts_for(Path("typed"), None).prompts) >= 200
+    Path("typed").write_text("a cat\n")
+    assert prompts_for(Path("typed"), None) == ((Prompt("a cat"),), "typed")
+    with pytest.raises(
+        FewstepError, match=r"cannot read the prompts in nameless .*\n\nhint: .* a list that ships: names or typed"
+    ):
+        prompts_for(Path("nameless"), None)
+
+
+def test_pictures_are_numbered_by_their_prompt():
+    assert numbers_of(["a", "b", "a", "c", "b"]).tolist() == [0, 1, 0, 2, 1]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fewstep.metrics.estimate import estimate, mean, ratio, share
-from fewstep.metrics.frechet import distance_estimate, distance_to, frechet_distance, statistics
+from fewstep.metrics.estimate import estimate, grouped, prompt_groups, ratio, share
+from fewstep.metrics.frechet import distance_to, frechet_distance, statistics
 
 
 def normal(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -37,24 +37,6 @@ def test_of_a_frechet_distance_of_few_images_it_is_how_far_other_images_spread()
     assert 0.6 < told / spread < 1.7
 
 
-@pytest.mark.parametrize("count", [28, 96])  # hardly more images than features, and four times as many
-def test_of_the_ratio_of_two_frechet_distances_too(count):
-    target, drawn = statistics([normal(2000, 24, 0)], "x"), [normal(count, 24, seed) for seed in range(1, 41)]
-    pairs = [[distance_estimate(f(z), target) for f in (lambda z: 1.2 * z + 0.5, lambda z: z.sin())] for z in drawn]
-    found = [a.over(b) for a, b in pairs]
-    spread = float(torch.tensor([one.value for one in found]).std())
-    told = sum(one.error for one in found) / len(found)
-    assert 0.6 < told / spread < 1.7
-    assert told < sum(a.error for a, _ in pairs) / sum(b.value for _, b in pairs)  # what sways both is left out
-
-
-def test_a_mean_leaves_out_groups_of_all_sets_together():
-    a, b = (estimate(lambda i, x=x: float(x[i].mean()), 64) for x in normal(128, 1, 5)[:, 0].chunk(2))
-    assert mean([a, b]).value == (a.value + b.value) / 2
-    assert mean([a, b]).error == pytest.approx((a.error**2 + b.error**2) ** 0.5 / 2, rel=0.5)
-    assert mean([a, a]).error == a.error
-
-
 def test_a_difference_leaves_out_what_sways_both():
     values = normal(64, 1, 2)[:, 0] * 10
     a, b = (estimate(lambda i, d=d: float((values + d * (1 + 0.01 * values))[i].mean()), 64) for d in (0.0, 1.0))
@@ -67,7 +49,6 @@ def test_the_quick_distance_is_the_distance(count):
     features, target = normal(count, 20, 3) + 1, statistics([normal(50, 20, 4)], "x")
     slow = frechet_distance(statistics([features], "x"), target, allow_few=True)
     assert distance_to(features, target) == pytest.approx(slow, rel=1e-6)
-    assert distance_estimate(features, target).value == pytest.approx(slow, rel=1e-6)
 
 
 def test_an_interval_is_of_students_t():
@@ -100,3 +81,25 @@ def test_the_ratio_of_equal_shares_is_1_within_one_image():
 @pytest.mark.parametrize("of_first", [[False] * 8, [True] + [False] * 7, [True]])
 def test_a_ratio_that_cannot_be_told_is_none(of_first):
     assert ratio([True] * len(of_first), of_first) is None
+
+
+def test_groups_of_prompts_are_left_out_of_both_sides():
+    of, other = normal(40, 1, 0)[:, 0], normal(60, 1, 1)[:, 0]
+    prompts, others = torch.arange(40) % 20, torch.arange(60) % 20
+    found = grouped(
+        lambda i, j: float(of[i].mean() - other[j].mean()), prompt_groups(prompts, 5), prompt_groups(others, 5)
+    )
+    assert found.value == pytest.approx(float(of.mean() - other.mean()))
+    assert found.without[2] == pytest.approx(float(of[prompts % 5 != 2].mean() - other[others % 5 != 2].mean()))
+    assert len(found.without) == 5
+
+
+def test_pictures_of_one_prompt_are_no_more_than_one():
+    random, told = torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        prompts = torch.arange(256) % 64
+        values = torch.randn(64, generator=random)[prompts]  # the prompt decides the number
+        by_prompt = grouped(lambda i, v=values: float(v[i].mean()), prompt_groups(prompts))
+        told.append((by_prompt.value, by_prompt.error))
+    spread = float(torch.tensor([value for value, _ in told]).std())
+    assert sum(error for _, error in told) / 200 == pytest.approx(spread, rel=0.15)

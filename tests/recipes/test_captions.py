@@ -1,10 +1,24 @@
 """Captions of the emoji recipe: the same seed gives the same words, and the words name the drawing."""
 
 import random
+from pathlib import Path
 
 import pytest
 
-from recipes.emoji.captions import STYLES, article, caption, main_caption, new_tags, spoken, with_article
+from fewstep.evaluate.prompts import prompts_for
+from recipes.emoji.captions import (
+    COLOUR_WORDS,
+    MOODY,
+    STYLES,
+    article,
+    caption,
+    caption_of,
+    main_caption,
+    new_tags,
+    spoken,
+    with_article,
+)
+from tests.recipes.made import made
 
 FISH = ("tropical fish", ["animal", "fish", "fishes", "tropical"])
 
@@ -98,3 +112,29 @@ def test_styles_kept_out_of_the_base():
 def test_only_what_the_base_knows_is_named():
     assert main_caption("noto", "castle") == "noto emoji of castle"
     assert main_caption("high-contrast", "castle") == "emoji of castle"
+
+
+# --- the prompts that no caption is -------------------------------------------------------------------------
+
+
+def labels() -> dict[str, list[str]]:
+    """The labels of the data set, and the tags of each."""
+    lines = (Path(__file__).parent / "labels.tsv").read_text(encoding="utf-8").splitlines()
+    return {label: tags.split(";") for label, _, tags in (line.partition("\t") for line in lines)}
+
+
+def test_the_typed_prompts_are_none_that_captions_make():
+    typed = [prompt.text for prompt in prompts_for(Path("typed"), None).prompts]
+    assert len(set(typed)) == len(typed) >= 200
+    assert made(typed, labels()) == []
+
+
+def test_captions_are_told_from_other_texts():
+    rng, known = random.Random(0), labels()
+    rows = [{"style": rng.choice([*STYLES]), "label": label, "tags": tags, "group": rng.choice(["objects", MOODY[0]])}
+            for label, tags in rng.choices([*known.items()], k=400)]  # fmt: skip
+    texts = [caption_of(row, rng.choice([None, *sorted(COLOUR_WORDS)]), rng) for row in rows]
+    texts += [main_caption(row["style"], row["label"]) for row in rows]
+    assert made(texts, known) == texts
+    others = ["a cat and a dog", "a happy happy robot", "robot a", "robot emoji of", "a wooden robot", "cat dog"]
+    assert made([*others, "a happy red robot", "green dragon"], known) == ["a happy red robot", "green dragon"]

@@ -5,16 +5,16 @@ import json
 import os
 import pickle
 import re
-from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from fewstep.configs import CompareConfig, TuneConfig, build
+from fewstep.assets import ACCELERATION
+from fewstep.configs import CompareConfig, build
 from fewstep.errors import FewstepError, UsageError
-from fewstep.evaluate.candidates import grid_of
+from fewstep.evaluate.evidence import nfe_of
 from fewstep.evaluate.prompts import read_prompts
 from fewstep.evaluate.rows import parse_row
 from fewstep.sheets import small_jpeg
@@ -22,7 +22,8 @@ from studies import results
 from studies.results.verdicts import FAILED, MET, OPEN, Figure
 from tests.tiny import tiny_images, tiny_model
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 SHEET = Image.new("RGB", (300, 200), "white")
 PIECES = tuple(results.config.PIECES)
 
@@ -31,119 +32,83 @@ PIECES = tuple(results.config.PIECES)
 
 
 def compared(config: CompareConfig) -> dict:
-    """A comparison's document as table.json has it: the more steps, the nearer to the real images."""
+    """A comparison's document as table.json has it: the more network rows, the nearer; the LoRA is near in four."""
     rows: list[dict] = []
     for text in config.rows:
         rows.append(row_of(text, config, rows[0] if rows else None))
     return {"protocol": protocol_of(config), "rows": rows}
 
 
+def interval(name: str, value: float, margin: float) -> dict:
+    """A number and the ends of its interval."""
+    return {name: value, f"{name}_low": value - margin, f"{name}_high": value + margin}
+
+
 def row_of(text: str, config: CompareConfig, first: dict | None) -> dict:
     """A row of it."""
     spec = parse_row(text)
-    guidance = 1.5 if spec.best else spec.guidance_scale
-    nfe = spec.steps * (1 if guidance == 1 else 2)
-    worse, many = 1 / (8 if spec.solver == "lcm" else spec.steps), config.images > 2048
-    search = [{"guidance_scale": g, "kid": 0.02 + g / 1000, "kid_low": 0.02, "kid_high": 0.04} for g in (1.0, 1.5)]
+    nfe, lcm = nfe_of(spec), any(lora.endswith(f"{ACCELERATION}:1") for lora in spec.loras)
+    far = 0.04 / (16 if lcm else nfe)
+    with_teacher, many = config.teacher_images > 0, min(config.images, config.teacher_images) > 2048
     row = {
         "row": text, "solver": spec.solver, "eta": None, "gamma": None, "steps": spec.steps,
-        "timesteps": [999] * spec.steps, "guidance_scale": guidance, "guidance_search": search if spec.best else None,
-        "lora": [], "nfe": nfe, "time_s": nfe / 100,
+        "timesteps": [999] * spec.steps, "guidance_scale": spec.guidance_scale or 1.0, "guidance_search": None,
+        "lora": [], "nfe": nfe, "time_s": nfe / 100, "speedup": first["nfe"] / nfe if first else 1.0,
         "time_split_s": {"text": 0.0, "network": nfe / 100, "decoder": 0.0},
-        "fid": 20 + 4 * worse if many else None, "fid_spread": 0.3 if many and config.seed_sets > 1 else None,
-        "kid": 0.02 + worse / 1000, "kid_low": 0.018, "kid_high": 0.023, "lpips_teacher": 0.1 + worse,
-        "agreement": 0.5 - worse / 10, "diversity": 0.4, "efficientnet_score": 9.0, "inception_score": None,
-        "efficientnet_distance": 150 + 10 * worse if config.images > 1280 else None, "beside_first": None,
+        "fid": 20 + far if config.reference and config.images > 2048 else None, "fid_spread": None,
+        **interval("kid", 0.02 + far, 0.002), "kid_blocks": [0.02 + far + i / 1e5 for i in range(10)],
+        "lpips_teacher": 0.1 + far, "agreement": 0.5 - far, "diversity": 0.4, "efficientnet_score": 9.0,
+        **interval("kid_t", far, 0.0005), "kid_t_without": [far + i / 1e5 for i in range(16)],
+        "fid_t": 3 + far if many else None, "patch_fid_t": 5 + far if many else None, "mind": 30 + 100 * far,
+        **interval("sharpness", 1 - 10 * far, 0.02), "efficientnet_distance": None, "clip_score": None,
     }  # fmt: skip
-    return row | {"beside_first": beside(row, first) if first else None}
-
-
-def beside(row: dict, first: dict) -> dict:
-    """A row beside the first one."""
-    difference, ratio = row["kid"] - first["kid"], row["agreement"] / first["agreement"]
-
-    def over(key: str) -> dict:
-        value = None if row[key] is None else row[key] / first[key]
-        return {f"{key}_ratio{end}": value and value + off for end, off in (("", 0), ("_low", -0.01), ("_high", 0.01))}
-
-    return {
-        **over("fid"), **over("efficientnet_distance"),
-        "kid_difference": difference, "kid_difference_low": difference - 0.001,
-        "kid_difference_high": difference + 0.001, "agreement_ratio": ratio, "agreement_ratio_low": ratio - 0.02,
-        "agreement_ratio_high": ratio + 0.02, "speedup": first["time_s"] / row["time_s"],
-    }  # fmt: skip
+    if not with_teacher:
+        row |= {key: None for key in row if key.startswith(("kid_t", "mind", "sharpness"))}
+    ratio = row["agreement"] / first["agreement"] if first else 1.0
+    return row | {"beside_first": {**interval("agreement_ratio", ratio, 0.02)} if first else None}
 
 
 def protocol_of(config: CompareConfig) -> dict:
     """Its protocol."""
+    teacher = {"images": config.teacher_images, "first_seed": 9, "solver": "ddim", "steps": 100, "guidance_scale": 4.0}
     return {
         "fewstep": "0", "versions": {"torch": "2"}, "machine": "a processor, 1 thread, cpu, Linux",
         "model": {"name": config.model, "sha256": "0" * 64}, "dtype": config.dtype, "size": 128,
-        "prompts": {"source": f"captions of {config.reference}, shuffled", "count": 9, "sha256": "1" * 64},
-        "images": config.images, "seed_sets": config.seed_sets, "seeds": "they count up",
-        "batch_size": config.batch_size, "times": "seconds an image", "networks": {},
-        "reference": {"source": str(config.reference), "images": 868, "sha256": "2" * 64},
-        "teacher": {"solver": "ddim", "steps": 100, "guidance_scale": 4.0, "images": 256}, "diversity": None,
-        "agreement": None, "guidance_search": None, "left_out": [],
+        "prompts": {"source": str(config.prompt_file or config.reference), "count": 9, "sha256": "1" * 64},
+        "images": config.images, "seed_sets": 1, "seeds": "they count up", "batch_size": config.batch_size,
+        "networks": {"lpips": {"label": "lpips", "sha256": "3" * 64}},
+        "reference": config.reference and {"source": str(config.reference), "images": 868, "sha256": "2" * 64},
+        "teacher_pictures": teacher if config.teacher_images else None,
     }  # fmt: skip
-
-
-def tuned(config: TuneConfig) -> dict:
-    """A tuning's document: the more of both, the nearer to the style."""
-    pairs = sorted(product(*grid_of(config.grid)), reverse=True)
-    candidates = [
-        {
-            "lora": [f"{config.style}:{style:g}", f"{config.acceleration}:{other:g}"], "style_weight": style,
-            "style_blocks": {}, "acceleration_weight": other, "acceleration_blocks": {}, "found_in": "grid",
-            "style_distance": 100.0 + rank, "style_distance_error": 2.0, "behind": float(rank), "behind_error": 1.5,
-            "within_error": rank < 2, "agreement": 0.4, "agreement_error": 0.1, "rank": rank + 1,
-        }
-        for rank, (style, other) in enumerate(pairs)
-    ]  # fmt: skip
-    protocol = {
-        "model": {"name": config.model, "sha256": "0" * 64}, "size": 128, "dtype": config.dtype, "solver": "lcm",
-        "steps": 4, "guidance_scale": 1.0, "images": config.images, "prompts": {"count": 8, "source": "the kit"},
-        "seeds": "they count up", "style_distance": "Fréchet", "agreement_chance": 0.001, "score": "score",
-        "errors": "errors", "search": "grid", "left_out": [],
-    }  # fmt: skip
-    typed = " ".join(f"--lora {lora}" for lora in candidates[0]["lora"])
-    return {"protocol": protocol, "candidates": candidates, "best": {"lora": candidates[0]["lora"], "typed": typed}}
 
 
 @pytest.fixture
 def calls(monkeypatch, tmp_path):
-    """Inputs in a cache folder of the test's own, and what compare and tune were called with, which only pretend."""
+    """Inputs in a cache folder of the test's own, and what compare was called with, which only pretends."""
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     images = tmp_path / "cache" / "emoji" / "images"
     images.mkdir(parents=True)
+    known = [prompt.concept for prompt in read_prompts(ROOT / "src/fewstep/assets/prompts/names.jsonl")[:3]]
     for name in ("base", "high-contrast", "noto-mono", "fxemoji"):
         tiny_images(images / name, 4)
         lines = [
-            json.dumps(
-                {
-                    "file_name": f"{name}/{file.name}",
-                    "text": f"flat emoji of {file.stem}",
-                    "style": "flat",
-                    "concept": file.stem,
-                }
-            )
-            for file in sorted(images.glob(f"{name}/*.png"))
-        ]
+            json.dumps({"file_name": f"{name}/{file.name}", "text": f"flat emoji of {file.stem}", "style": "flat",
+                        "concept": known[number % 3]})
+            for number, file in enumerate(sorted(images.glob(f"{name}/*.png")))
+        ]  # fmt: skip
         (images / f"{name}.jsonl").write_text("\n".join(lines * 400))
     tiny_model(tmp_path / "cache" / "emoji" / "fxemoji" / "model")
     made = []
 
-    def pretend(document):
-        def measure(config):
-            made.append(config)
-            config.out.mkdir(parents=True)
-            SHEET.save(config.out / "sheet.png")
-            (config.out / "table.json").write_text(json.dumps(document(config)))
+    def measure(config):
+        made.append(config)
+        config.out.mkdir(parents=True)
+        SHEET.save(config.out / "sheet.png")
+        (config.out / "table.json").write_text(json.dumps(compared(config)))
 
-        return measure
-
-    monkeypatch.setattr(results.jobs, "compare", pretend(compared))
-    monkeypatch.setattr(results.jobs, "tune", pretend(tuned))
+    monkeypatch.setattr(results.jobs.comparing, "compare", measure)
+    monkeypatch.setattr(results.pictures, "rows_sheet", lambda job, count: SHEET)
+    monkeypatch.setattr(results.pictures, "typed_sheet", lambda job, count: SHEET)
     return made
 
 
@@ -154,87 +119,140 @@ def config(tmp_path, **options):
 # --- the page -----------------------------------------------------------------------------------------------
 
 
+def figures() -> dict:
+    """Those that stand in docs."""
+    file = DOCS / "results.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def test_the_page_is_what_its_figures_make() -> None:
-    figures = DOCS / "results.json"
-    document = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
-    assert results.page.page(document) == (DOCS / "results.md").read_text(encoding="utf-8")
+    assert results.page.page(figures()) == (DOCS / "results.md").read_text(encoding="utf-8")
 
 
-def test_its_pictures_are_there_and_small() -> None:
-    linked = [DOCS / path for path in re.findall(r"!\[.*\]\((.*)\)", (DOCS / "results.md").read_text())]
-    sizes = [path.stat().st_size for path in linked]
-    assert max(sizes, default=0) <= 250_000
-    assert sum(sizes) <= 1_100_000
+def test_the_readme_has_the_headline_table_of_the_figures() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert results.page.with_table(text, figures()) == text
+    assert results.page.TABLE.search(text)
+
+
+def test_the_page_is_short_and_its_pictures_are_small() -> None:
+    text = (DOCS / "results.md").read_text()
+    assert len(text.splitlines()) <= 150
+    if figures().keys() == set(PIECES):
+        sizes = [(DOCS / path).stat().st_size for path in re.findall(r"!\[.*\]\((.*)\)", text)]
+        assert max(sizes) <= 250_000
 
 
 def test_a_page_without_figures_says_what_is_missing() -> None:
     page = results.page.page({})
     assert [page.count(f"Not measured yet: `python -m studies.results --pieces {piece}`") for piece in PIECES] == [
         1
-    ] * 6
-    assert "The table is not measured yet." in page
+    ] * len(PIECES)
+    assert "not measured yet" in page
 
 
 def test_all_pieces_make_a_page(calls, tmp_path, capsys) -> None:
-    results.run.run(config(tmp_path))
+    results.run.run(config(tmp_path, teacher_guidance=4))
     folder = tmp_path / "page"
     page, document = (folder / "results.md").read_text(), json.loads((folder / "results.json").read_text())
     assert capsys.readouterr().out.strip() == page.strip()
     assert page == results.page.page(document)
     assert "Not measured" not in page
-    assert "| solver       | steps | time (s) |   FID | LPIPS |" in page
-    assert "| LCM-LoRA     |     4 |    0.040 | 20.50 | 0.225 |" in page
-    assert page.count("* **") == 5 + 1 + 2 + 1
+    assert len(page.splitlines()) <= 150
+    assert re.search(r"^\| sampler +\| steps \| time \(s\) \| +FID \| LPIPS \| +KID-T x 1000 \[95 %\] \|", page, re.M)
+    assert re.search(r"^\| LCM-LoRA +\| +4 \| +0.040 \|", page, re.M)
+    assert page.count("* **") == 6 + 5 + 6
     assert str(tmp_path) not in page + json.dumps(document)
     pictures = re.findall(r"!\[.*\]\((.*)\)", page)
-    assert len(pictures) == 8
     assert all((folder / picture).is_file() for picture in pictures)
+    assert (folder / "pictures" / "results-readme.jpg").is_file()
+
+
+def test_the_readme_gets_the_headline_alone() -> None:
+    document = {"survey": {"survey": compared(survey_job())}, "typed": {}}
+    text = "a\n<!-- the table: python -m studies.results.page -->\nold\n<!-- its end -->\nb\n"
+    found = results.page.with_table(text, document)
+    assert found.count("| LCM-LoRA") == 1
+    assert "old" not in found
+    assert "Patch" not in found
+    assert results.page.with_table(found, document) == found
+    assert results.page.with_table(text, {}) == text
+
+
+def survey_job() -> CompareConfig:
+    return build(CompareConfig, rows=("ddim:32@4", "lcm:4+lcm:1"), reference=Path("real"), images=2112,
+                 teacher_images=2112)  # fmt: skip
 
 
 def test_each_piece_draws_what_it_is_for(calls, tmp_path) -> None:
-    results.run.run(config(tmp_path))
-    table, controls, labels, *figure3, contrast, mono, finetuned = calls
-    assert (table.images, table.seed_sets, table.rows) == (5000, 3, results.pieces.TABLE_ROWS)
-    assert (controls.images, controls.seed_sets, controls.rows) == (2112, 1, results.pieces.CONTROL_ROWS)
-    assert (labels.images, labels.seed_sets, labels.rows) == (4, 1, results.pieces.LABEL_ROWS)
-    assert sorted(prompt.text for prompt in read_prompts(labels.prompt_file)) == ["00", "01", "02", "03"]
-    assert [job.rows for job in figure3[:2]] == [("dpm-solver++:25@best+high-contrast:1",),
-                                                 ("dpm-solver++:25@best+noto-mono:1",)]  # fmt: skip
-    assert figure3[2].rows[0] == "dpm-solver++:25@1.5+high-contrast:1"
-    assert figure3[2].rows[-1] == "lcm:8@1+high-contrast:0.8+lcm:1"
-    assert {len(job.rows) for job in figure3[2:]} == {9}
-    assert {(job.images, job.seed_sets) for job in (*figure3, finetuned)} == {(1600, 1)}
-    assert [(job.style, job.images, job.rounds) for job in (contrast, mono)] == [("high-contrast", 128, 0),
-                                                                                 ("noto-mono", 128, 0)]  # fmt: skip
-    assert finetuned.model.endswith("fxemoji/model")
+    results.run.run(config(tmp_path, teacher_guidance=4))
+    survey, names, typed, best, model, contrast, mono = calls
+    assert (survey.images, survey.teacher_images, len(survey.rows)) == (2112, 2112, 4)
+    assert (names.images, names.teacher_images, len(names.rows)) == (1056, 2112, 19)
+    assert (str(names.prompt_file), str(typed.prompt_file)) == ("names", "typed")
+    assert (typed.images, typed.reference, typed.rows) == (416, None, names.rows)
+    assert names.rows[:4] == survey.rows == ("ddim:32@4", "dpm-solver:16@4", "dpm-solver++:8@4", "lcm:4+lcm:1")
+    assert (best.images, best.teacher_images) == (256, 0)
+    assert best.rows[:5] == tuple(f"ddim:32@{scale:g}" for scale in (1.5, 2, 3, 4, 5))
+    assert model.model.endswith("fxemoji/model")
+    assert [job.rows[0] for job in (model, contrast, mono)] == [
+        "dpm-solver++:25@4", "dpm-solver++:25@4+high-contrast:1", "dpm-solver++:25@4+noto-mono:1"]  # fmt: skip
+    assert mono.rows[1] == "lcm:4+noto-mono:0.8+lcm:1"
+    assert re.fullmatch(r"lcm,.*:4@1\+noto-mono:0.8\+lcm:0", mono.rows[2])
+    assert len(Path(mono.reference).read_text().splitlines()) == mono.images == 512
+    assert {job.teacher_guidance for job in calls} == {4}
+
+
+def test_the_reference_has_two_drawings_of_each_thing_first(calls) -> None:
+    rows = results.pieces.read_rows(results.pieces.named_drawings())
+    assert len(rows) == 1600  # all there are, of three things
+    assert sorted(row["concept"] for row in rows[:6]) == sorted(2 * list(dict.fromkeys(row["concept"] for row in rows)))
+
+
+def test_what_the_lora_is_no_part_of_may_be_drawn_before(calls, tmp_path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(results.run, "draw", lambda config, jobs: drawn.extend(jobs))
+    results.run.run(config(tmp_path, rows="plain", processes=2, teacher_guidance=4))
+    assert calls == []
+    assert not any(results.pieces.is_lcm(lora) for job in drawn for row in job.rows for lora in parse_row(row).loras)
+    assert [len(job.rows) for job in drawn] == [3, 11, 11, 15, 1, 1, 1]
+    assert not (tmp_path / "page").exists()
 
 
 def test_a_run_of_one_piece_leaves_the_others(calls, tmp_path) -> None:
-    results.run.run(config(tmp_path, pieces="finetuned,grid"))
-    figures = tmp_path / "page" / "results.json"
-    before = json.loads(figures.read_text())
-    assert list(before) == ["grid", "finetuned"]
-    results.run.run(config(tmp_path, pieces="finetuned", images=1500))
-    after = json.loads(figures.read_text())
-    assert after["grid"] == before["grid"]
-    assert after["finetuned"] != before["finetuned"]
+    results.run.run(config(tmp_path, pieces="typed,plugin"))
+    file = tmp_path / "page" / "results.json"
+    before = json.loads(file.read_text())
+    assert list(before) == ["typed", "plugin"]
+    results.run.run(config(tmp_path, pieces="plugin", images=0.5))
+    after = json.loads(file.read_text())
+    assert after["typed"] == before["typed"]
+    assert after["plugin"] != before["plugin"]
 
 
 def test_what_is_finished_is_not_measured_again(calls, tmp_path) -> None:
-    results.run.run(config(tmp_path, pieces="grid,finetuned"))
+    results.run.run(config(tmp_path, pieces="plugin"))
     assert len(calls) == 3
-    results.run.run(config(tmp_path, pieces="grid,finetuned", device="cpu"))
+    results.run.run(config(tmp_path, pieces="plugin", device="cpu"))
     assert len(calls) == 3
-    results.run.run(config(tmp_path, pieces="grid,finetuned", batch_size=4))
+    results.run.run(config(tmp_path, pieces="plugin", batch_size=4))
     assert len(calls) == 6
 
 
 @pytest.mark.parametrize("changed", ["emoji/images/fxemoji.jsonl", "emoji/fxemoji/model/unet/config.json"])
 def test_what_was_measured_of_other_files_is_measured_again(calls, tmp_path, changed) -> None:
-    results.run.run(config(tmp_path, pieces="finetuned"))
+    results.run.run(config(tmp_path, pieces="plugin"))
     file = tmp_path / "cache" / changed
-    file.write_text(file.read_text() + "\n")
-    results.run.run(config(tmp_path, pieces="finetuned"))
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[: len(lines) // 2] if changed.endswith("l") else [*lines, "", ""]))
+    results.run.run(config(tmp_path, pieces="plugin"))
+    assert len(calls) == 4
+
+
+def test_what_is_measured_with_other_source_is_measured_again(calls, tmp_path, monkeypatch) -> None:
+    results.run.run(config(tmp_path, pieces="typed"))
+    monkeypatch.setattr(results.jobs, "source_sha256", lambda file: "other")
+    results.run.run(config(tmp_path, pieces="typed"))
     assert len(calls) == 2
 
 
@@ -259,8 +277,8 @@ def test_inputs_that_are_missing_are_told_first(calls, tmp_path, gone, message, 
 
 def test_unknown_pieces_are_refused() -> None:
     with pytest.raises(UsageError, match="'figure4' is no piece"):
-        results.pieces.pieces_of("table,figure4")
-    assert results.pieces.pieces_of("finetuned, table") == ("table", "finetuned")
+        results.pieces.pieces_of("names,figure4")
+    assert results.pieces.pieces_of("plugin, names") == ("names", "plugin")
 
 
 def test_pictures_are_small() -> None:
@@ -270,7 +288,21 @@ def test_pictures_are_small() -> None:
     smallest = small_jpeg(noise, 1000)
     assert len(smallest) < len(small_jpeg(noise, 10**7))
     assert Image.open(io.BytesIO(smallest)).size == (675, 675)
-    assert Image.open(io.BytesIO(small_jpeg(SHEET, results.pieces.LARGEST))).size == SHEET.size
+
+
+def test_sheets_are_stacked() -> None:
+    whole = results.pictures.stacked([SHEET, Image.new("RGB", (100, 50), "black")])
+    assert whole.size == (300, 250)
+    assert whole.getpixel((10, 240)) == (0, 0, 0)
+    assert whole.getpixel((200, 240)) == (255, 255, 255)
+
+
+def test_the_typed_sheet_shows_the_rows_of_four_steps() -> None:
+    rows = ("ddim:32@4", "ddim:4@1", "lcm:4+lcm:1", "lcm,grid=lcm,k=20:2@4+lcm:0", "lcm,grid=lcm,k=20:4@1+lcm:0",
+            "lcm,grid=lcm,k=20:4@4+lcm:0")  # fmt: skip
+    specs = list(map(parse_row, rows))
+    found = [[spec.text for spec in specs if results.pictures.is_row(spec, start)] for start in results.pictures.STARTS]
+    assert found == [[rows[0]], [rows[2]], [rows[4]]]
 
 
 # --- verdicts -----------------------------------------------------------------------------------------------
@@ -279,9 +311,6 @@ def test_pictures_are_small() -> None:
 @pytest.mark.parametrize(
     ("figure", "most", "least"),
     [
-        (Figure(1.0), MET, MET),
-        (Figure(0.99), MET, FAILED),
-        (Figure(1.01), FAILED, MET),
         (Figure(0.9, 0.8, 1.0), MET, OPEN),
         (Figure(1.1, 1.0, 1.2), OPEN, MET),
         (Figure(1.1, 1.01, 1.2), FAILED, MET),
@@ -294,107 +323,54 @@ def test_verdicts_at_the_bar(figure, most, least) -> None:
     assert (results.verdicts.at_most(figure, 1.0), results.verdicts.at_least(figure, 1.0)) == (most, least)
 
 
-def test_no_bar_decides_nothing() -> None:
-    assert results.verdicts.at_most(Figure(0.0), None) == OPEN
+def all_rows(**of_four) -> list[dict]:
+    """The rows of names, the LoRA's in four steps as given."""
+    rows = results.pieces.rows_of(ACCELERATION, results.pieces.recipe_of_lcm(), 4.0)
+    document = compared(build(CompareConfig, rows=rows, images=1056, teacher_images=2112, reference=Path("real")))
+    results.verdicts.fast(document["rows"], 4).update(of_four)
+    return document["rows"]
 
 
-def table_of(**figures) -> list[str]:
-    """The verdicts of the table, its lcm:4 beside ddim:32 as given."""
-    document = compared(
-        build(CompareConfig, rows=results.pieces.TABLE_ROWS, images=5000, seed_sets=3, reference=Path("real"))
-    )
-    document["rows"][0] |= {key: figures.pop(key) for key in ("kid",) if key in figures}
-    row = results.verdicts.row_of(document, "lcm", 4)
-    row["beside_first"] |= figures
-    return results.verdicts.of_table(document)
+def verdicts_of(lines: list[str]) -> list[str]:
+    return [line.split("**")[1] for line in lines]
 
 
-def test_verdicts_of_the_table() -> None:
-    fid, kid, agreement, fid_2, speed = table_of(
-        kid=0.02, fid_ratio=1.03, fid_ratio_low=1.01, fid_ratio_high=1.05,
-        kid_difference=0.001, kid_difference_low=0.0, kid_difference_high=0.00199,
-        agreement_ratio=0.94, agreement_ratio_low=0.93, agreement_ratio_high=0.96, speedup=7.9,
-    )  # fmt: skip
-    assert fid == (
-        "* **met**: lcm:4's FID is at most 1.05 of ddim:32's: 1.030 [1.010, 1.050],"
-        " 20.50 (spread 0.30) to 20.12 (spread 0.30)."
-    )
-    assert kid.endswith("by at most 10 % of that: by 1.00 [0.00, 1.99] x 0.001, where 10 % is 2.00.")
-    assert [line.split("**")[1] for line in (kid, agreement, fid_2, speed)] == [MET, OPEN, MET, FAILED]
-    assert "0.940 [0.930, 0.960] times" in agreement
-    assert speed.endswith("7.9 times.")
+def test_the_bars_on_names() -> None:
+    lines = results.verdicts.of_names(all_rows())
+    assert verdicts_of(lines) == [MET, MET, OPEN, MET, MET, MET]  # a quarter, as it happens, and as near as 16 NFE
+    assert "all rows of 4 NFE without it (best: `ddim:2@4`): KID-T x 1000 differs by -7.50 [-7.50, -7.50]" in lines[0]
+    far = {"kid_t": 0.02, "kid_t_without": [0.02 + i / 1e4 for i in range(16)]}
+    assert verdicts_of(results.verdicts.of_names(all_rows(**far)))[:4] == [FAILED] * 4
+    rows = all_rows()
+    results.verdicts.fast(rows, 4)["beside_first"] = interval("agreement_ratio", 0.9, 0.02)
+    assert verdicts_of(results.verdicts.of_names(rows))[4:] == [FAILED, MET]
 
 
-def test_what_the_table_does_not_decide() -> None:
-    lines = table_of(kid=-0.001, fid_ratio=None, agreement_ratio=None, agreement_ratio_low=None,
-                     agreement_ratio_high=None)  # fmt: skip
-    assert [line.split("**")[1] for line in lines[:3]] == [OPEN] * 3
-    assert lines[0].endswith("not measured.")
+def test_the_bars_on_typed_prompts() -> None:
+    assert verdicts_of(results.verdicts.of_typed(all_rows()))[-1] == MET
+    assert verdicts_of(results.verdicts.of_typed(all_rows(**interval("sharpness", 0.85, 0.02))))[-1] == FAILED
 
 
-def test_what_the_lora_is_for_is_told_where_no_style_is_named() -> None:
-    document = compared(build(CompareConfig, rows=results.pieces.LABEL_ROWS, images=1600, reference=Path("real")))
-    verdict, beside = results.verdicts.of_labels(document)
-    assert verdict.startswith("* **met**: lcm:4's KID is above ddim:32's by at most 10 % of that")
-    assert beside.count("the LoRA") == 2
+def test_differences_are_paired() -> None:
+    rows = all_rows()
+    four, other = results.verdicts.fast(rows, 4), results.verdicts.best_plain(rows, 4)
+    swayed = [one | {"kid_t_without": [value + i**2 / 1e3 for i, value in enumerate(one["kid_t_without"])]}
+              for one in (four, other)]  # fmt: skip
+    found = results.verdicts.beyond(*swayed)
+    assert found.high - found.low < 1e-9
+    assert found.value == pytest.approx(four["kid_t"] - other["kid_t"])
+    assert results.verdicts.kid_beyond(four, other).value == pytest.approx(four["kid"] - other["kid"])
 
 
-def styled(images: int) -> dict:
-    rows = results.pieces.style_rows("noto-mono", 2.0)
-    return compared(build(CompareConfig, rows=rows, images=images, reference=Path("real")))
-
-
-def test_the_distance_to_a_style_is_the_best_that_was_measured() -> None:
-    by_fid, by_other, by_none = (results.verdicts.of_style("noto-mono", styled(images)) for images in (3000, 1386, 500))
-    assert by_fid.startswith("* **met**: noto-mono at 0.8 with lcm in 4 steps")
-    assert "by FID, as alone in 25: 1.017 [1.007, 1.027], 20.5 to 20.2; KID ratio 1.004 [" in by_fid
-    assert "by EfficientNet's Fréchet distance, as alone in 25: 1.006 [0.996, 1.016], 151.2 to 150.4;" in by_other
-    assert by_none.startswith(f"* **{OPEN}**")
-    assert "not measured; KID ratio 1.004 [" in by_none
-
-
-def test_the_ratio_of_kids_takes_in_both_intervals() -> None:
-    first = {"kid": 0.02, "kid_low": 0.01, "kid_high": 0.03}
-
-    def ratio(low, high, first=first):
-        difference = {"kid_difference": 0.002, "kid_difference_low": low, "kid_difference_high": high}
-        return results.verdicts.kid_ratio(first, {"beside_first": difference})
-
-    assert ratio(0.001, 0.003) == pytest.approx((1.1, 1 + 0.001 / 0.03, 1.3))
-    assert ratio(-0.001, 0.003) == pytest.approx((1.1, 0.9, 1.3))
-    assert ratio(-0.003, -0.001)[1:] == pytest.approx((0.7, 1 - 0.001 / 0.03))
-    assert results.verdicts.at_most(ratio(0.001, 0.003, first | {"kid_low": -0.001}), 1.15) == OPEN
-    assert ratio(0.001, 0.003, first | {"kid": -0.001}) == Figure(None)
-    assert ratio(None, None) == Figure(None)
-
-
-def test_a_finetuned_model_is_judged_by_kid() -> None:
-    document = compared(build(CompareConfig, rows=results.pieces.FINETUNED_ROWS, images=868, reference=Path("real")))
-    line = results.verdicts.of_model(document)
-    assert line.startswith("* **met**: with lcm in 4 steps its KID is at most 1.15 of its own in 25: 1.004 [")
-    assert line.endswith("KID x 1000 20.12 to 20.04.")
+def test_the_bars_of_a_style() -> None:
+    texts = ("dpm-solver++:25@4+noto-mono:1", "lcm:4+noto-mono:0.8+lcm:1", "lcm:4@1+noto-mono:0.8+lcm:0")
+    rows = compared(build(CompareConfig, rows=texts, reference=Path("x")))["rows"]
+    lines = results.verdicts.of_plugin("noto-mono", rows)
+    assert verdicts_of(lines) == [FAILED, MET]
+    assert lines[0].startswith("* **not met**: noto-mono with lcm in 4 steps is as near to its drawings as alone in 25")
 
 
 # --- in several processes -----------------------------------------------------------------------------------
-
-
-def test_rows_are_shared_out_the_costliest_first() -> None:
-    job = build(CompareConfig, rows=results.pieces.TABLE_ROWS, images=5000, seed_sets=3, reference=Path("real"))
-    parts = results.jobs.by_cost(results.jobs.parts_of(job))
-    assert {len(part.rows) for part in parts} == {1}
-    assert sorted(part.rows[0] for part in parts) == sorted(job.rows)
-    assert [part.rows[0] for part in parts][:3] == ["ddim:32@best", "dpm-solver:16@best", "dpm-solver++:8@best"]
-    assert parts[-1].rows == ("lcm:2@1+lcm:1",)
-    assert all(part.model_copy(update={"rows": job.rows}) == job for part in parts)
-    assert results.jobs.cost(parts[-1]) == 2 * 15000
-    assert results.jobs.cost(parts[0]) == 32 * 2 * (15000 + 7 * 512)
-
-
-def test_the_styles_weights_are_shared_out() -> None:
-    job = build(TuneConfig, style="noto-mono", grid=results.config.WEIGHTS, rounds=0)
-    grids = [grid_of(part.grid) for part in results.jobs.parts_of(job)]
-    assert sorted(pair for grid in grids for pair in product(*grid)) == sorted(product(*grid_of(job.grid)))
-    assert len(grids) == 5
 
 
 def test_cores_are_shared(monkeypatch) -> None:
@@ -429,4 +405,4 @@ def test_processes_draw_what_the_last_one_measures(tmp_path, monkeypatch) -> Non
     assert [row["row"] for row in done.document["rows"]] == list(job.rows)
     broken = job.model_copy(update={"model": str(tmp_path / "nothing")})
     with pytest.raises(FewstepError):
-        results.jobs.measured(config(tmp_path, processes=2), [broken])
+        results.jobs.draw(config(tmp_path, processes=2), [broken])

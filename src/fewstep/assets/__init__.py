@@ -18,6 +18,7 @@ ACCELERATION = "lcm"  # its LCM-LoRA
 STYLES = ("high-contrast", "noto-mono")  # style LoRAs that never met it
 VOCABULARY = "clip"  # the merges of CLIP's tokenizer, which single-file checkpoints do without
 KIT = "kit"  # reference features and a few hundred real drawings
+PROMPTS = "prompts"  # lists to compare ways of sampling with
 LICENCE = "Apache-2.0"  # of the weights; NOTICE has that of the drawings they were trained on
 
 
@@ -34,6 +35,12 @@ def shipped_lora(name: str) -> Path | None:
 def shipped_kit() -> Path:
     """The folder of the reference kit, checked."""
     return verified(KIT)
+
+
+def shipped_prompt_list(name: str) -> Path | None:
+    """The file of a shipped list of prompts, checked; None for any other name."""
+    files = {file.stem: file for file in verified(PROMPTS).iterdir()}
+    return files.get(name)
 
 
 def shipped_vocabulary() -> Path:

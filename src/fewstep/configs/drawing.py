@@ -73,9 +73,15 @@ class SampleConfig(Output, Drawing[Path], Where):
 class CompareConfig(Config):
     """Compare ways to sample in one table with its protocol: time, FID, KID, LPIPS, agreement, diversity."""
 
-    needs = {"clip_model": ("clip_score", True)}  # noqa: RUF012
+    needs = {"clip_model": ("clip_score", True), "acceleration": ("preset", "evidence")}  # noqa: RUF012
+    excludes = {"rows": "preset", "seed_sets": "preset"}  # noqa: RUF012
 
     model: ModelName = "emoji"
+    preset: Literal["evidence"] | None = None
+    """evidence: the rows that show what a model's acceleration LoRA is worth, of names of things, and pictures of the
+    teacher's own to compare them with; 256 --images unless others are asked for. It first says how long it takes."""
+    acceleration: str | None = None
+    """The acceleration LoRA of --preset: a FILE, or one that ships; by default the one that ships with the model."""
     rows: Annotated[tuple[str, ...], Field(min_length=1), Typed(several=True)] = (
         "ddim:32",
         "dpm-solver:16",
@@ -86,9 +92,15 @@ class CompareConfig(Config):
     lcm:4+lcm:1+high-contrast:0.8; options are eta, gamma, grid and k; @best is the guidance of --guidance-grid with
     the smallest KID to --reference."""
     prompt_file: Path | None = None
-    """One a line, or .jsonl with text, style and concept; by default the captions of --reference, or what ships."""
+    """One a line, or .jsonl with text, style and concept; or a list that ships: names (of things) or typed (as people
+    type); by default the captions of --reference, or of the drawings that ship."""
     images: Annotated[int, Field(ge=1, le=1_000_000)] = 64
     """Per row and seed set; FID needs 2049."""
+    teacher_images: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Pictures that the model without LoRAs draws in 100 steps of DDIM from other noise, for KID-T, FID-T, MIND and
+    sharpness; 0 leaves these out. A preset draws as many as --images."""
+    teacher_guidance: Annotated[float, Field(ge=0, le=50)] | None = None
+    """Guidance of those pictures, and of a preset's rows without the LoRA; by default what the model recommends."""
     seed_sets: Annotated[int, Field(ge=1, le=100)] = 1
     """Times all images are drawn, from other noise each time; 3 show how far FID spreads."""
     reference: Path | None = None

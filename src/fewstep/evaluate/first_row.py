@@ -4,47 +4,39 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fewstep.evaluate.measure import Measures
-from fewstep.evaluate.table import Column, Row, called, cells, number
-from fewstep.metrics.estimate import Estimate, mean, ratio
+from fewstep.evaluate.table import Column, Row, called, cells, interval, number
+from fewstep.metrics.estimate import ratio
 
 
 def comparison(row: Row, values: Measures, first: Row, of_first: Measures) -> dict[str, float | None]:
     """A row's comparison with the first one, as in table.json. None: not measured for both, or not defined.
 
-    Both rows have the same prompts, noise and real images. Intervals have 95 % confidence.
+    Both rows have the same prompts, noise, real images and teacher's pictures. Intervals have 95 % confidence. There is
+    no ratio of Fréchet distances: it changes with the number of images.
     """
     kid = values.kid.less(of_first.kid) if values.kid and of_first.kid else None
+    own, other = values.to_teacher, of_first.to_teacher
     agreement = (
-        ratio(values.agreement.hits, of_first.agreement.hits) if values.agreement and of_first.agreement else None
+        ratio(values.agreement.hits, of_first.agreement.hits, values.groups)
+        if values.agreement and of_first.agreement
+        else None
     )
-    distance = distance_ratio(values.efficientnet_distance, of_first.efficientnet_distance)
     return {
-        **interval("fid_ratio", distance_ratio(values.fid, of_first.fid)),
+        **interval("kid_t_difference", own.kid.less(other.kid) if own and other and own.kid and other.kid else None),
+        **interval("mind_difference", own.mind.less(other.mind) if own and other else None),
         "kid_difference": kid.value if kid else None,
         "kid_difference_low": kid.low if kid else None,
         "kid_difference_high": kid.high if kid else None,
         **interval("agreement_ratio", agreement),
-        **interval("efficientnet_distance_ratio", distance),
         "speedup": row["speedup"],
     }
 
 
-def distance_ratio(sets: Sequence[Estimate] | None, of_first: Sequence[Estimate] | None) -> Estimate | None:
-    """The mean of a distance over the seed sets, divided by that of the first row."""
-    base = mean(of_first) if of_first else None
-    return mean(sets).over(base) if sets and base and all(base.without) else None
-
-
-def interval(name: str, found: Estimate | None) -> dict[str, float | None]:
-    """A number and the ends of its interval, by name."""
-    low, high = found.interval() if found else (None, None)
-    return {name: found.value if found else None, f"{name}_low": low, f"{name}_high": high}
-
-
-def kid_difference(row: Row) -> str:
-    """The difference and its confidence interval, in thousandths."""
-    parts = (1000 * row[f"kid_difference{end}"] for end in ("", "_low", "_high"))
-    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*parts)
+def difference(key: str, scale: float = 1) -> Callable[[Row], str]:
+    """How a difference and its confidence interval are written."""
+    return lambda row: "{:+.2f} [{:+.2f}, {:+.2f}]".format(
+        *(scale * row[f"{key}{end}"] for end in ("", "_low", "_high"))
+    )
 
 
 def ratio_of(key: str) -> Callable[[Row], str]:
@@ -55,12 +47,10 @@ def ratio_of(key: str) -> Callable[[Row], str]:
 CERTAIN = " [95 %]"  # in titles of columns with an interval
 COLUMNS = (
     Column("row", "row", called),
-    Column(f"FID ratio{CERTAIN}", "fid_ratio", ratio_of("fid_ratio")),
-    Column(f"KID difference x 1000{CERTAIN}", "kid_difference", kid_difference),
+    Column(f"KID-T difference x 1000{CERTAIN}", "kid_t_difference", difference("kid_t_difference", 1000)),
+    Column(f"MIND difference{CERTAIN}", "mind_difference", difference("mind_difference")),
+    Column(f"KID difference x 1000{CERTAIN}", "kid_difference", difference("kid_difference", 1000)),
     Column(f"agreement ratio{CERTAIN}", "agreement_ratio", ratio_of("agreement_ratio")),
-    Column(
-        f"EfficientNet distance ratio{CERTAIN}", "efficientnet_distance_ratio", ratio_of("efficientnet_distance_ratio")
-    ),
     Column("times as fast", "speedup", number("speedup", ".2f")),
 )
 
@@ -92,10 +82,14 @@ def in_words(rows: Sequence[Row]) -> list[str]:
         )
     if rows[1:] and "speedup" not in measured:
         lines.append("times as fast: left out, because rows are timed in turns only with timing_rounds")
-    ratios = [c.title.removesuffix(CERTAIN) for c in COLUMNS if c.key in measured and c.key.endswith("_ratio")]
-    if ratios:
+    jackknifed = [
+        column.title.removesuffix(CERTAIN).removesuffix(" x 1000")
+        for column in COLUMNS
+        if column.key in measured and column.key.startswith(("kid_t", "mind", "agreement"))
+    ]
+    if jackknifed:
         lines.append(
-            f"{', '.join(ratios)}: a row's value divided by that of {rows[0]['row']}; 95 % interval by the jackknife"
-            " over groups of images of the same prompts and noise, with fixed real images"
+            f"{', '.join(jackknifed)}: compared with {rows[0]['row']}; 95 % interval by the jackknife over groups of"
+            " prompts; both rows have the same prompts and noise"
         )
     return lines

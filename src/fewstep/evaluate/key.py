@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import fewstep
+from fewstep.assets import CHECKSUMS, FOLDER
 from fewstep.configs import Draw
 from fewstep.hub import resolved
 from fewstep.io import sha256_bytes, sha256_file
 from fewstep.session import Plan, Session
+from fewstep.session.loras import LoraFacts
 
 IRRELEVANT = frozenset({"batch_size", "device"})  # the surroundings contain the machine
 BY_CONTENT = frozenset({"model", "loras"})  # hashed by their content in the session, not by name
@@ -39,12 +41,19 @@ def key_of(session: Session, plan: Plan, draw: Draw, surroundings: Mapping[str, 
     everything = {
         "asked": asked | {"dtype": session.engine.dtype},
         "plan": {name: value for name, value in asdict(plan).items() if name != "notes"},
-        "loras": [{name: value for name, value in lora.items() if name != "file"} for lora in session.loras],
+        "loras": [
+            {name: value for name, value in lora.items() if name != "file"} for lora in session.loras if adds(lora)
+        ],
         "safety": [content_sha256(path / part) for part in SAFETY if (path / part).is_dir()],
         "surroundings": dict(surroundings),
         "source": source_sha256(*source, *(Path(getfile(type(part))) for part in (session.engine, plan.solver))),
     }
     return sha256_bytes(json.dumps(everything, sort_keys=True).encode())
+
+
+def adds(lora: LoraFacts) -> bool:
+    """Whether a LoRA changes any weight: one at 0 leaves the pictures as they are without it."""
+    return any((lora["weight"], *lora["blocks"].values()))
 
 
 def _by_content(name: str, value: Any) -> Any:
@@ -84,6 +93,7 @@ def source_sha256(*files: Path) -> str:
             found.add(file)
             waiting += imported(file)
     tables = {table for file in found if file.is_relative_to(ROOT) for table in file.parent.glob("*.json")}
+    tables -= {FOLDER / CHECKSUMS}  # what of the shipped files is used is in the key by content
     return sha256_bytes(*(sha256_file(file).encode() for file in sorted(found | tables)))
 
 

@@ -9,17 +9,18 @@ from torch import Tensor
 
 from fewstep.assets import shipped_kit
 from fewstep.errors import FewstepError, Line, option
-from fewstep.evaluate.prompts import Prompt, reference_images
+from fewstep.evaluate.prompts import Prompt, numbers_of, reference_images
 from fewstep.evaluate.row_pictures import RowPictures
+from fewstep.evaluate.teacher import TeacherMeasures, TeacherSide, to_teacher
 from fewstep.events import doing
 from fewstep.hub import title_of
 from fewstep.io import sha256_bytes, sha256_file
 from fewstep.metrics.agreement import Agreement, Pictures
 from fewstep.metrics.clip_score import CLIP, Judge, judge
 from fewstep.metrics.diversity import diversity
-from fewstep.metrics.estimate import Estimate
+from fewstep.metrics.estimate import prompt_groups
 from fewstep.metrics.features import Real, device_of, features_of, read_real
-from fewstep.metrics.frechet import distance_estimate, needed, statistics
+from fewstep.metrics.frechet import by_root, needed, statistics
 from fewstep.metrics.inception_score import inception_score
 from fewstep.metrics.kid import FEWEST, KID, kid
 from fewstep.metrics.lpips import LPIPS, load_lpips
@@ -30,6 +31,8 @@ from fewstep.models.load import load_clip
 KID_BLOCKS = 10  # number of blocks; few images have fewer
 SMALLEST = 31  # smallest side of an image for LPIPS, in pixels
 DIVERSE_PROMPTS, DIVERSE_IMAGES = 8, 4  # prompts, and images of each prompt, for diversity
+
+REAL, TEACHER = ("real ones", "reference"), ("of the teacher's", "teacher_images")  # others, and what they come from
 
 T = TypeVar("T")
 
@@ -50,14 +53,16 @@ class Tools(NamedTuple):
 class Measures(NamedTuple):
     """The measures of a row; None = not measured."""
 
-    fid: list[Estimate] | None = None  # of each seed set
+    fid: list[float] | None = None  # of each seed set
     kid: KID | None = None
     lpips_teacher: float | None = None
     agreement: Agreement | None = None
+    groups: Tensor | None = None  # (H,) of prompts, of each of the images that agreement counts
     diversity: float | None = None
     efficientnet_score: float | None = None
-    efficientnet_distance: list[Estimate] | None = None  # of each seed set
+    efficientnet_distance: list[float] | None = None  # of each seed set
     clip_score: float | None = None
+    to_teacher: TeacherMeasures | None = None
 
 
 @doing("loading what measures")
@@ -69,8 +74,9 @@ def load_tools(
     sets: int,
     device: torch.device,
     clip: str | None = None,
+    teacher: int = 0,
 ) -> Tools:
-    """The networks and references for `sets` times `images` images of `size` pixels.
+    """The networks and references for `sets` times `images` images of `size` pixels, and `teacher` of the teacher's.
 
     clip: the model for CLIP score; None = without CLIP score. Raises FewstepError if this model cannot be loaded.
     """
@@ -95,7 +101,11 @@ def load_tools(
         drawings = attempt("agreement", lambda: drawings_for(prompts))
     if reference is None:
         notes.append(f"FID and KID left out: they compare with real images, which {option('reference')} names")
-    elif inception := attempt("FID and KID", lambda: load_inception(device)):
+    if reference or teacher:
+        inception = attempt("FID and KID" if reference else "KID-T and MIND", lambda: load_inception(device))
+    if inception and teacher:
+        notes += too_few("FID-T", needed(inception.dim), images * sets, teacher, "; KID-T does with fewer", TEACHER)
+    if inception and reference:
         real = read_real(real_images, str(reference), size, inception)
         notes += too_few("FID", needed(inception.dim), images, len(real.features), "; KID does with fewer")
         notes += too_few("KID", 2 * FEWEST, images * sets, len(real.features))
@@ -114,16 +124,19 @@ def load_judge(name: str, prompts: Iterable[str], device: torch.device) -> Judge
     return judge(clip, prompts)
 
 
-def too_few(what: str, fewest: int, images: int, real: int, instead: str = "") -> list[str]:
+def too_few(
+    what: str, fewest: int, images: int, real: int, instead: str = "", others: tuple[str, str] = REAL
+) -> list[str]:
     """The reason why a metric cannot be computed, if it needs `fewest` images and there are fewer; else empty.
 
-    images: of a row. real: real images. instead: words at the end of the reason.
+    images: of a row. real: the other images. instead: words at the end of the reason. others: what the other images
+    are, and the option that they come from.
     """
     if min(images, real) >= fewest:
         return []
     return [
         f"{what} left out: it needs {fewest} images on both sides, but there are {images} ({option('images')}) and"
-        f" {real} real ones ({option('reference')}){instead}"
+        f" {real} {others[0]} ({option(others[1])}){instead}"
     ]
 
 
@@ -155,17 +168,22 @@ def measure(
     diverse: RowPictures | None,
     prompts: Sequence[Prompt],
     sets: int,
+    side: TeacherSide | None = None,
 ) -> Measures:
     """The numbers of a row.
 
     pictures: `sets` seed sets, one after another. prompts: one per picture. teacher: its pictures from the same noise,
-    for the first pictures or all. diverse: DIVERSE_IMAGES pictures of each prompt, one prompt after another.
+    for the first pictures or all. diverse: DIVERSE_IMAGES pictures of each prompt, one prompt after another. side: the
+    teacher's pictures from other noise.
     """
     values = Measures()
     if tools.inception and tools.real:
         features = features_of(tools.inception, pictures, "FID and KID")
         fid = fid_over(features, tools.real.features, sets, tools.inception.label)
         values = values._replace(fid=fid, kid=kid_of(features, tools.real.features))
+    if tools.inception and side:
+        found = to_teacher(pictures, [prompt.text for prompt in prompts], side, tools.inception)
+        values = values._replace(to_teacher=found)
     if tools.clip:
         features = features_of(tools.clip.network, pictures, "CLIP score")
         values = values._replace(clip_score=tools.clip.score(features, (prompt.text for prompt in prompts)))
@@ -185,15 +203,18 @@ def seen_by(
     """The fields of Measures that come from EfficientNet's features."""
     features = features_of(network, pictures, "agreement")
     labelled, real = labelled_pictures(features, prompts), tools.real_efficientnet
+    found = agreement_with(labelled, tools.drawings) if labelled and tools.drawings else None
+    named = [prompt.text for prompt in prompts if prompt.style and prompt.concept]
     return {
         "efficientnet_score": inception_score(network.probabilities(features.to(device_of(network))), splits=1).mean,
         "efficientnet_distance": real and fid_over(features, real.features, sets, network.label),
-        "agreement": agreement_with(labelled, tools.drawings) if labelled and tools.drawings else None,
+        "agreement": found,
+        "groups": found and prompt_groups(numbers_of(named))[list(found.counted)],
     }
 
 
-def fid_over(features: Tensor, real: Tensor, sets: int, label: str) -> list[Estimate] | None:
-    """Fréchet distances of the seed sets (N, D) to the real images (M, D), with their errors.
+def fid_over(features: Tensor, real: Tensor, sets: int, label: str) -> list[float] | None:
+    """Fréchet distances of the seed sets (N, D) to the real images (M, D).
 
     None if a set has fewer images than a covariance needs. The distance would be too large by an unknown amount.
     """
@@ -201,7 +222,7 @@ def fid_over(features: Tensor, real: Tensor, sets: int, label: str) -> list[Esti
     if min(len(real), *(len(part) for part in parts)) < needed(features.shape[1]):
         return None
     target = statistics([real], label)
-    return [distance_estimate(part, target) for part in parts]
+    return [by_root(target, statistics([part], label)) for part in parts]
 
 
 def kid_of(features: Tensor, real: Tensor) -> KID | None:

@@ -11,6 +11,8 @@ from fewstep.evaluate.table import Row, short
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's colours
 MARKERS = "osD^vP*X"
 QUALITY = {
+    "kid_t": "KID-T x 1000 (lower is nearer the teacher)",
+    "sharpness": "sharpness over the teacher's",
     "fid": "FID (lower is better)",
     "kid": "KID x 1000 (lower is better)",
     "efficientnet_distance": "EfficientNet distance (lower is better)",
@@ -20,8 +22,9 @@ QUALITY = {
     "diversity": "diversity (higher is more diverse)",
     "efficientnet_score": "EfficientNet score (higher is better)",
 }
-SCALE = {"kid": 1000, "agreement": 100}
+SCALE = {"kid": 1000, "kid_t": 1000, "agreement": 100}
 COLUMNS = 3  # panels side by side
+LEGEND_LINE, LONGEST = 0.24, 44  # inches, and letters of a row's name in it
 
 
 def check_matplotlib() -> None:
@@ -36,7 +39,7 @@ def check_matplotlib() -> None:
 
 def measured(rows: Sequence[Row]) -> list[str]:
     """The quality measures that all rows have."""
-    return [key for key in QUALITY if all(row[key] is not None for row in rows)]
+    return [key for key in QUALITY if all(row.get(key) is not None for row in rows)]
 
 
 def plot(path: Path, rows: Sequence[Row], cost: str, label: str, scale: float = 1) -> None:
@@ -46,15 +49,22 @@ def plot(path: Path, rows: Sequence[Row], cost: str, label: str, scale: float = 
     qualities = measured(rows)
     columns = min(len(qualities), COLUMNS)
     lines = -(-len(qualities) // columns)
-    figure = Figure(figsize=(5.2 * columns, 4.4 * lines), layout="constrained")
+    legend = LEGEND_LINE * -(-len(rows) // columns)
+    figure = Figure(figsize=(5.2 * columns, 4.4 * lines + legend), layout="constrained")
     for number, quality in enumerate(qualities, 1):
         axes = figure.add_subplot(lines, columns, number)
-        panel(axes, [(short(row["row"]), scale * row[cost], SCALE.get(quality, 1) * row[quality]) for row in rows])
+        panel(axes, [(shortened(row["row"]), scale * row[cost], SCALE.get(quality, 1) * row[quality]) for row in rows])
         axes.set_xlabel(label)
         axes.set_ylabel(QUALITY[quality])
     handles, names = axes.get_legend_handles_labels()  # the same in every panel
     figure.legend(handles, names, loc="outside upper left", ncols=columns, frameon=False)
     figure.savefig(path, format="png", dpi=110)  # uses the Agg canvas, which needs no screen
+
+
+def shortened(row: str) -> str:
+    """A row as it stands in the legend, its end kept: the weights tell rows apart."""
+    name = short(row)
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 3]}...{name[-(LONGEST * 2 // 3 - 3) :]}"
 
 
 def panel(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:

@@ -2,10 +2,14 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fewstep.assets import shipped_kit
+import torch
+from torch import Tensor
+
+from fewstep.assets import shipped_kit, shipped_prompt_list
 from fewstep.data.sources import Listing, list_samples
 from fewstep.data.sources.table import caption_of
 from fewstep.errors import FewstepError, option
@@ -30,12 +34,15 @@ class Prompts(NamedTuple):
 
 
 def prompts_for(file: Path | None, reference: Path | None) -> Prompts:
-    """The prompts of a file; without a file, the captions of the reference images, else of the shipped drawings.
+    """The prompts of a file or of a shipped list; without one, the captions of the reference images, else of the
+    shipped drawings.
 
-    Captions of a reference are shuffled, always in the same order, so that the first few are of all kinds.
+    A file with the name of a list comes before the list. Captions of a reference are shuffled, always in the same
+    order, so that the first few are of all kinds.
     """
     if file is not None:
-        return Prompts(read_prompts(file), str(file))
+        listed = None if file.exists() else shipped_prompt_list(str(file))
+        return Prompts(read_prompts(listed or file), f"{file}, a list that ships" if listed else str(file))
     if reference is None:
         return shipped_prompts()
     table = reference if reference.suffix.lower() == ".jsonl" else reference / "metadata.jsonl"
@@ -43,6 +50,12 @@ def prompts_for(file: Path | None, reference: Path | None) -> Prompts:
     prompts = list(read_prompts(table)) if table.is_file() else [Prompt(sample.captions[0]) for sample in samples]
     random.Random(0).shuffle(prompts)
     return Prompts(tuple(prompts), f"captions of {reference}, shuffled")
+
+
+def numbers_of(texts: Sequence[str]) -> Tensor:
+    """The number of each picture's prompt, (N,), by first appearance."""
+    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return torch.tensor([number[text] for text in texts])
 
 
 def reference_images(reference: Path, captioned: bool = False) -> Listing:
@@ -94,7 +107,7 @@ def read_prompts(file: Path) -> tuple[Prompt, ...]:
     except OSError as error:
         raise FewstepError(
             f"cannot read the prompts in {file} ({error.strerror or error})",
-            f"{option('prompt_file')} takes a file with one prompt per line",
+            f"{option('prompt_file')} takes a file with one prompt per line, or a list that ships: names or typed",
         ) from None
     parse = _from_json if file.suffix.lower() == ".jsonl" else Prompt
     prompts, broken = [], []

@@ -14,9 +14,11 @@ from fewstep.evaluate import best_guidance, first_row
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, ceiling_of
 from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.row_pictures import RowPictures
+from fewstep.evaluate.teacher import OTHER_NOISE, TeacherSide
 from fewstep.io import sha256_bytes
 from fewstep.metrics.agreement import Agreement
 from fewstep.metrics.frechet import needed
+from fewstep.metrics.mind import PROJECTIONS
 from fewstep.metrics.networks import EfficientNet, Inception
 from fewstep.metrics.weights import LPIPS_FILES
 
@@ -60,8 +62,12 @@ def protocol_of(
     tools: Tools,
     teacher: RowPictures | None,
     agreement: Agreement | None,
+    side: TeacherSide | None = None,
 ) -> dict[str, Any]:
-    """The protocol, as in table.json. prompts: of one seed set. agreement: of any row, for its chance."""
+    """The protocol, as in table.json. prompts: of one seed set. agreement: of any row, for its chance.
+
+    teacher: its pictures from the rows' noise. side: its pictures from other noise.
+    """
     return {
         "fewstep": __version__,
         "versions": around["versions"],
@@ -76,6 +82,7 @@ def protocol_of(
         "batch_size": config.batch_size,
         "times": times_of(config.timing_rounds),
         **measured_with(prompts, tools, teacher, agreement),
+        "teacher_pictures": side and {"images": len(side.features), "first_seed": OTHER_NOISE, **way_of(side.pictures)},
         "left_out": list(tools.notes),
     }
 
@@ -98,13 +105,7 @@ def measured_with(
     return {
         "networks": networks(tools),
         "reference": real and {"source": real.source, "images": len(real.features), "sha256": real.sha256},
-        "teacher": teacher
-        and {
-            "solver": teacher.plan.solver_name,
-            "steps": teacher.plan.steps,
-            "guidance_scale": teacher.plan.guidance_scale,
-            "images": sum(batch["images"] for batch in teacher.facts),
-        },
+        "teacher": teacher and {**way_of(teacher), "images": sum(batch["images"] for batch in teacher.facts)},
         "diversity": tools.lpips and {"prompts": min(DIVERSE_PROMPTS, len(texts)), "images_each": DIVERSE_IMAGES},
         "agreement": agreement
         and {
@@ -114,6 +115,12 @@ def measured_with(
             "real_drawings": ceiling_of(prompts, tools.drawings) if tools.drawings else None,
         },
     }
+
+
+def way_of(pictures: RowPictures) -> dict[str, Any]:
+    """How they were drawn."""
+    plan = pictures.plan
+    return {"solver": plan.solver_name, "steps": plan.steps, "guidance_scale": plan.guidance_scale}
 
 
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:
@@ -156,6 +163,8 @@ def in_words(protocol: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[s
     lines += best_guidance.in_words(p["guidance_search"])
     if p["teacher"]:
         lines.append(_teacher_in_words(p["teacher"]))
+    if p.get("teacher_pictures"):
+        lines += _teacher_pictures_in_words(p["teacher_pictures"], rows)
     if p["diversity"]:
         d = p["diversity"]
         lines.append(
@@ -188,6 +197,25 @@ def _teacher_in_words(teacher: dict[str, Any]) -> str:
         f" {teacher['guidance_scale']:g}, the model without LoRAs, from the same noise, over {teacher['images']}"
         " images; it favours ODE solvers, which aim at exactly that image, and does not measure quality"
     )
+
+
+def _teacher_pictures_in_words(teacher: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"teacher: {teacher['images']} pictures of the same prompts by {teacher['solver']} at {teacher['steps']} steps"
+        f" and guidance {teacher['guidance_scale']:g}, the model without LoRAs, from other noise (seeds from"
+        f" {teacher['first_seed']})",
+        "KID-T: KID of Inception's features to the teacher's pictures, over pairs of different prompts, unbiased; 95 %"
+        " interval by the jackknife over groups of prompts, left out of both sides together",
+        f"MIND: Monge Inception distance (arXiv 2605.06797) to as many of them, {PROJECTIONS} directions; few pictures"
+        " make it too large, so only rows of one table compare",
+        "sharpness: the mean variance of a picture's Laplacian over that of the teacher's; interval likewise",
+    ]
+    if any(row["fid_t"] is not None for row in rows):
+        lines.append(
+            "FID-T: the Fréchet distance to the teacher's pictures; Patch-FID-T: that of the four quarters of the first"
+            " quarter of the pictures, which are as many"
+        )
+    return lines
 
 
 def _agreement_in_words(agreement: dict[str, Any]) -> str:

@@ -27,6 +27,8 @@ from fewstep.session import Plan, Session
 from fewstep.session.loras import LoraFacts
 
 PARTS = ("text", "network", "decoder")
+Portion = tuple[int, int]  # (i, n): of every n batches the one that is number i
+WHOLE: Portion = (0, 1)
 
 
 class RowPictures(NamedTuple):
@@ -90,17 +92,24 @@ class Stopwatch:
 
 
 def draw(
-    session: Session, plan: Plan, requested: Draw, surroundings: Mapping[str, Any], title: str = "images"
+    session: Session,
+    plan: Plan,
+    requested: Draw,
+    surroundings: Mapping[str, Any],
+    title: str = "images",
+    part: Portion = WHOLE,
 ) -> RowPictures:
     """The images of `requested`, with seeds counting up. A batch whose file exists is not drawn again.
 
     surroundings: other facts that decide pixels and times: the hash of the model's files, versions, the machine.
-    title: name of the work in progress events. Each batch's file is written whole or not at all, so an interrupted run
-    continues where it stopped. Before the first batch that is drawn, one step of it warms the machine up.
+    title: name of the work in progress events. part: the batches to draw, if several processes share them.
+    Each batch's file is written whole or not at all, so an interrupted run continues where it stopped. Before the first
+    batch that is drawn, one step of it warms the machine up.
     """
     files, facts, warm = [], [], False
-    total = len(requested.prompts) * requested.count
-    for batch in counted(batches_of(requested), title, "image", total, lambda batch: len(batch.prompts)):
+    batches = list(batches_of(requested))[part[0] :: part[1]]
+    total = sum(len(batch.prompts) for batch in batches)
+    for batch in counted(batches, title, "image", total, lambda batch: len(batch.prompts)):
         file = batch_file(session, plan, batch, surroundings)
         if (known := batch_facts(file)) is None:
             if not warm:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from fewstep.evaluate.measure import Measures
 from fewstep.evaluate.row_pictures import PARTS, RowPictures
 from fewstep.evaluate.rows import RowSpec
-from fewstep.metrics.estimate import Estimate, mean
+from fewstep.metrics.estimate import Estimate
 
 Row = Mapping[str, Any]  # a row of table.json, made by `entry`
 
@@ -19,7 +20,7 @@ def entry(
 
     search: how its guidance was found; None if it was given.
     """
-    split, kid, agreement = pictures.split_s, values.kid, values.agreement
+    split, kid, agreement, near = pictures.split_s, values.kid, values.agreement, values.to_teacher
     return {
         "row": spec.text,
         "solver": pictures.plan.solver_name,
@@ -34,24 +35,36 @@ def entry(
         "time_s": sum(split.values()),
         "time_split_s": split,
         "speedup": pictures.speedup,
-        "fid": values.fid and mean(values.fid).value,
+        "fid": values.fid and fmean(values.fid),
         "fid_spread": spread(values.fid),
         "kid": kid.value if kid else None,
         "kid_low": kid.low if kid else None,
         "kid_high": kid.high if kid else None,
+        "kid_blocks": list(kid.values) if kid else None,
         "lpips_teacher": values.lpips_teacher,
         "agreement": agreement.score if agreement else None,
         "diversity": values.diversity,
         "efficientnet_score": values.efficientnet_score,
         "clip_score": values.clip_score,
-        "efficientnet_distance": values.efficientnet_distance and mean(values.efficientnet_distance).value,
+        "efficientnet_distance": values.efficientnet_distance and fmean(values.efficientnet_distance),
+        **interval("kid_t", near and near.kid),
+        "kid_t_without": list(near.kid.without) if near and near.kid else None,
+        "fid_t": near and near.fid,
+        "patch_fid_t": near and near.patch_fid,
+        "mind": near and near.mind.value,
+        **interval("sharpness", near and near.sharpness),
     }
 
 
-def spread(sets: Sequence[Estimate] | None) -> float | None:
+def interval(name: str, found: Estimate | None) -> dict[str, float | None]:
+    """A number and the ends of its interval, by name."""
+    low, high = found.interval() if found else (None, None)
+    return {name: found.value if found else None, f"{name}_low": low, f"{name}_high": high}
+
+
+def spread(sets: Sequence[float] | None) -> float | None:
     """The largest minus the smallest of several seed sets' numbers."""
-    values = [one.value for one in sets or ()]
-    return max(values) - min(values) if len(values) > 1 else None
+    return max(sets) - min(sets) if sets and len(sets) > 1 else None
 
 
 def short(text: str) -> str:
@@ -83,9 +96,11 @@ def fid(row: Row) -> str:
     return f"{row['fid']:.2f}" + ("" if row["fid_spread"] is None else f" (spread {row['fid_spread']:.2f})")
 
 
-def kid(row: Row) -> str:
-    """KID and its confidence interval, in thousandths."""
-    return f"{1000 * row['kid']:.2f} [{1000 * row['kid_low']:.2f}, {1000 * row['kid_high']:.2f}]"
+def with_interval(key: str, form: str = ".2f", scale: float = 1) -> Callable[[Row], str]:
+    """How a number and its confidence interval are written."""
+    return lambda row: "{} [{}, {}]".format(
+        *(format(scale * row[f"{key}{end}"], form) for end in ("", "_low", "_high"))
+    )
 
 
 def split(row: Row) -> str:
@@ -100,8 +115,13 @@ COLUMNS = (
     Column("guidance", "guidance_scale", number("guidance_scale", "g")),
     Column("ms/image", "time_s", number("time_s", ".1f", 1000)),
     Column(" + ".join(PARTS), "time_split_s", split),
+    Column("KID-T x 1000 [95 %]", "kid_t", with_interval("kid_t", scale=1000)),
+    Column("FID-T", "fid_t", number("fid_t", ".2f")),
+    Column("Patch-FID-T", "patch_fid_t", number("patch_fid_t", ".2f")),
+    Column("MIND", "mind", number("mind", ".2f")),
+    Column("sharpness [95 %]", "sharpness", with_interval("sharpness")),
     Column("FID", "fid", fid),
-    Column("KID x 1000 [95 %]", "kid", kid),
+    Column("KID x 1000 [95 %]", "kid", with_interval("kid", scale=1000)),
     Column("EfficientNet distance", "efficientnet_distance", number("efficientnet_distance", ".2f")),
     Column("LPIPS to teacher", "lpips_teacher", number("lpips_teacher")),
     Column("agreement %", "agreement", number("agreement", ".1f", 100)),

@@ -33,6 +33,7 @@ class Agreement:
     count: int  # number of counted images
     left_out: int  # number of images whose concept no other style has
     hits: tuple[bool, ...]  # for the counted images, in order
+    counted: tuple[int, ...] = ()  # their numbers among all images
 
 
 class View(NamedTuple):
@@ -102,6 +103,7 @@ def agreement(
         count=len(hits),
         left_out=len(hit) - len(hits),
         hits=tuple(hits.tolist()),
+        counted=tuple(counted.nonzero()[:, 0].tolist()),
     )
 
 

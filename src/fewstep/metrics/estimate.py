@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist, fmean
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -79,29 +79,23 @@ def prompt_groups(prompts: Tensor, groups: int = GROUPS) -> Tensor:
     return prompts % min(groups, int(prompts.max()) + 1)
 
 
-def mean(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of numbers with equal numbers of images. Groups of the same index are left out together."""
-    return Estimate(
-        fmean(one.value for one in estimates), tuple(map(fmean, zip(*(one.without for one in estimates), strict=True)))
-    )
-
-
 def share(hits: tuple[bool, ...]) -> Estimate:
     """The share of hits. Its error is at least that of one image."""
     values = torch.tensor(hits, dtype=torch.float64)
     return estimate(lambda images: float(values[images].mean()), len(hits))._replace(least=1 / len(hits))
 
 
-def ratio(hits: Sequence[bool], of_first: Sequence[bool]) -> Estimate | None:
+def ratio(hits: Sequence[bool], of_first: Sequence[bool], groups: Tensor | None = None) -> Estimate | None:
     """The share of hits divided by that of `of_first`, paired by image. Its error is at least that of one hit.
 
-    Image i of both has the same prompt and noise. None if there is no ratio: for a single image, or if `of_first` has
-    no hit without some group of images.
+    Image i of both has the same prompt and noise. groups: the group of each image, (N,); None: i mod G. None if there
+    is no ratio: for a single image, or if `of_first` has no hit without some group of images.
     """
     these, first = (torch.tensor(part, dtype=torch.float64) for part in (hits, of_first))
-    if len(first) < 2 or min(estimate(lambda images: float(first[images].sum()), len(first)).without) == 0:
+    own = torch.arange(len(first)) % GROUPS if groups is None else groups
+    if len(first) < 2 or min(grouped(lambda images: float(first[images].sum()), own).without) == 0:
         return None
-    found = estimate(lambda images: float(these[images].sum() / first[images].sum()), len(first))
+    found = grouped(lambda images: float(these[images].sum() / first[images].sum()), own)
     return found._replace(least=1 / float(first.sum()))
 
 

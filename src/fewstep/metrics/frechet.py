@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fewstep.errors import FewstepError
 from fewstep.io import atomic_path
-from fewstep.metrics.estimate import Estimate, estimate
 
 FORMAT = "fewstep-statistics-1"
 
@@ -94,11 +93,6 @@ def frechet_distance(a: Statistics, b: Statistics, allow_few: bool = False) -> f
             f"use at least {needed(dim)} on both sides, use KID, or allow few images for a rough comparison",
         )
     return by_root(small, large)
-
-
-def distance_estimate(features: Tensor, target: Statistics) -> Estimate:
-    """`frechet_distance` from images with features (N, D) to the target, with its error, for any N."""
-    return estimate(lambda images: by_root(target, statistics([features[images]], target.features)), len(features))
 
 
 def distance_to(features: Tensor, target: Statistics) -> float:
