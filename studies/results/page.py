@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.evaluate.report import text_table
-from fewstep.evaluate.rows import parse_row
 from fewstep.io import read_json, write_bytes
 from studies.pages import DOCS, template
 from studies.results.config import PIECES
@@ -17,6 +16,7 @@ from studies.results.verdicts import (
     Row,
     Rows,
     best_plain,
+    called,
     fast,
     figure,
     has_lora,
@@ -25,7 +25,6 @@ from studies.results.verdicts import (
     of_typed,
 )
 
-SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver", "dpm-solver++": "DPM-Solver++"}
 README = DOCS.parent / "README.md"
 TABLE = re.compile(r"(<!-- the table: python -m studies.results.page -->\n).*?(<!-- its end -->)", re.S)
 PICTURE = "![DDIM in 32 steps, with the LCM-LoRA in 4, without it in 4](docs/pictures/results-readme.jpg)"
@@ -74,14 +73,6 @@ def speedup(row: Row) -> float:
 # --- tables -------------------------------------------------------------------------------------------------
 
 
-def called(row: Row) -> str:
-    """What a person calls a row's sampler."""
-    spec = parse_row(row["row"])
-    if has_lora(row):
-        return "LCM-LoRA"
-    return SOLVERS.get(spec.solver, f"{spec.solver.upper()}'s sampler without the LoRA")
-
-
 def cell(value: float | None, form: str, scale: float = 1) -> str:
     """A number; a dash for what was not measured."""
     return "-" if value is None else format(scale * value, form)
@@ -114,8 +105,9 @@ BEST = (SAMPLER, STEPS, GUIDANCE, NFE, KID, AGREEMENT)
 
 
 def table(columns: Sequence[Column], rows: Rows) -> str:
-    """The rows as Markdown."""
-    return text_table([title for title, _ in columns], [[text(row) for _, text in columns] for row in rows])
+    """The rows as Markdown, without columns of which nothing was measured."""
+    filled = [(title, text) for title, text in columns if any(text(row) != "-" for row in rows)]
+    return text_table([title for title, _ in filled], [[text(row) for _, text in filled] for row in rows])
 
 
 def survey_text(piece: Document) -> str:

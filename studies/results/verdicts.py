@@ -7,6 +7,7 @@ from fewstep.evaluate.rows import parse_row
 from fewstep.metrics.estimate import Estimate
 from fewstep.metrics.kid import mean_interval
 
+SOLVERS = {"ddim": "DDIM", "dpm-solver": "DPM-Solver", "dpm-solver++": "DPM-Solver++"}
 AIM, AGREEMENT_4, AGREEMENT_2, SHARPNESS = 0.25, 0.95, 0.9, 0.9  # the bars
 MET, FAILED, OPEN = "met", "not met", "not decided"
 Row = Mapping[str, Any]  # of table.json
@@ -65,6 +66,20 @@ def best_plain(rows: Rows, nfe: int) -> Row:
     return min((row for row in rows if row["nfe"] == nfe and not has_lora(row)), key=lambda row: float(row["kid_t"]))
 
 
+def called(row: Row) -> str:
+    """What a person calls a row's sampler."""
+    spec = parse_row(row["row"])
+    if has_lora(row):
+        return "LCM-LoRA"
+    return SOLVERS.get(spec.solver, f"{spec.solver.upper()}'s sampler without the LoRA")
+
+
+def way_of(row: Row) -> str:
+    """How a row draws, in words."""
+    guidance = "without guidance" if row["guidance_scale"] == 1 else f"at guidance {row['guidance_scale']:g}"
+    return f"{called(row)} in {row['steps']} steps {guidance}"
+
+
 def figure(row: Row, key: str) -> Figure:
     """A number of a row with its interval."""
     return Figure(row[key], row[f"{key}_low"], row[f"{key}_high"])
@@ -94,23 +109,18 @@ def kid_beyond(row: Row, other: Row) -> Figure:
 def of_names(rows: Rows) -> list[str]:
     """The bars on names of things."""
     four, two = fast(rows, 4), fast(rows, 2)
-    agreements = [Figure(*(row["beside_first"][f"agreement_ratio{end}"] for end in ("", "_low", "_high")))
-                  for row in (four, two)]  # fmt: skip
-    claims = [
-        (AGREEMENT_4, "in 4 steps", agreements[0]),
-        (AGREEMENT_2, "in 2 steps", agreements[1]),
-    ]
-    return of_teacher(rows) + [
-        line(at_least(found, bar), f"{steps} it agrees with its prompts at least {bar} times as often as DDIM in 32",
-             found.text(".3f"))
-        for bar, steps, found in claims
-    ]  # fmt: skip
+    lines = of_teacher(rows)
+    for bar, row in ((AGREEMENT_4, four), (AGREEMENT_2, two)):
+        found = Figure(*(row["beside_first"][f"agreement_ratio{end}"] for end in ("", "_low", "_high")))
+        claim = f"{way_of(row)} agrees with its prompts at least {bar} times as often as {way_of(rows[0])}"
+        lines.append(line(at_least(found, bar), claim, found.text(".3f")))
+    return lines
 
 
 def of_typed(rows: Rows) -> list[str]:
     """The bars on prompts as people type them."""
     sharp = figure(fast(rows, 4), "sharpness")
-    claim = f"in 4 steps it is at least {SHARPNESS} times as sharp as the teacher"
+    claim = f"LCM-LoRA in 4 steps is at least {SHARPNESS} times as sharp as the teacher"
     return [*of_teacher(rows), line(at_least(sharp, SHARPNESS), claim, sharp.text())]
 
 
@@ -120,26 +130,29 @@ def of_teacher(rows: Rows) -> list[str]:
     for nfe in (4, 8):
         other = best_plain(rows, nfe)
         difference = beyond(four, other)
-        claim = f"in 4 steps it is nearer to the teacher than all rows of {nfe} NFE without it (best: `{other['row']}`)"
-        lines.append(line(at_most(difference, 0), claim, f"KID-T x 1000 differs by {difference.text(scale=1000)}"))
+        claim = f"LCM-LoRA in 4 steps is nearer to the teacher than all rows of {nfe} NFE without it"
+        found = f"KID-T x 1000 is {difference.text(scale=1000)} above that of the nearest, {way_of(other)}"
+        lines.append(line(at_most(difference, 0), claim, found))
     other = best_plain(rows, 4)
-    quarter = beyond(four, other, AIM)
-    lines.append(line(at_most(quarter, 0), f"its KID-T is at most a quarter of `{other['row']}`'s",
-                      f"it is beyond a quarter by {quarter.text(scale=1000)} x 0.001"))  # fmt: skip
+    quarter = beyond(four, other, AIM).text(scale=1000)
+    lines.append(
+        line(at_most(beyond(four, other, AIM), 0), f"its KID-T is at most a quarter of that of {way_of(other)}",
+             f"KID-T x 1000 is {quarter} above a quarter")
+    )  # fmt: skip
     sixteen = next(row for row in rows if row["nfe"] == 16)
     difference = beyond(four, sixteen)
-    claim = "it is as near to the teacher as DPM-Solver++ in 8 steps, 16 NFE, or nearer"
-    lines.append(line(at_most(difference, 0), claim, f"KID-T x 1000 differs by {difference.text(scale=1000)}"))
+    claim = f"LCM-LoRA in 4 steps is at least as near to the teacher as {way_of(sixteen)}, of 16 NFE"
+    lines.append(line(at_most(difference, 0), claim, f"KID-T x 1000 is {difference.text(scale=1000)} above that"))
     return lines
 
 
 def of_plugin(name: str, rows: Rows) -> list[str]:
     """A style or a fine-tuned model with the LoRA, beside itself alone in many steps, and with the LoRA at 0."""
     alone, with_lora, zero = rows
-    found = [(kid_beyond(with_lora, other), steps) for other, steps in ((alone, alone["steps"]), (zero, 4))]
+    differences = [kid_beyond(with_lora, other) for other in (alone, zero)]
     claims = [f"{name} with lcm in 4 steps is as near to its drawings as alone in {alone['steps']}, or nearer",
               f"{name} with lcm in 4 steps is nearer to its drawings than with lcm at 0"]  # fmt: skip
     return [
-        line(at_most(difference, 0), claim, f"KID x 1000 differs by {difference.text(scale=1000)}")
-        for (difference, _), claim in zip(found, claims, strict=True)
+        line(at_most(difference, 0), claim, f"KID x 1000 is {difference.text(scale=1000)} above that")
+        for difference, claim in zip(differences, claims, strict=True)
     ]
