@@ -1,8 +1,8 @@
-"""Everything the embedded default is made of, in one command that can be stopped and run again.
+"""Makes all parts of the embedded model in one command, which can be stopped and run again.
 
     python -m recipes.emoji.build [--until STAGE] [--only STAGE] [--teacher-steps N]
 
-Each stage is a command that stands by itself and is printed before it runs; finished ones are left as they are.
+Each stage is a separate command, which is printed before it runs. Finished stages are not run again.
 """
 
 import os
@@ -18,22 +18,22 @@ from fewstep.errors import FewstepError, UsageError
 from fewstep.io import cache_dir
 
 ROOT = Path(__file__).parents[2]
-PATHS = os.pathsep.join((str(ROOT), str(ROOT / "src")))  # of the processes that are started
+PATHS = os.pathsep.join((str(ROOT), str(ROOT / "src")))  # for the stages' processes
 
 
 class BuildConfig(Config):
     """Make the embedded model, its LoRAs and the kit, and put them into the package."""
 
     until: str | None = None
-    """The last stage to run; by default all of them."""
+    """The last stage to run; by default all stages run."""
     only: str | None = None
-    """A single stage to run."""
+    """The only stage to run."""
     teacher_steps: int = 60000
-    """Optimiser steps of the teacher, 64 drawings each: the more the better."""
+    """Optimiser steps of the teacher, 64 drawings each. More steps are better."""
     images: int = 1000
     """Pictures of each measurement."""
     precision: Precision = "bf16"
-    """Of the networks' arithmetic in training."""
+    """Precision of the networks in training."""
     device: Device = "auto"
     """Where to compute."""
 
@@ -86,8 +86,7 @@ POLISHING = [
 TEXT_ENCODER = cache_dir() / "emoji" / "text" / "text_encoder"
 TEACHING = ["--text-encoder", str(TEXT_ENCODER)]
 DISTILLING = [
-    *("--method", "tcd", "--sampler", "lcm", "--grid", "quadratic", "--psi", "dpm-solver++", "--k", "100"),
-    *("--guidance-scale", "1.25", "--guidance-scale-max", "2", "--huber-c", "0.01", "--steps", "2400"),
+    *("--method", "lcd", "--psi", "dpm-solver++", "--k", "50", "--guidance-scale", "4", "--steps", "2400"),
     *("--rank", "16", "--batch-size", "16", "--learning-rate", "7e-4", "--warmup", "100"),
     *("--decay", "cosine", "--ema", "0.99"),
 ]
@@ -98,19 +97,19 @@ FINETUNING = [
 
 
 def run(config: BuildConfig) -> None:
-    """Run the stages asked for, stopping at the first that fails."""
+    """Run the requested stages. Stop at the first that fails."""
     plan = stages(config)
     for name in (config.until, config.only):
         if name is not None and name not in plan:
-            raise UsageError(f"unknown stage {name}", f"there are {', '.join(plan)}")
+            raise UsageError(f"unknown stage {name}", f"known stages: {', '.join(plan)}")
     names = list(plan)
-    wanted = [config.only] if config.only else names[: names.index(config.until) + 1 if config.until else None]
-    for name in wanted:
+    selected = [config.only] if config.only else names[: names.index(config.until) + 1 if config.until else None]
+    for name in selected:
         for command in plan[name]:
             print(f"\n== {name}: python {shlex.join(command)}", file=sys.stderr, flush=True)
             done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": PATHS}, check=False)
             if done.returncode:
-                raise FewstepError(f"stage {name} ended with exit code {done.returncode}", "see what it said above")
+                raise FewstepError(f"stage {name} ended with exit code {done.returncode}", "see its messages above")
 
 
 if __name__ == "__main__":

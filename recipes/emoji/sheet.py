@@ -1,8 +1,8 @@
-"""Sixty-four prompts on one sheet: what a person looks at while the model learns, and to judge it.
+"""Draws sixty-four prompts on one sheet, for people who judge the model during and after training.
 
     python -m recipes.emoji.sheet [--model emoji] [--lora lcm] [--solver lcm --steps 4] --out sheet.png
 
-A star marks pairs of style and concept that were kept from training. With --style all prompts are in that style.
+A star marks held-out pairs of style and concept. With --style, all prompts are in that style.
 """
 
 import sys
@@ -78,7 +78,7 @@ class SheetConfig(Config):
 
 
 def sheet_prompts() -> dict[str, bool]:
-    """Prompt -> whether its pair of style and concept was kept from training; the concepts a style, then own words."""
+    """Prompt -> whether its pair of style and concept is held out: prompts in four styles, then free ones."""
     pairs = {
         main_caption(style, label): is_held_out(code, style)
         for style in SHEET_STYLES
@@ -93,14 +93,14 @@ def style_prompts(style: str) -> dict[str, bool]:
 
 
 def save_sheet(session: Session, path: Path, prompts: Mapping[str, bool], **options: object) -> None:
-    """Draw the prompts, seeds 0, 1, ..., and write them as one PNG, starred where True; options: of Draw."""
+    """Draw the prompts with seeds 0, 1, ... and write them as one PNG, with a star if True. options: of Draw."""
     pictures = [picture.image for picture in session.draw(build(Draw, prompts=tuple(prompts), **options))]
     labels = [prompt + " *" * held_out for prompt, held_out in prompts.items()]
     with atomic_path(path) as temporary:
         captioned(pictures, labels).save(temporary, "PNG")
 
 
-def save_samples(model: Model, path: Path, steps: int = 10, guidance_scale: float = 2.0) -> None:
+def save_samples(model: Model, path: Path, steps: int = 10, guidance_scale: float = 4.0) -> None:
     """The sheet of a model in training, with DPM-Solver++(2M)."""
     options = {"solver": "dpm-solver++", "steps": steps, "guidance_scale": guidance_scale}
     where = build(Where, model=str(model.path), loras=())

@@ -1,11 +1,11 @@
-"""Train the embedded model itself: a UNet and a text encoder, together and from scratch, on the base drawings.
+"""Trains the embedded model: a UNet and a text encoder, together, from scratch, on the base drawings.
 
     python -m recipes.emoji.teacher [--out ~/.cache/fewstep/emoji/teacher] [--resume]
 
-Needs the image folder (dataset.py) and the autoencoder (autoencoder.py); makes the tokenizer when there is none.
-At every checkpoint OUT/model is a complete Stable Diffusion folder and OUT/samples-STEP.png shows what it draws.
-On another machine three small things are enough: --latents FILE, --vae DIR, --tokenizer DIR (or --init DIR to
-start from a model exported before).
+It needs the image folder (dataset.py) and the autoencoder (autoencoder.py). It makes the tokenizer if there is none.
+At every checkpoint, OUT/model is a complete Stable Diffusion folder, and OUT/samples-STEP.png shows its pictures.
+Another machine needs only --latents FILE, --vae DIR and --tokenizer DIR (or --init DIR to start from an exported
+model).
 """
 
 import copy
@@ -45,8 +45,8 @@ from recipes.emoji.latents import Packed, packed_latents
 from recipes.emoji.sheet import save_samples
 from recipes.emoji.tokenizer import LENGTH, make_tokenizer
 
-RECOLOURED_SHARE = 0.4  # of visits to a drawing that there is in other colours
-NAMED_SHARE = 0.15  # of captions of a drawing in its own colour that say it
+RECOLOURED_SHARE = 0.4  # share of another colour in the visits to a drawing that has other colours
+NAMED_SHARE = 0.15  # share of captions that name the colour of a drawing in its own colour
 HEAD = 32  # channels of an attention head; all widths are multiples of it
 
 
@@ -58,13 +58,13 @@ class TeacherConfig(TrainingConfig):
     }  # fmt: skip
 
     out: Path = cache_dir() / "emoji" / "teacher"
-    """The run's folder; the Stable Diffusion folder lands in its `model` folder."""
+    """The run's folder. The Stable Diffusion folder is written to its `model` folder."""
     images: Path = cache_dir() / "emoji" / "images"
-    """The folder dataset.py built; not needed with --latents."""
+    """The folder that dataset.py built; not needed with --latents."""
     vae: Path = cache_dir() / "emoji" / "autoencoder" / "vae"
     """The autoencoder that autoencoder.py exported."""
     tokenizer: Path = cache_dir() / "emoji" / "tokenizer"
-    """The tokenizer's folder; made when it is not there."""
+    """The tokenizer's folder; it is made if it is missing."""
     latents: Path | None = None
     """A packed file of latents made before; by default it is made once and kept in the cache."""
     text_encoder: Path | None = None
@@ -74,11 +74,11 @@ class TeacherConfig(TrainingConfig):
     train_steps: int = 60000
     """Optimiser steps."""
     batch_size: int = 64
-    """Drawings a step."""
+    """Drawings per step."""
     learning_rate: float = 5e-4
     """The peak rate of AdamW."""
     decay: Literal["constant", "cosine"] = "cosine"
-    """How the rate goes on after the warm-up."""
+    """The course of the rate after the warm-up."""
     warmup: int = 500
     """Steps of linear warm-up."""
     weight_decay: float = 0.01
@@ -90,42 +90,42 @@ class TeacherConfig(TrainingConfig):
     checkpoint_every: int = 1000
     """Steps between checkpoints, exports and sample sheets."""
     prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
-    """What the network predicts."""
+    """The prediction type of the network."""
     weighting: Literal["plain", "min-snr"] = "plain"
-    """Of noise levels; plain v weighs all alike, min-snr takes from the noisy ones, where text decides."""
+    """Weighting of noise levels. plain weighs all equally; min-snr weighs the noisy ones less, where text decides."""
     drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of captions replaced by the empty one."""
     channels: tuple[int, ...] = (96, 192, 192)
-    """Of the UNet at 16, 8 and 4 latent pixels, multiples of 32; all but the first and last have attention."""
+    """Channels of the UNet at 16, 8 and 4 latent pixels, multiples of 32; all but the first and last have attention."""
     text_width: int = 128
     """Width of the text encoder, a multiple of 32."""
     text_layers: int = 4
     """Layers of the text encoder."""
-    guidance_scale: float = 2.0
-    """What the exported model recommends to sample with."""
+    guidance_scale: float = 4.0
+    """The guidance scale in the exported model's recipe."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that prepare batches ahead, for a GPU, which outruns one; the batches are the same."""
+    """Processes that prepare batches ahead, for a GPU that is faster than one process. The batches are the same."""
     graph: bool = False
     """Compile the step and replay it as one CUDA graph: two and a half times as fast on an H100."""
 
 
-class Batch(NamedTuple):
-    """Latents, the tokens of a caption drawn for this visit, and the visit's noise."""
+class TeacherBatch(NamedTuple):
+    """Latents, the tokens of a random caption for this visit, and the visit's noise."""
 
     x_0: Tensor  # (B, 4, H, W)
     tokens: Tensor  # (B, LENGTH) int64
     eps: Tensor  # (B, 4, H, W) standard normal
     level: NoiseLevel  # of every drawing
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(self.x_0.to(device), self.tokens.to(device), self.eps.to(device), self.level.to(device))
+    def to(self, device: torch.device) -> "TeacherBatch":
+        return TeacherBatch(self.x_0.to(device), self.tokens.to(device), self.eps.to(device), self.level.to(device))
 
     def tensors(self) -> list[Tensor]:
         return [*self[:3], *self.level]
 
 
 class Captioned:
-    """The packed drawings as the loop's Data; a visit draws eps, t, whether it has a caption, and which."""
+    """The packed drawings as the loop's Data. A visit draws eps, t, and a caption or the empty one."""
 
     def __init__(self, packed: Packed, tokenizer: CLIPTokenizer, drop_captions: float, schedule: NoiseSchedule) -> None:
         self.packed, self.tokenizer, self.drop_captions, self.schedule = packed, tokenizer, drop_captions, schedule
@@ -133,17 +133,17 @@ class Captioned:
     def __len__(self) -> int:
         return len(self.packed.rows)
 
-    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> TeacherBatch:
         indices, generators = [visit.index for visit in visits], [generator(visit) for visit in visits]
         eps, t = normal(generators, self.packed.latents.shape[1:]), integers(generators, len(self.schedule))
         drop, seeds = uniform(generators) < self.drop_captions, integers(generators, 2**31)
         drawings, texts = zip(*map(self.seen, indices, seeds.tolist()), strict=True)
         asked = ["" if dropped else text for text, dropped in zip(texts, drop.tolist(), strict=True)]
         x_0 = torch.stack(drawings).float()
-        return Batch(x_0, tokens_of(self.tokenizer, asked), eps, self.schedule.at(t)).to(device)
+        return TeacherBatch(x_0, tokens_of(self.tokenizer, asked), eps, self.schedule.at(t)).to(device)
 
     def seen(self, index: int, seed: int) -> tuple[Tensor, str]:
-        """This drawing (4, H, W), or it in another colour, and one of its many captions."""
+        """This drawing (4, H, W), in its own or another colour, and one of its many captions."""
         row, rng = self.packed.rows[index], random.Random(seed)
         if row["recoloured"] and rng.random() < RECOLOURED_SHARE:
             colour, number = rng.choice(list(row["recoloured"].items()))
@@ -153,16 +153,16 @@ class Captioned:
 
 
 class Ahead:
-    """Data whose batches other processes prepare while the GPU computes; for one training process."""
+    """Data whose batches other processes prepare while the GPU computes. It is for one training process."""
 
     def __init__(self, data: Captioned, config: TeacherConfig) -> None:
         self.data, self.config = data, config
-        self.coming: Iterator[Batch] | None = None
+        self.coming: Iterator[TeacherBatch] | None = None
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
+    def batch(self, visits: Sequence[SampleId], device: torch.device) -> TeacherBatch:
         if self.coming is None:
             following = Following(self.data, visits, self.config.train_steps * self.config.accumulate)
             workers = self.config.workers
@@ -170,7 +170,7 @@ class Ahead:
         return next(self.coming).to(device)
 
 
-class Following(Dataset[Batch]):
+class Following(Dataset[TeacherBatch]):
     """The batch of these visits and those that follow it in a run."""
 
     def __init__(self, data: Captioned, visits: Sequence[SampleId], batches: int) -> None:
@@ -183,7 +183,7 @@ class Following(Dataset[Batch]):
     def __len__(self) -> int:
         return self.batches
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> TeacherBatch:
         return self.data.batch(self.order.visits(self.start + number * self.size, self.size), torch.device("cpu"))
 
 
@@ -194,8 +194,8 @@ def tokens_of(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> Tensor:
     return ids
 
 
-class Teacher(nn.Module):
-    """x_t (B, 4, H, W), t (B,), tokens (B, LENGTH) -> the network's output, float32."""
+class TeacherNetworks(nn.Module):
+    """Maps x_t (B, 4, H, W), t (B,) and tokens (B, LENGTH) to the network's output, float32."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -208,10 +208,10 @@ class Teacher(nn.Module):
 
 
 def new_unet(channels: Sequence[int], text_width: int, size: int) -> UNet2DConditionModel:
-    """An untrained UNet with Stable Diffusion's blocks, one layer each; 12.2 M parameters at (96, 192, 192).
+    """An untrained UNet with Stable Diffusion's blocks, one layer each. It has 12.2 M parameters at (96, 192, 192).
 
-    No attention at the largest size, where it would take a third of the time, nor at the smallest, next to the
-    middle block, which has its own.
+    There is no attention at the largest size, where it would take a third of the time, and none at the smallest,
+    because the middle block has its own.
     """
     between = len(channels) - 2
     unet = UNet2DConditionModel(
@@ -229,7 +229,7 @@ def new_unet(channels: Sequence[int], text_width: int, size: int) -> UNet2DCondi
 
 
 def load_text_encoder(folder: Path) -> CLIPTextModel:
-    """The text encoder that text.py or an export left in `folder`."""
+    """The text encoder that text.py or an export wrote to `folder`."""
     return CLIPTextModel.from_pretrained(folder, local_files_only=True)
 
 
@@ -251,24 +251,26 @@ def new_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPT
     )
 
 
-def new_teacher(config: TeacherConfig, tokenizer: CLIPTokenizer, size: int) -> Teacher:
-    """The networks to train: untrained ones drawn from config.seed, or those of config.init."""
+def new_teacher(config: TeacherConfig, tokenizer: CLIPTokenizer, size: int) -> TeacherNetworks:
+    """The networks to train: untrained ones from config.seed, or those of config.init."""
     trained = config.text_encoder and load_text_encoder(config.text_encoder)
     if config.init is None:
         torch.manual_seed(config.seed)
         unet = new_unet(config.channels, config.text_width, size)
-        return Teacher(unet, trained or new_text_encoder(tokenizer, config.text_width, config.text_layers)).train()
+        return TeacherNetworks(
+            unet, trained or new_text_encoder(tokenizer, config.text_width, config.text_layers)
+        ).train()
     model = load_model(str(config.init))
     if model.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise FewstepError(
             f"{config.init} was trained with another tokenizer than {config.tokenizer}",
             f"use its own: --tokenizer {config.init / 'tokenizer'}",
         )
-    return Teacher(model.unet, trained or model.text_encoder).requires_grad_().train()
+    return TeacherNetworks(model.unet, trained or model.text_encoder).requires_grad_().train()
 
 
-def teacher_loss(module: nn.Module, batch: Batch, config: TeacherConfig) -> Tensor:
-    """The denoising loss of a batch, every noise level weighted as config.weighting says."""
+def teacher_loss(module: nn.Module, batch: TeacherBatch, config: TeacherConfig) -> Tensor:
+    """The denoising loss of a batch, with noise levels weighted by config.weighting."""
     prediction, level = prediction_named(config.prediction), batch.level
     output = module(level.alpha * batch.x_0 + level.sigma * batch.eps, level.t, batch.tokens)
     if config.weighting == "plain":
@@ -286,13 +288,13 @@ def min_snr_weight(prediction: Prediction, level: NoiseLevel, gamma: float = 5.0
 
 
 class Exporter:
-    """Writes the averaged weights as a Stable Diffusion folder, and the sheet of what they draw."""
+    """Writes the averaged weights as a Stable Diffusion folder, and a sheet of their pictures."""
 
     def __init__(
         self, trainable: Trainable, vae: AutoencoderKL, tokenizer: CLIPTokenizer, config: TeacherConfig
     ) -> None:
         self.average = trainable.averages["export"]
-        self.teacher = cast(Teacher, copy.deepcopy(trainable.module).eval().requires_grad_(False))
+        self.teacher = cast(TeacherNetworks, copy.deepcopy(trainable.module).eval().requires_grad_(False))
         self.vae, self.tokenizer, self.config = vae, tokenizer, config
         self.scheduler = DDIMScheduler(**SCHEDULER, prediction_type=config.prediction)
 
@@ -303,7 +305,7 @@ class Exporter:
         save_samples(self.model(device), self.config.out / f"samples-{step:06d}.png")
 
     def save(self, folder: Path, step: int) -> None:
-        """Write the folder in half precision, whole or not at all, with how it was made and wants to be sampled."""
+        """Write the folder in half precision, whole or not at all, with its recipe."""
         half = [copy.deepcopy(part).half() for part in (self.vae, self.teacher.text_encoder, self.teacher.unet)]
         pipeline = StableDiffusionPipeline(
             vae=half[0],
@@ -324,7 +326,7 @@ class Exporter:
             write_json(temporary / RECIPE_FILE, self.recipe(step).model_dump(mode="json"))
 
     def recipe(self, step: int) -> Recipe:
-        """How the model wants to be sampled, and what it has seen since it was untrained."""
+        """The model's recipe: how to sample it, and the number of drawings it was trained on."""
         a_step = self.config.batch_size * self.config.accumulate * PartialState().num_processes
         return Recipe(
             method="denoising",
@@ -335,7 +337,7 @@ class Exporter:
         )
 
     def model(self, device: torch.device) -> Model:
-        """The averaged networks, ready to sample with, in float32 on `device`."""
+        """The averaged networks as a model, in float32 on `device`."""
         return Model(
             path=self.config.out / "model",
             unet=self.teacher.unet.to(device),
@@ -348,14 +350,14 @@ class Exporter:
 
 
 def seen_before(init: Path | None) -> int:
-    """Drawings, repeats counted, that the model a run starts from was trained on."""
+    """The number of drawings, with repeats, on which the run's first model was trained."""
     if init is None or not (init / RECIPE_FILE).exists():
         return 0
     return int(read_json(init / RECIPE_FILE, "sampling recipe")["training"].get("drawings_seen", 0))
 
 
 def load_tokenizer(folder: Path, rows: Sequence[dict[str, Any]]) -> CLIPTokenizer:
-    """The tokenizer in `folder`, made from these rows when it is not there."""
+    """The tokenizer in `folder`. It is made from these rows if it is missing."""
     if not folder.exists():
         make_tokenizer(rows, folder)
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
