@@ -28,8 +28,9 @@ from studies.results.verdicts import (
 README = DOCS.parent / "README.md"
 TABLE = re.compile(r"(<!-- the table: python -m studies.results.page -->\n).*?(<!-- its end -->)", re.S)
 PICTURE = "![DDIM in 32 steps, with the LCM-LoRA in 4, without it in 4](docs/pictures/results-readme.jpg)"
-WORDS = """FID and LPIPS are those of surveys; KID-T is the distance to the model's own pictures in 100 steps. See
-[results](docs/results.md), and `fewstep compare --preset evidence` for the same of a model of your own."""
+WORDS = """LPIPS is the distance to the model's own picture from the same noise in 100 steps, KID-T that to its own
+pictures from other noise, KID that to real drawings. See [results](docs/results.md), and
+`fewstep compare --preset evidence` for the same of a model of your own."""
 SHEET = """![typed prompts](pictures/results-typed.jpg)
 
 Above: prompts as people type them, by DDIM in 32 steps, with the LCM-LoRA in 4, by the same sampler in 4 without it."""
@@ -102,7 +103,7 @@ AGREEMENT: Column = ("agreement %", lambda row: cell(row["agreement"], ".1f", 10
 KID: Column = ("KID x 1000 [95 %]", lambda row: figure(row, "kid").text(".1f", 1000))
 DIVERSITY: Column = ("diversity", lambda row: cell(row["diversity"], ".3f"))
 
-HEADLINE = (SAMPLER, STEPS, TIME, FID, LPIPS, KID_T, AGREEMENT)
+HEADLINE = (SAMPLER, STEPS, TIME, FID, LPIPS, KID_T, AGREEMENT, KID)
 SURVEY = (*HEADLINE, FID_T, PATCH, SPLIT)
 COST = (SAMPLER, STEPS, GUIDANCE, NFE, KID_T, MIND, SHARPNESS, AGREEMENT, KID, LPIPS, DIVERSITY)
 TYPED = (SAMPLER, STEPS, GUIDANCE, NFE, KID_T, MIND, SHARPNESS)
