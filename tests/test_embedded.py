@@ -70,7 +70,7 @@ def test_pictures_in_the_precision_that_auto_takes_are_those_of_fp32(monkeypatch
             drawn[opened.engine.dtype] = torch.stack([picture.pixels for picture in opened.draw(prompts, count=2)])
     assert drawn.keys() == {"bf16", "fp32"}
     assert psnr(drawn["fp32"], drawn["bf16"]).median() >= BF16_PSNR
-    assert psnr(drawn["fp32"], drawn["fp32"].roll(1, 0)).max() < BF16_PSNR / 2  # what other pictures have
+    assert psnr(drawn["fp32"], drawn["fp32"].roll(1, 0)).median() < BF16_PSNR / 2  # what other pictures have
 
 
 def test_styles_add_to_the_acceleration(fewstep, tmp_path):

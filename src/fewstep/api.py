@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
 from fewstep.commands import merge as merging
 from fewstep.configs import CompareConfig, Config, DistillConfig, FinetuneConfig, MergeConfig, build
@@ -42,6 +42,7 @@ def from_fields(
                 raise TypeError(f"{run.__name__} takes a config or its fields, not both")
             return run(build(kind, **fields) if config is None else config)  # type: ignore[arg-type]
 
+        cast(type[Config], kind).model_rebuild()  # until then it has no signature of its own
         call.__signature__ = signature(kind)  # type: ignore[attr-defined]
         return call
 

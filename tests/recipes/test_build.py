@@ -46,7 +46,7 @@ def test_a_failing_stage_stops_the_others(monkeypatch):
 
 def test_unknown_stages_are_named():
     with pytest.raises(
-        UsageError, match="unknown stage tea\n\nhint: there are dataset, autoencoder, decoder, text, teacher"
+        UsageError, match="unknown stage tea\n\nhint: known stages: dataset, autoencoder, decoder, text, teacher"
     ):
         build.run(build.BuildConfig(only="tea"))
 

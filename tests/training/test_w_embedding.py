@@ -324,7 +324,7 @@ def test_a_lora_cannot_learn_a_new_input(
     assert done.hint == "add --guidance-scale-max, or leave both out for 3 to 15"
     done = fewstep("distill", *TINY, "--full", "--w-embedding", "--method", "lcf", **common)
     assert (done.error, done.hint) == (
-        "--w-embedding: without effect on --method lcf",
+        "--w-embedding: no effect with --method lcf",
         "leave it out, or use --method lcd",
     )
     assert not (tmp_path / "out").exists()
