@@ -115,9 +115,11 @@ def write_sum(weight: Tensor, W0: Tensor, terms: Sequence[tuple[float, LowRank]]
     device, looked_at = weight.device, some_rows(weight)
     factors = [(w, LowRank(*(x.flatten(1).to(device, torch.float32) for x in update))) for w, update in terms]
     rows = len(weight) if device.type != "cpu" else max(1, BLOCK // weight[0].numel())
+    sums = torch.empty_like(W0[:rows].flatten(1), dtype=torch.float32, device=device)
     for first in range(0, len(weight) if terms else 0, rows):
         part = slice(first, first + rows)
-        total = W0[part].to(device, torch.float32, copy=True).flatten(1)
+        total = sums[: len(weight[part])]
+        total.copy_(W0[part].flatten(1))
         for w, (A, B) in factors:
             total.addmm_(B[part], A, alpha=w)
         weight[part] = total.view(weight[part].shape)
