@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.assets import FOLDER, MODEL, shipped_kit
+from fewstep.assets import MODEL, shipped_kit
 from fewstep.configs import Device, Draw, Precision, build
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.evaluate.key import source_sha256
 from fewstep.evaluate.measure import labelled_pictures
-from fewstep.evaluate.prompts import Prompt, bare_prompts, read_prompts, shipped_prompts
+from fewstep.evaluate.prompts import Prompt, prompts_for, shipped_prompts
 from fewstep.evaluate.protocol import surroundings
 from fewstep.evaluate.row_pictures import RowPictures, batch_facts, batch_file, draw, keep
 from fewstep.io import sha256_bytes
@@ -31,7 +31,6 @@ from fewstep.metrics.reference import Reference, agreement_with, load_reference
 from fewstep.models.load import pick_device
 from fewstep.models.model import parts_sha256
 from fewstep.session import Session
-from recipes.emoji.sheet import OWN_WORDS
 
 
 class Given(NamedTuple):
@@ -155,19 +154,13 @@ def take(prompts: Sequence[Prompt], count: int) -> tuple[Prompt, ...]:
 
 
 def names() -> tuple[Prompt, ...]:
-    """Bare names of things: the list that ships, else those of the drawings that ship."""
-    return listed_prompts("names.jsonl") or bare_prompts()
+    """Bare names of things, which ship."""
+    return prompts_for(Path("names"), None).prompts
 
 
 def typed() -> tuple[Prompt, ...]:
-    """Prompts in a person's words: the list that ships, else the few that the recipe looks at."""
-    return listed_prompts("typed.txt") or tuple(map(Prompt, OWN_WORDS))
-
-
-def listed_prompts(name: str) -> tuple[Prompt, ...]:
-    """Those of a list that ships; none where it does not."""
-    file = FOLDER / "prompts" / name
-    return read_prompts(file) if file.is_file() else ()
+    """Prompts in a person's words, which ship."""
+    return prompts_for(Path("typed"), None).prompts
 
 
 def base_styles() -> list[str]:

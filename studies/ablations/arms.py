@@ -16,7 +16,7 @@ BASE: dict[str, Any] = {
     "ema": 0.98,
 }
 ONLINE: dict[str, Any] = {"target": "student"}
-DRAWN: dict[str, Any] = {"guidance_scale": 2.0, "guidance_scale_max": 6.0}  # around the base's own
+RANGE: dict[str, Any] = {"guidance_scale": 2.0, "guidance_scale_max": 6.0}  # around the base's own
 PUBLISHED: dict[str, Any] = {"guidance_scale": 6.0, "guidance_scale_max": 16.0}  # the published script's w of 5 to 15
 
 
@@ -38,9 +38,9 @@ def arms(steps: int) -> tuple[Arm, ...]:
     """The base first. steps: of its training."""
     return (
         Arm("base", {}),
-        Arm("guidance drawn, 2 to 6", DRAWN),
+        Arm("guidance drawn, 2 to 6", RANGE),
         Arm("online target", ONLINE),
-        Arm("online target, guidance drawn, 2 to 6", ONLINE | DRAWN),
+        Arm("online target, guidance drawn, 2 to 6", ONLINE | RANGE),
         Arm("online target, guidance drawn, 6 to 16", ONLINE | PUBLISHED),
         Arm("Psi DPM-Solver++(2S)", {"psi": "dpm-solver++"}),
         Arm("k = 50", {"k": 50}),

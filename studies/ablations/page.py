@@ -34,10 +34,10 @@ def change_text(name: str, change: Figures) -> str:
     """A change with its margin, in bold print if seeds alone hardly do as much."""
     scale, digits = MEASURES[name].scale, MEASURES[name].digits
     text = f"{scale * change['value']:+z.{digits}f} ± {scale * change['margin']:.{digits}f}"
-    return f"**{text}**" if is_told(change) else text
+    return f"**{text}**" if is_certain(change) else text
 
 
-def is_told(change: Figures) -> bool:
+def is_certain(change: Figures) -> bool:
     """Whether the interval leaves out 0."""
     return bool(abs(change["value"]) > change["margin"])
 
@@ -78,7 +78,7 @@ def learnt(document: Figures) -> list[str]:
         f" {spread['agreement']} points."
     ]
     lines += [by_measure(name, others) for name in JUDGES]
-    alike = [arm["name"] for arm in others if not any(is_told(arm["change"][name]) for name in MEASURES)]
+    alike = [arm["name"] for arm in others if not any(is_certain(arm["change"][name]) for name in MEASURES)]
     if alike:
         lines.append(f"By no measure can {listed(alike)} be told from the base.")
     return [*lines, *published(others)]
@@ -94,7 +94,7 @@ def by_measure(name: str, others: Sequence[Figures]) -> str:
     """Which arms are better than the base and which are worse, in a sentence."""
     title = MEASURES[name].title.split(" ")[0]
     signs = {arm["name"]: MEASURES[name].better * arm["change"][name]["value"] for arm in others
-             if is_told(arm["change"][name])}  # fmt: skip
+             if is_certain(arm["change"][name])}  # fmt: skip
     better, worse = ([arm for arm, sign in signs.items() if sign * way > 0] for way in (1, -1))
     if not signs:
         return f"By {title}, no arm differs from the base by more than seeds do."

@@ -15,12 +15,12 @@ from studies.ablations.runs import Planned, drawings, runs_of, train
 
 def run(config: AblationsConfig) -> None:
     """Train what is not trained, draw, measure, write the page."""
-    wanted = chosen(config)
+    chosen_arms = chosen(config)
     data = config.data or drawings()
     model, samples = load_model(config.model, device=pick_device(config.device)), list_samples(data).samples
     of = f"{parts_sha256(model.path)} {sha256_file(data) if data.is_file() else data}"
     encode(samples, model, model.size)  # once, before several runs would all do it
-    plan = [Planned(arm, runs_of(arm, config, data, of)) for arm in wanted]
+    plan = [Planned(arm, runs_of(arm, config, data, of)) for arm in chosen_arms]
     del model
     train([run for seed in range(config.seeds) for _, runs in plan for run in runs[seed : seed + 1]], config.processes)
     whole = [planned for planned in plan if planned.finished]

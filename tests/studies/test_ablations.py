@@ -191,7 +191,7 @@ def test_what_sways_all_arms_of_a_seed_alike_is_no_error() -> None:
     base = [0.1, 0.5, 0.9]
     found = ablations.measures.change([value + 0.25 for value in base], base)
     assert found.margin == pytest.approx(0, abs=1e-12)
-    assert ablations.page.is_told(found._asdict())
+    assert ablations.page.is_certain(found._asdict())
 
 
 # --- what the page says -------------------------------------------------------------------------------------
