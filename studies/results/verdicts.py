@@ -131,18 +131,20 @@ def of_teacher(rows: Rows) -> list[str]:
         other = best_plain(rows, nfe)
         difference = beyond(four, other)
         claim = f"LCM-LoRA in 4 steps is nearer to the teacher than all rows of {nfe} NFE without it"
-        found = f"KID-T x 1000 is {difference.text(scale=1000)} above that of the nearest, {way_of(other)}"
+        found = f"KID-T x 1000 less that of the nearest, {way_of(other)}, is {difference.text(scale=1000)}"
         lines.append(line(at_most(difference, 0), claim, found))
     other = best_plain(rows, 4)
     quarter = beyond(four, other, AIM).text(scale=1000)
     lines.append(
         line(at_most(beyond(four, other, AIM), 0), f"its KID-T is at most a quarter of that of {way_of(other)}",
-             f"KID-T x 1000 is {quarter} above a quarter")
+             f"KID-T x 1000 less a quarter of that is {quarter}")
     )  # fmt: skip
     sixteen = next(row for row in rows if row["nfe"] == 16)
     difference = beyond(four, sixteen)
     claim = f"LCM-LoRA in 4 steps is at least as near to the teacher as {way_of(sixteen)}, of 16 NFE"
-    lines.append(line(at_most(difference, 0), claim, f"KID-T x 1000 is {difference.text(scale=1000)} above that"))
+    lines.append(
+        line(at_most(difference, 0), claim, f"KID-T x 1000 less that of the other is {difference.text(scale=1000)}")
+    )
     return lines
 
 
@@ -153,6 +155,6 @@ def of_plugin(name: str, rows: Rows) -> list[str]:
     claims = [f"{name} with lcm in 4 steps is as near to its drawings as alone in {alone['steps']}, or nearer",
               f"{name} with lcm in 4 steps is nearer to its drawings than with lcm at 0"]  # fmt: skip
     return [
-        line(at_most(difference, 0), claim, f"KID x 1000 is {difference.text(scale=1000)} above that")
+        line(at_most(difference, 0), claim, f"KID x 1000 less that of the other is {difference.text(scale=1000)}")
         for difference, claim in zip(differences, claims, strict=True)
     ]

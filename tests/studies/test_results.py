@@ -345,7 +345,7 @@ def verdicts_of(lines: list[str]) -> list[str]:
 def test_the_bars_on_names() -> None:
     lines = results.verdicts.of_names(all_rows())
     assert verdicts_of(lines) == [MET, MET, OPEN, MET, MET, MET]  # a quarter, as it happens, and as near as 16 NFE
-    found = "KID-T x 1000 is -7.50 [-7.50, -7.50] above that of the nearest, DDIM in 2 steps at guidance 4."
+    found = "KID-T x 1000 less that of the nearest, DDIM in 2 steps at guidance 4, is -7.50 [-7.50, -7.50]."
     assert lines[0].endswith(f"nearer to the teacher than all rows of 4 NFE without it: {found}")
     far = {"kid_t": 0.02, "kid_t_without": [0.02 + i / 1e4 for i in range(16)]}
     assert verdicts_of(results.verdicts.of_names(all_rows(**far)))[:4] == [FAILED] * 4
