@@ -17,9 +17,10 @@ from pydantic import Field
 from fewstep.assets import MODEL, STYLES, shipped_model
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Draw, FinetuneConfig, Modules, Precision, Solver, build
+from fewstep.data.prompts import OF, Prompt, shipped_prompts
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.candidates import LoraWeight
-from fewstep.evaluate.prompts import OF, Prompt, shipped_prompts, styled_prompts
+from fewstep.evaluate.prompts import styled_prompts
 from fewstep.evaluate.report import text_table
 from fewstep.io import cache_dir, read_json, sha256_bytes, write_bytes, write_json
 from fewstep.metrics.estimate import Estimate

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from fewstep.assets import MODEL, shipped_kit
 from fewstep.configs import Device, Draw, Precision, build
+from fewstep.data.prompts import Prompt, shipped_prompts
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.evaluate.key import source_sha256
 from fewstep.evaluate.measure import labelled_pictures
-from fewstep.evaluate.prompts import Prompt, prompts_for, shipped_prompts
+from fewstep.evaluate.prompts import prompts_for
 from fewstep.evaluate.protocol import surroundings
 from fewstep.evaluate.row_pictures import RowPictures, batch_facts, batch_file, draw, keep
 from fewstep.io import sha256_bytes

@@ -112,3 +112,10 @@ def counted(items: Iterable[T], work: str, unit: str, total: int, count: Callabl
         yield item
         done += count(item)
         tell(Progress(work, done, total, unit))
+
+
+def in_minutes(seconds: float) -> str:
+    """A time for people: 40 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

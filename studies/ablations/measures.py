@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep import __version__
-from fewstep.evaluate.prompts import Prompt
+from fewstep.data.prompts import Prompt
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.io import read_json, write_bytes
 from fewstep.metrics.estimate import CONFIDENCE, student_t

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.configs import DistillConfig, build, option_name
+from fewstep.data.prompts import OF
 from fewstep.errors import FewstepError
-from fewstep.evaluate.prompts import OF
 from fewstep.io import cache_dir, sha256_bytes, write_bytes, write_json
 from studies.ablations.arms import BASE, Arm
 from studies.ablations.config import AblationsConfig

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep import __version__
 from fewstep.assets import ACCELERATION, MODEL, shipped_lora
-from fewstep.evaluate.prompts import Prompt
+from fewstep.data.prompts import Prompt
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.lora.files import open_lora
 from fewstep.metrics.estimate import Estimate, estimate

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.assets import STYLES, shipped_kit
+from fewstep.data.prompts import Prompt, shipped_prompts
 from fewstep.evaluate.measure import labelled_pictures
-from fewstep.evaluate.prompts import Prompt, shipped_prompts, things
+from fewstep.evaluate.prompts import things
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.images import read_image, to_image

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
+from fewstep.data.prompts import Prompt
 from fewstep.diffusion.sampler import ImageNoise
-from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.metrics.estimate import Estimate

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep.data.prompts import Prompt
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.diffusion.sampler import ImageNoise
-from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.metrics.estimate import Estimate, estimate

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fewstep.configs import CompareConfig, build
+from fewstep.data.prompts import Prompt
 from fewstep.errors import FewstepError
 from fewstep.evaluate import compare, measure, row_pictures, setup
-from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.protocol import prompts_sha256
 from fewstep.evaluate.rows import RowSpec, parse_row
 from fewstep.evaluate.table import cells, shared, short

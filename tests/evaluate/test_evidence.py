@@ -7,8 +7,9 @@ import pytest
 from fewstep.configs import CompareConfig, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate import setup
-from fewstep.evaluate.evidence import Pace, expanded, in_minutes, nfe_of, rows_of, sampler_options
+from fewstep.evaluate.evidence import Pace, expanded, nfe_of, rows_of, sampler_options
 from fewstep.evaluate.rows import RowSpec, draw_of, parse_row
+from fewstep.events import in_minutes
 from fewstep.lora.recipe import Recipe
 from fewstep.session import Session
 from tests.evaluate.test_compare import Distance, lora_file

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from fewstep.assets import shipped_kit
+from fewstep.data import prompts as module
+from fewstep.data.prompts import Prompt, read_prompts
 from fewstep.errors import FewstepError
-from fewstep.evaluate import prompts as module
-from fewstep.evaluate.prompts import Prompt, numbers_of, prompts_for, read_prompts
+from fewstep.evaluate.prompts import numbers_of, prompts_for
 from fewstep.metrics.reference import load_reference
 from recipes.emoji.captions import spoken
 from tests.tiny import tiny_images
@@ -125,7 +126,8 @@ def test_a_file_comes_before_a_list_of_its_name(tmp_path, monkeypatch):
     Path("typed").write_text("a cat\n")
     assert prompts_for(Path("typed"), None) == ((Prompt("a cat"),), "typed")
     with pytest.raises(
-        FewstepError, match=r"cannot read the prompts in nameless .*\n\nhint: .* a list that ships: names or typed"
+        FewstepError,
+        match=r"cannot read the prompts in nameless .*\n\nhint: .* a list that ships: names, typed or general",
     ):
         prompts_for(Path("nameless"), None)
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from fewstep.assets import ACCELERATION
 from fewstep.configs import CompareConfig, build
+from fewstep.data.prompts import read_prompts
 from fewstep.errors import FewstepError, UsageError
 from fewstep.evaluate.evidence import nfe_of
-from fewstep.evaluate.prompts import read_prompts
 from fewstep.evaluate.rows import parse_row
 from fewstep.sheets import small_jpeg
 from studies import results

@@ -18,7 +18,8 @@ ACCELERATION = "lcm"  # its LCM-LoRA
 STYLES = ("high-contrast", "noto-mono")  # style LoRAs that never met it
 VOCABULARY = "clip"  # the merges of CLIP's tokenizer, which single-file checkpoints do without
 KIT = "kit"  # reference features and a few hundred real drawings
-PROMPTS = "prompts"  # lists to compare ways of sampling with
+PROMPTS = "prompts"  # lists to compare ways of sampling with, and to train without images
+NAMES, GENERAL = "names", "general"  # two of them: of the things that emoji draws, and of everyday pictures
 LICENCE = "Apache-2.0"  # of the weights; NOTICE has that of the drawings they were trained on
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from fewstep.commands.redraw import redrawn, tell_changed_loras
 from fewstep.configs import Draw, SampleConfig, build
+from fewstep.data.prompts import read_prompts
 from fewstep.errors import UsageError, option
-from fewstep.evaluate.prompts import read_prompts
 from fewstep.images import read_bytes, save_image, words_of
 from fewstep.session import Picture, PictureRecipe, Session
 from fewstep.sheets import Cell, contact_columns, contact_sheet, small

@@ -92,8 +92,8 @@ class CompareConfig(Config):
     lcm:4+lcm:1+high-contrast:0.8; options are eta, gamma, grid and k; @best is the guidance of --guidance-grid with
     the smallest KID to --reference."""
     prompt_file: Path | None = None
-    """One a line, or .jsonl with text, style and concept; or a list that ships: names (of things) or typed (as people
-    type); by default the captions of --reference, or of the drawings that ship."""
+    """One a line, or .jsonl with text, style and concept; or a list that ships: names (of things), typed (as people
+    type) or general; by default the captions of --reference, or of the drawings that ship."""
     images: Annotated[int, Field(ge=1, le=1_000_000)] = 64
     """Per row and seed set; FID needs 2049."""
     teacher_images: Annotated[int, Field(ge=0, le=1_000_000)] = 0

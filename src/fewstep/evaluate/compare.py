@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from fewstep.configs import CompareConfig
+from fewstep.data.prompts import Prompt
 from fewstep.errors import UsageError, option
 from fewstep.evaluate import best_guidance, first_row
 from fewstep.evaluate.evidence import expanded
 from fewstep.evaluate.measure import Measures, measure
 from fewstep.evaluate.plots import check_matplotlib, measured, plot
-from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.protocol import in_words, protocol_of
 from fewstep.evaluate.report import figure, heading, page, paragraph, table, text_table
 from fewstep.evaluate.rows import RowSpec, draw_of, parse_row

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from fewstep.configs import CompareConfig
 from fewstep.errors import UsageError, option
 from fewstep.evaluate.rows import RowSpec
+from fewstep.events import in_minutes
 from fewstep.lora.files import open_lora
 from fewstep.lora.recipe import Recipe
 from fewstep.models.references import parse_reference
@@ -119,10 +120,3 @@ def in_words(seconds: float, rows: int, config: CompareConfig) -> str:
         f"this takes about {in_minutes(seconds)} on this machine, less what was drawn before: {rows} rows of"
         f" {config.images} pictures, and {config.teacher_images} of the teacher's; {option('images')} changes it"
     )
-
-
-def in_minutes(seconds: float) -> str:
-    """A time for people: 40 seconds, 12 minutes, 3.5 hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fewstep.assets import shipped_kit
+from fewstep.data.prompts import Prompt
 from fewstep.errors import FewstepError, Line, option
-from fewstep.evaluate.prompts import Prompt, numbers_of, reference_images
+from fewstep.evaluate.prompts import numbers_of, reference_images
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.evaluate.teacher import TeacherMeasures, TeacherSide, to_teacher
 from fewstep.events import doing

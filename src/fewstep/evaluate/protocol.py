@@ -10,9 +10,9 @@ import torch
 
 from fewstep import __version__
 from fewstep.configs import CompareConfig
+from fewstep.data.prompts import Prompt
 from fewstep.evaluate import best_guidance, first_row
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, ceiling_of
-from fewstep.evaluate.prompts import Prompt
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.evaluate.teacher import OTHER_NOISE, TeacherSide
 from fewstep.io import sha256_bytes

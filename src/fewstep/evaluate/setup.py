@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fewstep.configs import CompareConfig
+from fewstep.data.prompts import Prompt
 from fewstep.evaluate import best_guidance
 from fewstep.evaluate.best_guidance import TriedGuidance
 from fewstep.evaluate.evidence import Pace, in_words
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, load_tools
-from fewstep.evaluate.prompts import Prompt, prompts_for
+from fewstep.evaluate.prompts import prompts_for
 from fewstep.evaluate.protocol import surroundings
 from fewstep.evaluate.row_pictures import WHOLE, Portion, RowPictures, draw, draw_batch, time_of
 from fewstep.evaluate.rows import RowSpec, draw_of, loras_of, naming

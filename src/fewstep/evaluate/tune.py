@@ -12,6 +12,7 @@ from torch import Tensor
 from fewstep import __version__
 from fewstep.assets import STYLES, shipped_kit
 from fewstep.configs import Draw, TuneConfig, build
+from fewstep.data.prompts import Prompt, Prompts
 from fewstep.errors import FewstepError, Line, UsageError, option
 from fewstep.evaluate.candidates import (
     BLOCKS,
@@ -28,7 +29,7 @@ from fewstep.evaluate.candidates import (
     within_error,
 )
 from fewstep.evaluate.measure import drawings_for, labelled_pictures
-from fewstep.evaluate.prompts import Prompt, Prompts, prompts_for, reference_images, styled_prompts
+from fewstep.evaluate.prompts import prompts_for, reference_images, styled_prompts
 from fewstep.evaluate.protocol import prompts_sha256, surroundings
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures, draw
