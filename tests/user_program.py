@@ -38,7 +38,8 @@ def made(data: Path, out: Path) -> Path:
     table = fewstep.compare(rows=("ddim:32", "lcm:4+lcm:1"), images=8, out=out)
     print(table.rows[0]["spec"], table.out / "report.html")
     fewstep.distill(model="emoji", data=data, out=out, stpes=100)  # type: ignore[call-overload]
-    fewstep.distill(model="emoji", out=out)  # type: ignore[call-overload]
+    lora = fewstep.distill(model="emoji", synthetic=True, images=100, out=out)
+    fewstep.distill(model="emoji", data=data)  # type: ignore[call-overload]
     SampleConfig(prompts=("a",), colour="red")  # type: ignore[call-arg]
     return both
 

@@ -20,6 +20,7 @@ from fewstep.cli import main_of
 from fewstep.configs import DistillConfig
 from fewstep.data.cache import Encoded
 from fewstep.diffusion.guidance import Conditioning
+from fewstep.errors import UsageError, option
 from fewstep.io import cache_dir
 from fewstep.models.load import load_model, pick_device
 from fewstep.training.adapt import LatentData
@@ -66,6 +67,8 @@ def caption_at(place: int, row: dict[str, Any], colour: str | None) -> str:
 
 def run(config: DistillConfig) -> None:
     """Distil config.model, a folder."""
+    if config.data is None:
+        raise UsageError(f"{option('data')} is missing", "name the image folder, or the packed file")
     kind = method_of(config)
     check_folder(config)
     model = load_model(config.model, device=pick_device(config.device))

@@ -13,7 +13,7 @@ from fewstep.events import note
 from fewstep.io import atomic_folder, scratch, write_bytes, write_json
 from fewstep.lora.files import hash_of
 from fewstep.lora.low_rank import combine
-from fewstep.lora.recipe import Recipe
+from fewstep.lora.recipe import Recipe, origin_in_words
 from fewstep.models.fold import fold_on_disk
 from fewstep.models.load import RECIPE_FILE, load_model
 from fewstep.models.model import parts_sha256
@@ -133,7 +133,7 @@ Each weight is W0 + the weighted sum of the LoRAs' updates, added in float32 and
 | weight | file | modules | sha256 | licence |
 | ---: | --- | ---: | --- | --- |
 | | {model} | | {base} | see [{BASE_CARD}]({BASE_CARD}) if it exists, or ask its publisher |
-{"".join(line(term) for term in fitted.terms)}"""
+{"".join(line(term) for term in fitted.terms)}{"".join(map(origin, fitted.terms))}"""
 
 
 def guided(plan: Plan) -> str:
@@ -150,6 +150,12 @@ def line(term: Term) -> str:
     weights = ", ".join([f"{term.reference.weight:g}", *(f"{b}={w:g}" for b, w in term.reference.blocks.items())])
     name, modules = term.reference.path.name, len(term.adapter.modules)
     return f"| {weights} | {name} | {modules} | {hash_of(term.reference.file)} | {licence_of(term)} |\n"
+
+
+def origin(term: Term) -> str:
+    """What a LoRA learnt from, if it learnt from its teacher's pictures, as a paragraph of the card; "" otherwise."""
+    words = origin_in_words(term.recipe) if term.recipe else ""
+    return words and f"\n{term.reference.path.name} learnt from {words}.\n"
 
 
 def licence_of(term: Term) -> str:

@@ -17,7 +17,7 @@ from fewstep.lora.blocks import blocks_of
 from fewstep.lora.files import Base, hash_of, open_lora
 from fewstep.lora.fitting import origin_of
 from fewstep.lora.low_rank import Adapter, misfits, square_of
-from fewstep.lora.recipe import KEY, VERSION, Recipe
+from fewstep.lora.recipe import KEY, VERSION, Recipe, origin_in_words
 from fewstep.models.references import parse_reference
 from fewstep.models.weights import base_name, weights_of
 from fewstep.session.recipe import read_recipe
@@ -159,7 +159,8 @@ def sampling(recipe: Recipe | None) -> dict[str, Any]:
     base = base_name(recipe)
     if base and base != MODEL and recipe.base_sha256:
         base += f" (its UNet's SHA-256 begins with {recipe.base_sha256[:12]})"
-    return sampling | ({"base_model": base} if base else {})
+    learnt_from = origin_in_words(recipe)
+    return sampling | ({"base_model": base} if base else {}) | ({"learnt_from": learnt_from} if learnt_from else {})
 
 
 def as_text(facts: Mapping[str, Any]) -> str:

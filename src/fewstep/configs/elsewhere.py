@@ -79,6 +79,7 @@ NOTES: dict[str, str] = {  # how a value is carried over, by the name elsewhere
 }
 
 NOT_HERE: dict[str, str] = {  # what needs no option, or is not done, by the name elsewhere
+    "synthetic": "only distill can do without images; finetune teaches what real images show: name them with --data",
     "lora_alpha": "leave it out: alpha is always the rank, so that the LoRA counts whole",
     "network_alpha": "leave it out: alpha is always the rank, so that the LoRA counts whole",
     "network_module": "leave it out: LoRAs of all layers that LCM-LoRA adapts are trained, or those of --modules",

@@ -1,18 +1,19 @@
 """The configs of the commands that train: distill, finetune."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fewstep.configs.base import Config, Device, MethodName, ModelName, Modules, Precision
+from fewstep.errors import UsageError, option
 
 
 class ModelAndData(Config):
     """The model and the images a run starts from (listed first in help)."""
 
     model: ModelName
-    data: Path
+    data: Path | None = None
     """Images with captions: a folder of name.png + name.txt, or a .jsonl or .csv table with file_name and text."""
     size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Pixels of the square training images; by default the model's own size."""
@@ -35,7 +36,9 @@ class TrainingConfig(Config):
         }
     )
 
-    places: ClassVar[frozenset[str]] = frozenset({"model", "data", "init_lora"})  # fields that may name a path
+    places: ClassVar[frozenset[str]] = frozenset(
+        {"model", "data", "init_lora", "prompt_file"}
+    )  # fields that may name a path
 
     out: Path
     """The run's folder: config.json, metrics.jsonl, checkpoints/, and the result at its top."""
@@ -103,8 +106,28 @@ class DistillConfig(AdapterConfig):
         "huber_c": ("loss", "huber"),
         "target_decay": ("target", "ema"),
         "w_embedding": ("full", True),
+        "prompt_file": ("synthetic", True),
+        "images": ("synthetic", True),
+        "synthetic_steps": ("synthetic", True),
+        "synthetic_guidance_scale": ("synthetic", True),
     }
+    excludes = {**AdapterConfig.excludes, "synthetic": "data"}  # noqa: RUF012
+    first: ClassVar[tuple[str, ...]] = ("model", "data", "synthetic", "prompt_file", "images")
 
+    synthetic: bool = False
+    """Train without images, on pictures that the model draws itself. They are drawn once, before training, at
+    --precision from noise of --seed, and are kept in the cache."""
+    prompt_file: Path | None = None
+    """Only with --synthetic: what to draw, one caption a line, or .jsonl with text; or a list that ships: general,
+    names (of things) or typed (as people type). By default the captions that ship for emoji if that is the model, else
+    general."""
+    images: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Only with --synthetic: how many pictures to draw, of the captions in turn. By default one of each caption, but at
+    least 1,000."""
+    synthetic_steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Only with --synthetic: steps of dpm-solver++ for each of these pictures."""
+    synthetic_guidance_scale: Annotated[float, Field(ge=1, le=50)] | None = None
+    """Only with --synthetic: guidance of these pictures, 1 = off. By default what the model recommends, else 7.5."""
     method: MethodName = "lcd"
     psi: str = "ddim"
     """The ODE solver that steps the teacher: ddim, dpm-solver, dpm-solver-3, dpm-solver++ (its 2S) or heun."""
@@ -142,9 +165,20 @@ class DistillConfig(AdapterConfig):
     """What the result asks to be sampled with; auto is tcd after --method tcd, else lcm. What tcd trained may be
     sampled with either."""
 
+    @model_validator(mode="after")
+    def _some_data(self) -> Self:
+        if self.data is None and not self.synthetic:
+            raise UsageError(
+                f"nothing to train on: {option('data')} is missing",
+                f"give {option('data')} a folder of images with captions, or add {option('synthetic')} to train on"
+                " pictures that the model draws itself",
+            )
+        return self
+
 
 class FinetuneConfig(AdapterConfig):
     """Teach a model a style or subject from images: a style LoRA, or with --full a fine-tuned model."""
 
+    data: Path
     drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of captions replaced by the empty one, so that guidance keeps working."""

@@ -1,8 +1,8 @@
-"""The latents and text embeddings of a source. They are encoded once and kept in files, by content and model."""
+"""The latents and text embeddings of training data. They are made once and kept in files, by content and model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,7 @@ from fewstep.io import atomic_path, cache_dir, sha256_bytes
 from fewstep.models.inpainting import mask_and_latents, training_mask
 from fewstep.models.model import Model, encoder_sha256
 
+T = TypeVar("T")
 CHUNK = 256  # samples in a cache file; an interrupted run loses at most these
 BATCH = 8  # samples encoded at once
 # The names of tensors in a cache file:
@@ -26,11 +27,12 @@ INPAINTING = "beside"  # the input that only inpainting networks have: a mask, a
 
 
 class Encoded:
-    """The latents and text embeddings of a source, read from its cache files when they are asked for."""
+    """The latents and text embeddings of training data, read from its cache files when they are asked for."""
 
-    def __init__(self, latents: Sequence[Path], text: Sequence[Path], samples: int) -> None:
+    def __init__(self, latents: Sequence[Path], text: Sequence[Path], samples: int, chunk: int) -> None:
+        """samples: how many there are in all. chunk: how many each file has, but for the last."""
         self._latents, self._text = ([safe_open(path, "pt") for path in paths] for paths in (latents, text))
-        self._samples = samples
+        self._samples, self._chunk = samples, chunk
         self._sdxl = POOLED in set(self._text[0].keys())  # type: ignore[no-untyped-call]
         self._inpainting = INPAINTING in set(self._latents[0].keys())  # type: ignore[no-untyped-call]
 
@@ -39,24 +41,23 @@ class Encoded:
 
     def latents(self, indices: Sequence[int]) -> Tensor:
         """x_0 (B, C, H, W) float32 of these samples."""
-        return _rows(self._latents, indices)
+        return self._rows(self._latents, indices)
 
     def conditioning(self, indices: Sequence[int]) -> Conditioning:
         """The conditioning of these samples, in float32: their captions, and for SDXL their images' sizes and cuts."""
-        text = _rows(self._text, indices)
+        text = self._rows(self._text, indices)
         conditioning = Conditioning(
-            text, mask_and_latents=_rows(self._latents, indices, INPAINTING) if self._inpainting else None
+            text, mask_and_latents=self._rows(self._latents, indices, INPAINTING) if self._inpainting else None
         )
         if not self._sdxl:
             return conditioning
         return conditioning._replace(
-            pooled=_rows(self._text, indices, POOLED), sizes=_rows(self._latents, indices, SIZES)
+            pooled=self._rows(self._text, indices, POOLED), sizes=self._rows(self._latents, indices, SIZES)
         )
 
-
-def _rows(files: Sequence[Any], indices: Sequence[int], tensor: str = VALUES) -> Tensor:
-    places = (divmod(index, CHUNK) for index in indices)
-    return torch.cat([files[chunk].get_slice(tensor)[row : row + 1] for chunk, row in places]).float()
+    def _rows(self, files: Sequence[Any], indices: Sequence[int], tensor: str = VALUES) -> Tensor:
+        places = (divmod(index, self._chunk) for index in indices)
+        return torch.cat([files[chunk].get_slice(tensor)[row : row + 1] for chunk, row in places]).float()
 
 
 def encode(samples: Sequence[Sample], model: Model, size: int) -> Encoded:
@@ -67,21 +68,27 @@ def encode(samples: Sequence[Sample], model: Model, size: int) -> Encoded:
     So new captions or a new text encoder leave the latents as they are. Of several captions the first is encoded.
     Raises FewstepError naming an image that cannot be read by its key.
     """
-    chunks = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
+    chunks = chunks_of(samples, CHUNK)
     kind = "masked latents" if model.inpaints else "latents"
-    of_images, of_text = f"4 {kind} {encoder_sha256(model.vae)} {size} ", f"3 text {model.text_sha256()} "
+    of_images = f"4 {kind} {encoder_sha256(model.vae)} {size} "
     with doing("hashing the images"):
-        latents = [_path(of_images, [sha256_bytes(sample.open()) for sample in chunk]) for chunk in chunks]
-    text = [_path(of_text, [f"{sample.captions[0]}\0" for sample in chunk]) for chunk in chunks]
+        latents = [cache_file(of_images, [sha256_bytes(sample.open()) for sample in chunk]) for chunk in chunks]
+    captions = [[sample.captions[0] for sample in chunk] for chunk in chunks]
+    text = text_files(captions, model)
     cached = all(path.exists() for path in (*latents, *text))
-    for number, (chunk, of_chunk, text_of_chunk) in enumerate(zip(chunks, latents, text, strict=True)):
+    for number, (chunk, file, words, text_file) in enumerate(zip(chunks, latents, captions, text, strict=True)):
         if not cached:
             tell(Progress("encoding", number * CHUNK, len(samples), "image"))
-        _fill(of_chunk, chunk, lambda part: _encoded_images(part, model, size))
-        _fill(text_of_chunk, chunk, lambda part: _encoded_captions(part, model))
+        fill(file, chunk, lambda part: _encoded_images(part, model, size))
+        fill(text_file, words, lambda part: encoded_captions(part, model))
     if not cached:
         tell(Progress("encoding", len(samples), len(samples), "image"))
-    return Encoded(latents, text, len(samples))
+    return Encoded(latents, text, len(samples), CHUNK)
+
+
+def chunks_of(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The items in parts of `size`; the last may have fewer."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _encoded_images(samples: Sequence[Sample], model: Model, size: int) -> dict[str, Tensor]:
@@ -109,25 +116,39 @@ def _sizes(picture: PictureFile, size: int, known: tuple[int, int] | None = None
     return height, width, top, left, size, size
 
 
-def _encoded_captions(samples: Sequence[Sample], model: Model) -> dict[str, Tensor]:
+def encoded_captions(captions: Sequence[str], model: Model) -> dict[str, Tensor]:
     """The embeddings of the captions, in half precision."""
-    conditioning = model.embed([sample.captions[0] for sample in samples])
+    conditioning = model.embed(captions)
     pooled = {} if conditioning.pooled is None else {POOLED: conditioning.pooled.half()}
     return {VALUES: conditioning.text.half()} | pooled
 
 
-def _path(kind: str, parts: Sequence[str]) -> Path:
+def text_files(chunks: Sequence[Sequence[str]], model: Model) -> list[Path]:
+    """The cache file for the embeddings of each chunk of captions."""
+    of_text = f"3 text {model.text_sha256()} "
+    return [cache_file(of_text, [f"{caption}\0" for caption in chunk]) for chunk in chunks]
+
+
+def cache_file(kind: str, parts: Sequence[str]) -> Path:
+    """The cache file named after the hash of these words. kind: begins them; it has a number of its own version."""
     return cache_dir() / "encoded" / f"{sha256_bytes(kind.encode(), *(part.encode() for part in parts))}.safetensors"
 
 
-def _fill(path: Path, chunk: Sequence[Sample], encoded: Callable[[Sequence[Sample]], dict[str, Tensor]]) -> None:
-    """Write the encoded chunk to `path`, unless a readable file is there."""
+def is_filled(path: Path) -> bool:
+    """Whether a readable file of the cache is there."""
     try:
         with safe_open(path, "pt") as file:
-            if VALUES in file.keys():  # noqa: SIM118
-                return
+            return VALUES in file.keys()  # noqa: SIM118
     except (OSError, SafetensorError):
-        pass
-    parts = [encoded(chunk[start : start + BATCH]) for start in range(0, len(chunk), BATCH)]
+        return False
+
+
+def fill(
+    path: Path, chunk: Sequence[T], encoded: Callable[[Sequence[T]], dict[str, Tensor]], at_once: int = BATCH
+) -> None:
+    """Write the encoded chunk to `path`, unless a readable file is there. at_once: the most that `encoded` is given."""
+    if is_filled(path):
+        return
+    parts = [encoded(part) for part in chunks_of(chunk, at_once)]
     with atomic_path(path) as temporary:
         save_file({name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}, temporary)

@@ -50,6 +50,18 @@ class Recipe(BaseModel):
         return self.method in ACCELERATIONS
 
 
+def origin_in_words(recipe: Recipe) -> str:
+    """What it learnt from, if that are pictures which its own teacher drew; "" otherwise."""
+    made = recipe.training.get("synthetic")
+    if not isinstance(made, Mapping):
+        return ""
+    facts = {name: brief(made.get(name)).strip('"') for name in ("solver", "steps", "guidance_scale", "prompts")}
+    return (
+        f"{brief(recipe.training.get('samples'))} pictures that its teacher drew, in {facts['steps']} steps of"
+        f" {facts['solver']} at guidance {facts['guidance_scale']}, after the prompts {facts['prompts']}; no images"
+    )
+
+
 def to_metadata(recipe: Recipe, rank: int | None = None) -> dict[str, str]:
     """safetensors metadata: the recipe, and the entries that other tools read."""
     metadata = {"format": "pt", VERSION: __version__, KEY: recipe.model_dump_json()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewstep.configs import AdapterConfig
-from fewstep.data.cache import Encoded, encode
+from fewstep.data.cache import Encoded
 from fewstep.data.sources import Sample, list_samples
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.errors import UsageError, option
@@ -19,6 +19,7 @@ from fewstep.lora.recipe import Recipe
 from fewstep.models.licences import licences_of
 from fewstep.models.model import Model
 from fewstep.models.references import LoraReference
+from fewstep.session.plan import DEFAULT_GUIDANCE_SCALE
 from fewstep.training.draws import SampleId, generator, normal, uniform
 
 
@@ -65,20 +66,33 @@ class LatentData:
 
 def training_samples(config: AdapterConfig) -> list[Sample]:
     """The captioned images of --data. A note tells which files are left out."""
+    assert config.data is not None, "the config asks for it"
     samples, notes = list_samples(config.data)
     for text in notes:
         note(text)
     return samples
 
 
-def latent_data(samples: Sequence[Sample], model: Model, config: AdapterConfig) -> LatentData:
-    """The images, encoded once by the model, and the embedding of the empty caption."""
+def training_size(model: Model, config: AdapterConfig) -> int:
+    """The side, in pixels, of the training images. Raises UsageError for one that the autoencoder cannot take."""
     size = config.size or model.size
     if size % model.factor:
         raise UsageError(
             f"{option('size')} {size} is not a multiple of {model.factor}", f"use {size // model.factor * model.factor}"
         )
-    return LatentData(encode(samples, model, size), model.embed([""]).to("cpu"), config.drop_captions)
+    return size
+
+
+def usual_guidance(model: Model) -> float:
+    """The usual guidance scale for sampling the model without LoRAs."""
+    own = model.recipe
+    recommended = own.guidance_scale if own and not own.accelerates else None
+    return DEFAULT_GUIDANCE_SCALE if recommended is None else recommended
+
+
+def latent_data(encoded: Encoded, model: Model, config: AdapterConfig) -> LatentData:
+    """The encoded samples, and the embedding of the empty caption."""
+    return LatentData(encoded, model.embed([""]).to("cpu"), config.drop_captions)
 
 
 def describe(model: Model, config: AdapterConfig, method: str, samples: int, **training: object) -> Recipe:

@@ -163,9 +163,7 @@ def run_until_the_end(run: Run, data: Data, on_checkpoint: Callable[[int], None]
 
 def new_accelerator(config: TrainingConfig) -> Accelerator:
     """An Accelerator for this machine: device, precision, processes, trackers."""
-    on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    if config.precision == "fp16" and on_cpu:
-        raise UsageError(f"{option('precision')} fp16 needs a GPU to train", f"use {option('precision')} bf16, or fp32")
+    check_precision(config)
     AcceleratorState._reset_state()  # a second run in this process may use another precision
     return Accelerator(
         cpu=config.device == "cpu",
@@ -174,6 +172,13 @@ def new_accelerator(config: TrainingConfig) -> Accelerator:
         log_with=config.tracker,
         project_dir=str(config.out),
     )
+
+
+def check_precision(config: TrainingConfig) -> None:
+    """Raise UsageError for a precision in which this machine cannot train."""
+    on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if config.precision == "fp16" and on_cpu:
+        raise UsageError(f"{option('precision')} fp16 needs a GPU to train", f"use {option('precision')} bf16, or fp32")
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

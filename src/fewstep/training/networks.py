@@ -29,6 +29,7 @@ from fewstep.models.load import DTYPES, RECIPE_FILE
 from fewstep.models.model import Model
 from fewstep.models.network import UNetNetwork, embed_guidance
 from fewstep.models.plugging import as_found
+from fewstep.models.quiet import quiet
 from fewstep.models.references import LoraReference
 from fewstep.models.single_file import save_folder
 from fewstep.models.stepping import scheduler_of, write_scheduler
@@ -72,7 +73,7 @@ def networks_of(model: Model, config: AdapterConfig, with_teacher: bool, own: bo
     """
     unet, dtype = model.unet, DTYPES[config.precision]
     if not config.full and unet.dtype != dtype:
-        with doing("preparing the networks"):
+        with doing("preparing the networks"), quiet():
             unet = (unet if own else copy.deepcopy(unet)).to(dtype)
     with as_found(unet):
         unet.eval().requires_grad_(False)

@@ -25,6 +25,7 @@ __all__ = ["METHODS", "Method", "method_of"]
 def method_of(config: DistillConfig) -> type[Method]:
     """The class of the method that `config` names. Raises UsageError for options that have no effect on the method."""
     kind = METHODS[config.method]
+    kind.check(config)
     unread = [name for name in OF_METHODS if name in config.model_fields_set - kind.reads]
     if unread:
         others = [name for name, other in METHODS.items() if other.reads.issuperset(unread)]
@@ -32,5 +33,4 @@ def method_of(config: DistillConfig) -> type[Method]:
             f"{', '.join(map(option, sorted(unread)))}: no effect with {option('method')} {config.method}",
             f"leave it out, or use {option('method')} {others[0]}" if others else "leave it out",
         )
-    kind.check(config)
     return kind

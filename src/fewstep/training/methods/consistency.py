@@ -14,12 +14,13 @@ from fewstep.diffusion.solvers.base import either
 from fewstep.errors import UsageError, option
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
-from fewstep.session.plan import DEFAULT_GUIDANCE_SCALE, lay_timesteps, psi_named, refuse_zero_snr
-from fewstep.training.adapt import Batch, describe
+from fewstep.session.plan import lay_timesteps, psi_named, refuse_zero_snr
+from fewstep.training.adapt import Batch, describe, usual_guidance
 from fewstep.training.losses import Distance, Jump, lcd_loss, pseudo_huber, squared
 from fewstep.training.methods.method import refuse_embedded_guidance
 from fewstep.training.networks import STUDENT, Networks
 from fewstep.training.players import Player
+from fewstep.training.synthetic import origin_of
 
 FEW = (1, 2, 4, 8)  # numbers of sampling steps whose timesteps --focus prefers
 LCM_GUIDANCE = (3.0, 15.0)  # guidance scales for LCM's w from 2 to 14 (arXiv 2310.04378, section 5)
@@ -178,13 +179,6 @@ def guidance_range(config: DistillConfig) -> tuple[float, float]:
     return config.guidance_scale, config.guidance_scale_max or config.guidance_scale
 
 
-def usual_guidance(model: Model) -> float:
-    """The usual guidance scale for sampling the model without LoRAs."""
-    own = model.recipe
-    recommended = own.guidance_scale if own and not own.accelerates else None
-    return DEFAULT_GUIDANCE_SCALE if recommended is None else recommended
-
-
 def distilled_recipe(model: Model, config: DistillConfig, samples: int, solver: str) -> Recipe:
     """The recipe of a student that was distilled from a guided teacher."""
     lowest, highest = guidance_range(config)
@@ -215,6 +209,8 @@ def recipe_of(
         "focus": config.focus,
         "weighting": config.weighting,
     }
+    if config.synthetic:
+        training["synthetic"] = origin_of(config, model)
     described = describe(model, config, config.method, samples, **common, **training)
     solver = solver if config.sampler == "auto" else config.sampler
     steps = min(4, len(model.schedule) // config.k)

@@ -44,7 +44,12 @@ class LCF:
 
     @staticmethod
     def check(config: DistillConfig) -> None:
-        """Raise nothing: all values fit together."""
+        """Raise UsageError for pictures that the model draws itself: they have its look already."""
+        if config.synthetic:
+            raise UsageError(
+                f"{option('method')} lcf teaches the look of real images, and {option('synthetic')} has none",
+                f"give it images with {option('data')}, or use {option('method')} lcd",
+            )
 
     def players(self, networks: Networks) -> dict[str, Player]:
         return consistency_players(networks, self.config, self.loss)

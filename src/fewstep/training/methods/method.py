@@ -12,9 +12,10 @@ from fewstep.training.players import Player
 CONSISTENCY = frozenset(
     {"k", "target", "target_decay", "loss", "huber_c", "focus", "weighting", "grid", "sampler"}
 )  # options of DistillConfig for training a consistency model
-TEACHER = frozenset(
-    {"psi", "guidance_scale", "guidance_scale_max", "w_embedding"}
-)  # options of DistillConfig for the teacher
+SYNTHETIC = frozenset(
+    {"synthetic", "prompt_file", "images", "synthetic_steps", "synthetic_guidance_scale"}
+)  # options of DistillConfig for pictures that the teacher draws
+TEACHER = SYNTHETIC | {"psi", "guidance_scale", "guidance_scale_max", "w_embedding"}  # and all for the teacher
 OF_METHODS = DistillConfig.model_fields.keys() - AdapterConfig.model_fields.keys() - {"method"}
 
 

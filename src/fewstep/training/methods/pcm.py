@@ -11,7 +11,7 @@ from fewstep.diffusion.solvers.ddim import jump_to
 from fewstep.errors import UsageError, option
 from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
-from fewstep.training.adapt import Batch
+from fewstep.training.adapt import Batch, usual_guidance
 from fewstep.training.losses import Jump
 from fewstep.training.methods.consistency import (
     Pair,
@@ -21,7 +21,6 @@ from fewstep.training.methods.consistency import (
     distilling_players,
     guidance_range,
     level_at,
-    usual_guidance,
 )
 from fewstep.training.methods.method import CONSISTENCY, TEACHER, Method
 from fewstep.training.networks import Networks
