@@ -349,6 +349,11 @@ def test_doctor_json(fewstep, cache_folder):
 def test_doctor_prunes_what_is_old_and_can_be_made_again(fewstep, cache_folder):
     kept = [cache_folder / "compare" / "new.safetensors", cache_folder / "emoji" / "old.safetensors"]
     gone = [cache_folder / "compare" / "old.safetensors", cache_folder / "encoded" / "old.safetensors"]
+    networks = [cache_folder / "engines" / name for name in ("openvino-unet-new", "openvino-unet-old")]
+    for folder in networks:
+        folder.mkdir(parents=True)
+        (folder / "openvino_model.bin").write_bytes(b"x")
+    os.utime(networks[1], (0, time.time() - 8 * 86400))
     for file in [*kept, *gone]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x")
@@ -358,6 +363,7 @@ def test_doctor_prunes_what_is_old_and_can_be_made_again(fewstep, cache_folder):
     assert done.code == 0
     assert "deleted from" in done.err
     assert [file.exists() for file in [*kept, *gone]] == [True, True, False, False]
+    assert [folder.exists() for folder in networks] == [True, False]
     assert fewstep("doctor", "--prune", "-1").code == 2
 
 

@@ -15,9 +15,9 @@ from fewstep.errors import FewstepError
 from fewstep.events import doing, note
 from fewstep.io import cache_dir, write_bytes
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "peft")
-OPTIONAL = {"peft"}
-REMADE = ("compare", "encoded")  # folders of the cache whose files are made again when they are needed
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "peft", "openvino", "onnxruntime")
+OPTIONAL = {"peft", "openvino", "onnxruntime"}
+REMADE = ("compare", "encoded", "engines")  # folders of the cache whose content is made again when it is needed
 
 
 class Finding(NamedTuple):
@@ -86,17 +86,22 @@ def _cache() -> Finding:
 
 def size_of(folder: Path) -> int:
     """The number of bytes in a folder's files; 0 for a missing folder."""
-    return sum(file.stat().st_size for file in folder.glob("*") if file.is_file())
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def prune(days: int) -> None:
-    """Delete files of REMADE that were written at least `days` days ago, and note the freed space."""
+    """Delete what is in REMADE and was last needed at least `days` days ago, and note the freed space."""
     freed, oldest = 0, time.time() - days * 86400
     for name in REMADE:
-        for file in (cache_dir() / name).glob("*.safetensors"):
-            if (about := file.stat()).st_mtime <= oldest:
-                freed += about.st_size
-                file.unlink()
+        for path in (cache_dir() / name).glob("[!.]*"):
+            if path.stat().st_mtime > oldest:
+                continue
+            if path.is_dir():
+                freed += size_of(path)
+                shutil.rmtree(path)
+            elif path.suffix == ".safetensors":
+                freed += path.stat().st_size
+                path.unlink()
     note(f"{freed / 2**30:.1f} GiB deleted from {cache_dir()}")
 
 

@@ -21,6 +21,7 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 CACHED = {  # folder of the cache -> what it holds
     "compare": "pictures of compare and tune",
     "encoded": "training images and captions, encoded",
+    "engines": "networks built for openvino and onnx",
 }
 
 
@@ -43,7 +44,7 @@ def list(config: ListConfig) -> Result:
 def engines() -> tuple[str, ...]:
     """The names of the engines, from the names of their files, because importing them would import torch."""
     folder = Path(fewstep.__file__).parent / "engines"
-    return tuple(file.name for file in iter_modules([str(folder)]) if file.name != "engine")
+    return tuple(file.name for file in iter_modules([str(folder)]) if file.name != "engine" and not file.ispkg)
 
 
 def aliases() -> tuple[dict[str, Any], ...]:

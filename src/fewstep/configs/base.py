@@ -23,6 +23,13 @@ class Typed:
 ANY = object()  # in Config.needs: whatever is not off
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+DrawingDevice = Annotated[
+    Literal["auto", "cpu", "cuda", "mps", "gpu", "directml"],
+    Field(
+        description="Where to compute; auto takes cuda, then mps, then cpu. gpu is an Intel GPU, for the engine"
+        " openvino; directml is any GPU under Windows, for the engine onnx."
+    ),
+]
 Modules = Literal["all", "transformer", "attention", "cross-attention"]  # that a LoRA adapts
 ModelName = Annotated[
     str,

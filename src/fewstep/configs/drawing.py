@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fewstep.configs.base import Config, Device, ModelName, Typed
+from fewstep.configs.base import Config, DrawingDevice, ModelName, Typed
 from fewstep.configs.draw import Draw, Drawing, no_prompt
 from fewstep.configs.where import DType, EngineName, Where
 from fewstep.errors import UsageError, option
@@ -120,8 +120,7 @@ class CompareConfig(Config):
     took when they were drawn, in an earlier run perhaps."""
     engine: EngineName = "auto"
     dtype: DType = "auto"
-    device: Device = "auto"
-    """Where to compute; auto takes cuda, then mps, then cpu."""
+    device: DrawingDevice = "auto"
     out: Path = Path("compare")
     """The folder for table.md, table.json, report.html and the pictures; an earlier comparison is replaced."""
     as_json: bool = False
@@ -154,8 +153,7 @@ class TuneConfig(Config):
     """Images drawn at once."""
     engine: EngineName = "auto"
     dtype: DType = "auto"
-    device: Device = "auto"
-    """Where to compute; auto takes cuda, then mps, then cpu."""
+    device: DrawingDevice = "auto"
     out: Path = Path("tune")
     """The folder for table.md, table.json and the sheets; an earlier tuning is replaced."""
     as_json: bool = False
@@ -173,5 +171,4 @@ class DemoConfig(Config):
     """Of the first picture of every row."""
     engine: EngineName = "auto"
     dtype: DType = "auto"
-    device: Device = "auto"
-    """Where to compute; auto takes cuda, then mps, then cpu."""
+    device: DrawingDevice = "auto"

@@ -146,7 +146,7 @@ class DoctorConfig(Config):
     """Check whether this machine is ready: packages, devices, memory, cache folder."""
 
     prune: Annotated[int, Field(ge=0)] | None = None
-    """First delete from the cache what it has held for so many days: compare's pictures and encoded images, which are
-    made again when they are needed. 0 empties it."""
+    """First delete from the cache what it has held for so many days: compare's pictures, encoded images, and networks
+    built for an engine, all of which are made again when they are needed. 0 empties it."""
     as_json: bool = False
     """Print one JSON document."""

@@ -4,10 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fewstep.configs.base import Config, Device, ModelName, Typed
+from fewstep.configs.base import Config, DrawingDevice, ModelName, Typed
 
 Loras = Annotated[tuple[str, ...], Typed(with_default=False)]
-EngineName = Annotated[str, Field(description="What runs the networks; auto is torch.")]
+EngineName = Annotated[
+    str,
+    Field(
+        description="What runs the networks; auto is torch. openvino is faster on a CPU, but for LoRAs that it has not"
+        " met it builds the networks anew, which takes seconds to minutes; what it builds is kept."
+    ),
+]
 BF16_PSNR = 40  # dB, of emoji's pictures in bf16 to those in fp32: the median; a test holds it
 DType = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
@@ -32,8 +38,7 @@ class Where(Config):
     rounded away in bf16 or fp16."""
     engine: EngineName = "auto"
     dtype: DType = "auto"
-    device: Device = "auto"
-    """Where to compute; auto takes cuda, then mps, then cpu."""
+    device: DrawingDevice = "auto"
     controlnet: str | None = None
     """The folder or hub id of a ControlNet, which draws after --control-image."""
     no_safety_checker: bool = False

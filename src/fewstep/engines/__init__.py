@@ -23,7 +23,7 @@ __all__ = [
 
 def engine_names() -> list[str]:
     """The names of the engines. None is imported."""
-    return [file.name for file in iter_modules(__path__) if file.name != "engine"]
+    return [file.name for file in iter_modules(__path__) if file.name != "engine" and not file.ispkg]
 
 
 def engine_kind(name: str) -> type[Engine]:

@@ -15,6 +15,7 @@ from fewstep.diffusion.prediction import Prediction, prediction_named
 from fewstep.diffusion.schedule import NoiseSchedule
 from fewstep.families import ModuleShape
 from fewstep.lora.recipe import Recipe
+from fewstep.models.model import Model
 from fewstep.models.plugging import WeightedAdapter
 
 OPTIONAL = frozenset({"loras", "live_lora", "controlnet", "nag_scale", "image"})  # fields that not every engine takes
@@ -57,6 +58,22 @@ class Facts:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape (C, h, w) of the latents of a picture of height x width pixels."""
         return self.channels, height // self.factor, width // self.factor
+
+
+def facts_of(model: Model) -> Facts:
+    """Facts about a model. Its networks need no weights."""
+    return Facts(
+        model.path,
+        model.family,
+        model.schedule,
+        model.prediction_type,
+        model.recipe,
+        *model.height_and_width,
+        model.factor,
+        int(model.vae.config.latent_channels),
+        model.inpaints,
+        model.embeds_guidance,
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.configs import Where
 from fewstep.diffusion.guidance import Conditioning, Network
-from fewstep.engines.engine import Capabilities, Facts, NetworkOptions
+from fewstep.engines.engine import Capabilities, Facts, NetworkOptions, facts_of
 from fewstep.errors import option
 from fewstep.events import note
 from fewstep.families import ModuleShape
@@ -45,19 +45,7 @@ class TorchEngine:
 
     @cached_property
     def facts(self) -> Facts:
-        model = self.model
-        return Facts(
-            model.path,
-            model.family,
-            model.schedule,
-            model.prediction_type,
-            model.recipe,
-            *model.height_and_width,
-            model.factor,
-            int(model.vae.config.latent_channels),
-            model.inpaints,
-            model.embeds_guidance,
-        )
+        return facts_of(self.model)
 
     @property
     def device(self) -> torch.device:

@@ -36,11 +36,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """The device for `auto`, cpu, cuda or mps. Raises FewstepError when the machine does not have it."""
+    """The device for `auto`, cpu, cuda or mps. Raises FewstepError when torch does not have it on this machine."""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
-    if not there[name]:
+    if not there.get(name):
         raise FewstepError(
             f"{option('device')} {name} is not available on this machine",
             f"use {option('device')} auto, or see fewstep doctor",
@@ -63,8 +63,8 @@ def load_model(
 ) -> Model:
     """The model `name`: the embedded one, a folder in diffusers' layout, a single .safetensors file, or one of the hub.
 
-    safety: False leaves out the safety checker of a folder that has one. Raises FewstepError that names the part
-    that is missing or unreadable.
+    device: meta leaves the networks without weights. safety: False leaves out the safety checker of a folder that has
+    one. Raises FewstepError that names the part that is missing or unreadable.
     """
     path = shipped_model(name) or resolved(name)
     if path.is_file():
@@ -82,7 +82,8 @@ def load_model(
     read = {part: load_tokenizer(path / part) for part in tokenizers}
     networks = {part: checked_part(kind, path / part) for part, kind in parts.items()}
     check_parts(path, read | networks)
-    networks = {part: filled(network, path / part, dtype, device) for part, network in networks.items()}
+    if str(device) != "meta":
+        networks = {part: filled(network, path / part, dtype, device) for part, network in networks.items()}
     return Model(
         path=path,
         **read,
@@ -180,6 +181,7 @@ def published_lcm(unet: Mapping[str, Any]) -> Recipe | None:
 
 
 def _safety_checker(path: Path, device: torch.device | str) -> SafetyChecker:
+    device = "cpu" if str(device) == "meta" else device
     # Imported here because the import is slow, and few models have a safety checker.
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
