@@ -10,8 +10,9 @@ Loras = Annotated[tuple[str, ...], Typed(with_default=False)]
 EngineName = Annotated[
     str,
     Field(
-        description="What runs the networks; auto is torch. openvino is faster on a CPU, but for LoRAs that it has not"
-        " met it builds the networks anew, which takes seconds to minutes; what it builds is kept."
+        description="What runs the networks; auto is torch. openvino is faster on a CPU; onnx is ONNX Runtime. For"
+        " LoRAs that they have not met, these two build the networks anew, which takes seconds to minutes; they keep"
+        " what they built."
     ),
 ]
 BF16_PSNR = 40  # dB, of emoji's pictures in bf16 to those in fp32: the median; a test holds it

@@ -16,9 +16,10 @@ from fewstep.configs import Where
 from fewstep.engines.graphs.engine import GraphEngine, Runtime
 from fewstep.engines.graphs.parts import Running
 from fewstep.errors import FewstepError, UsageError, option
+from fewstep.models.exported import GRAPH_FILES
 from fewstep.models.graphs import Graph
 
-FILE = "openvino_model.xml"
+FILE = GRAPH_FILES["openvino"]
 DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU"}  # ours -> OpenVINO's
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}  # of a device, as OpenVINO names them

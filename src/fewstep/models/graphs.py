@@ -102,12 +102,15 @@ def graph_names(model: Model) -> tuple[str, ...]:
     return (*texts, "unet", DECODER, ENCODER)
 
 
-def graph_of(model: Model, name: str) -> Graph:
-    """The graph of that name, of a model in float32 on the CPU."""
+def graph_of(model: Model, name: str, whole_timesteps: bool = False) -> Graph:
+    """The graph of that name, of a model in float32 on the CPU.
+
+    whole_timesteps: the UNet takes t as int64, as other programs give it; else as float32.
+    """
     if name in TEXT_GRAPHS:
         return text_graph(model, name)
     if name == "unet":
-        return network_graph(model)
+        return network_graph(model, whole_timesteps)
     channels = 3 if name == ENCODER else int(model.vae.config.latent_channels)
     given, output = ("sample", "latent_parameters") if name == ENCODER else ("latent_sample", "sample")
     side = ODD * model.factor if name == ENCODER else ODD
@@ -126,14 +129,14 @@ def text_graph(model: Model, name: str) -> Graph:
     return Graph(TextGraph(encoder, sdxl), {"input_ids": ids}, {"input_ids": (ANY, ANY)}, (*names, *hidden))
 
 
-def network_graph(model: Model) -> Graph:
+def network_graph(model: Model, whole_timesteps: bool) -> Graph:
     """The graph of the UNet, with the inputs that this UNet takes."""
     config, rows = model.unet.config, 2
     widths = [int(encoder.config.hidden_size) for encoder in (model.text_encoder, model.text_encoder_2) if encoder]
     length, width = int(model.text_encoder.config.max_position_embeddings), sum(widths)
     example = {
         "sample": torch.zeros(rows, int(config.in_channels), ODD, ODD),
-        "timestep": torch.full((rows,), 999.0),
+        "timestep": torch.full((rows,), 999, dtype=torch.int64 if whole_timesteps else torch.float32),
         "encoder_hidden_states": torch.zeros(rows, length, width),
     }
     shapes = {

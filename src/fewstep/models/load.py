@@ -16,10 +16,20 @@ from fewstep.events import doing
 from fewstep.hub import not_found, resolved
 from fewstep.io import brief, read_json
 from fewstep.lora.recipe import Recipe, checked_recipe
+from fewstep.models.exported import refuse_exported
 from fewstep.models.fitting import check_control, check_parts
 from fewstep.models.model import PARTS, Model
 from fewstep.models.part_configs import checked_config
-from fewstep.models.parts import COPY, checked_part, filled, load_part, load_processor, load_tokenizer, part_config
+from fewstep.models.parts import (
+    COPY,
+    checked_part,
+    filled,
+    load_part,
+    load_processor,
+    load_tokenizer,
+    outlined,
+    part_config,
+)
 from fewstep.models.quiet import quiet
 from fewstep.models.safety import SafetyChecker
 from fewstep.models.single_file import load_single_file
@@ -66,6 +76,7 @@ def load_model(
     device: meta leaves the networks without weights. safety: False leaves out the safety checker of a folder that has
     one. Raises FewstepError that names the part that is missing or unreadable.
     """
+    refuse_exported(name)
     path = shipped_model(name) or resolved(name)
     if path.is_file():
         return load_single_file(path, dtype, device)
@@ -194,3 +205,33 @@ def _safety_checker(path: Path, device: torch.device | str) -> SafetyChecker:
             f"{error.hint.marked}, or give {option('no_safety_checker')}",
         ) from error
     return SafetyChecker(network, processor)
+
+
+@quiet()
+def load_exported(folder: Path) -> Model:
+    """The model in an exported folder. Its networks have no weights: they say what the graphs take and give.
+
+    Raises FewstepError that names the part that is missing or damaged.
+    """
+    index = _index(folder, str(folder))
+    parts = {part: kind for part, kind in NETWORKS.items() if part != "text_encoder_2" or index.get(part, [None])[0]}
+    folders = {part: folder / ("vae_decoder" if part == "vae" else part) for part in parts}
+    for path in (*folders.values(), folder / "tokenizer", folder / "scheduler"):
+        if not path.is_dir():
+            raise FewstepError(f"exported folder {folder} has no {path.name} folder", COPY)
+    networks = {part: outlined(kind, folders[part]) for part, kind in parts.items()}
+    read = {
+        name: load_tokenizer(folder / name)
+        for name in (part.replace("text_encoder", "tokenizer") for part in parts if part.startswith("text_encoder"))
+    }
+    check_parts(folder, read | networks)
+    schedule, prediction_type = _schedule(folder / "scheduler" / "scheduler_config.json")[:2]
+    return Model(
+        path=folder,
+        **read,
+        **networks,
+        schedule=schedule,
+        prediction_type=prediction_type,
+        recipe=model_recipe(folder) or published_lcm(networks["unet"].config),
+        zero_empty=bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in parts)),
+    )

@@ -18,6 +18,7 @@ from fewstep.models.weights import lost_values, opened
 
 NOT_FINITE = f"get the model again; if you use {option('dtype')} fp16, try bf16 or fp32, which hold larger values"
 COPY = "copy the whole model folder again"
+MOST_LAYERS = 10_000  # of a network whose weights are not there to be counted
 STEMS = ("diffusion_pytorch_model", "model")  # names of weight files in diffusers and transformers
 UNUSED = re.compile(  # tensors in files of text encoders that no network here runs
     r"(.*\.)?position_ids|logit_scale|(text|visual)_projection\.weight|vision_model\..*|text_model\..*"
@@ -59,6 +60,16 @@ def checked_part(kind: Any, folder: Path) -> Any:
     network = _empty(kind, folder, part_config(kind, folder))
     _check_sizes(folder / "config.json", network, stored_sizes(folder))
     return network
+
+
+def outlined(kind: Any, folder: Path) -> Any:
+    """The network that a folder's config.json describes, without weights, for a folder that has none."""
+    path = folder / "config.json"
+    config = checked_config(path, "config")
+    _check_kind(path, config, kind)
+    if layers_of_config(config) > MOST_LAYERS:
+        raise FewstepError(f"{path} asks for more than {MOST_LAYERS} layers", AGAIN)
+    return _empty(kind, folder, config).eval().requires_grad_(False)
 
 
 def filled(network: Any, folder: Path, dtype: torch.dtype, device: torch.device | str) -> Any:

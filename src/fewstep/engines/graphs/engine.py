@@ -21,13 +21,14 @@ from fewstep.configs import Where
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.engines.engine import Capabilities, Facts, NetworkOptions, facts_of
 from fewstep.engines.graphs.parts import GraphAutoencoder, GraphNetwork, GraphText, Running
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import doing, note
 from fewstep.families import ModuleShape
 from fewstep.io import atomic_folder, cache_dir, sha256_bytes
 from fewstep.lora.layers import shape_of
+from fewstep.models.exported import exported_for
 from fewstep.models.graphs import ENCODER, SOURCES, TEXT_GRAPHS, Graph, graph_names, graph_of
-from fewstep.models.load import DTYPES, load_model
+from fewstep.models.load import DTYPES, load_exported, load_model
 from fewstep.models.model import Model, parts_sha256
 from fewstep.models.network import UNetNetwork
 from fewstep.models.plugging import Folding, Share, WeightedAdapter, shares_of
@@ -56,9 +57,9 @@ class GraphEngine(ABC):
 
     supports: ClassVar[Capabilities] = Capabilities(fields=frozenset({"loras", "image"}), replug_at_once=False)
 
-    def __init__(self, outline: Model, runtime: Runtime) -> None:
-        """outline: the model, its networks without weights."""
-        self.outline, self.runtime = outline, runtime
+    def __init__(self, outline: Model, runtime: Runtime, exported: bool = False) -> None:
+        """outline: the model, its networks without weights. exported: its folder has the graphs."""
+        self.outline, self.runtime, self._exported = outline, runtime, exported
         self._terms: tuple[WeightedAdapter, ...] = ()
         self._running: dict[str, tuple[Path, Running]] = {}
         self._folders: dict[str, Path] = {}
@@ -71,8 +72,15 @@ class GraphEngine(ABC):
     @classmethod
     def open(cls, where: Where) -> "GraphEngine":
         """The engine with the model that `where` names. Raises FewstepError when a part is missing or does not fit."""
-        runtime = cls.start(where)
-        return cls(load_model(where.model, device="meta", safety=not where.no_safety_checker), runtime)
+        runtime, exported = cls.start(where), exported_for(where.model)
+        if exported == runtime.name:
+            if where.loras:
+                raise built_in(where.model)
+            return cls(load_exported(Path(where.model).expanduser()), runtime, exported=True)
+        outline = load_model(where.model, device="meta", safety=not where.no_safety_checker)
+        if outline.vae is None:
+            raise UsageError(f"the {runtime.name} engine does not run a model in pixel space", "use the engine torch")
+        return cls(outline, runtime)
 
     # --- facts ---------------------------------------------------------------------------------------------------
 
@@ -134,6 +142,8 @@ class GraphEngine(ABC):
 
     def plug(self, terms: Sequence[WeightedAdapter]) -> None:
         """Take these LoRAs from now on. A network is built when it first runs with them."""
+        if self._exported and terms:
+            raise built_in(str(self.outline.path))
         self._terms = tuple(terms)
         self._folders.clear()
 
@@ -148,16 +158,19 @@ class GraphEngine(ABC):
         if before is not None and before[0] == folder:
             return before[1]
         self._running.pop(name, None)  # before another takes its memory
-        if not folder.is_dir():
-            self._build(name)
-        os.utime(folder)  # so that doctor's --prune knows when it was last needed
+        if not self._exported:
+            if not folder.is_dir():
+                self._build(name)
+            os.utime(folder)  # so that doctor's --prune knows when it was last needed
         with doing(f"reading the networks for {self.runtime.name}"):
             running = self.runtime.read(folder)
         self._running[name] = folder, running
         return running
 
     def _folder(self, name: str) -> Path:
-        """Where the graph is kept: the folder's name is a hash of all that decides it."""
+        """The graph's folder: of an export, or in the cache, under a hash of all that decides it."""
+        if self._exported:
+            return self.outline.path / name
         shares = {module: share for module, share in shares_of(self._terms).items() if part_of(module) == name}
         content = self._hashes[SOURCES[name]], *graph_names(self.outline)  # SDXL's text encoders give more
         about = " ".join(map(str, (LAYOUT, self.runtime.identity, torch.__version__, name, *content)))
@@ -189,6 +202,13 @@ class GraphEngine(ABC):
             f"the networks were built for {self.runtime.name} in {time.perf_counter() - begun:.0f} s, and are kept in"
             f" {cache_dir() / KEPT}; other LoRAs or weights mean building anew, which the engine torch does without"
         )
+
+
+def built_in(model: str) -> UsageError:
+    """The error for LoRAs that are to be plugged into an exported folder."""
+    return UsageError(
+        f"{model} was exported, and no LoRA can be plugged into it", f"export the model again with {option('loras')}"
+    )
 
 
 def part_of(module: str) -> str:
