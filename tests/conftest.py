@@ -99,6 +99,14 @@ def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_pixels_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random DDPM folder for 16 px images; do not write to it."""
+    from tests.tiny import tiny_pixels
+
+    return tiny_pixels(tmp_path_factory.mktemp("model") / "pixels", prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
 def tiny_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six captioned images; do not write to it."""
     from tests.tiny import tiny_images

@@ -135,7 +135,7 @@ def test_what_is_unknown_missing_or_empty():
     with pytest.raises(UsageError, match=r"^model is required\n\nhint: "):
         build(DistillConfig, data="d", out="o")
     with pytest.raises(UsageError, match=r'^no prompt was given\n\nhint: .*fewstep sample "a red fox"'):
-        build(SampleConfig, prompts=(), model="m")
+        build(SampleConfig, prompts=())
 
 
 @pytest.mark.parametrize(

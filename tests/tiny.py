@@ -8,9 +8,12 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from PIL import Image
 from transformers import (
@@ -69,6 +72,23 @@ def tiny_model(folder: Path, seed: int = 0, unet: dict[str, object] | None = Non
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder)
+    return folder
+
+
+def tiny_pixels(folder: Path, seed: int = 0, unet: dict[str, object] | None = None, **scheduler: object) -> Path:
+    """A random folder of DDPMPipeline: a UNet2DModel for 16 px images, without text and without an autoencoder."""
+    torch.manual_seed(seed)
+    config = {
+        "sample_size": 16,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+        "attention_head_dim": 8,
+    }
+    network = UNet2DModel(**(config | (unet or {})))
+    DDPMPipeline(network, DDPMScheduler(**scheduler)).save_pretrained(folder)
     return folder
 
 

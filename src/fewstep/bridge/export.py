@@ -15,7 +15,7 @@ from fewstep.lora.files import hash_of
 from fewstep.lora.low_rank import combine
 from fewstep.lora.recipe import Recipe, origin_in_words
 from fewstep.models.fold import fold_on_disk
-from fewstep.models.load import RECIPE_FILE, load_model
+from fewstep.models.load import RECIPE_FILE, load_model, takes_text
 from fewstep.models.model import parts_sha256
 from fewstep.models.references import parse_reference
 from fewstep.models.single_file import save_folder
@@ -37,6 +37,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if config.out.exists():
         raise UsageError(
             f"{option('out')} {config.out} already exists", f"choose another {option('out')} for the model"
+        )
+    if not takes_text(config.model):
+        raise UsageError(
+            f"{config.model} is a model in pixel space, which export does not write",
+            "distil it with distill --full: its result is a folder for diffusers",
         )
     loras = config.loras or default_loras(config.model, "auto")
     session = Session(config.model, loras, dtype="fp32", device="cpu")

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 from fewstep.commands.redraw import redrawn, tell_changed_loras
 from fewstep.configs import Draw, SampleConfig, build
+from fewstep.configs.draw import no_prompt
 from fewstep.data.prompts import read_prompts
 from fewstep.errors import UsageError, option
 from fewstep.images import read_bytes, save_image, words_of
+from fewstep.models.load import takes_text
 from fewstep.session import Picture, PictureRecipe, Session
 from fewstep.sheets import Cell, contact_columns, contact_sheet, small
 
@@ -50,10 +52,14 @@ def sample(config: SampleConfig) -> Iterator[Saved]:
 
 
 def draw_of(config: SampleConfig) -> Draw:
-    """The request: the typed prompts, then those of --prompts."""
+    """The request: the typed prompts, then those of --prompts. A model that takes no text needs none."""
     draw = config.draw(read_bytes)
     if config.prompt_file is None:
-        return draw
+        if draw.prompts:
+            return draw
+        if takes_text(config.model):
+            raise no_prompt()
+        return draw.model_copy(update={"prompts": ("",)})
     more = tuple(prompt.text for prompt in read_prompts(config.prompt_file))
     return build(Draw, **draw.model_dump(exclude={"prompts"}), prompts=(*draw.prompts, *more))
 

@@ -32,6 +32,9 @@ def ended(config: AdapterConfig, trained: Trained) -> Result | None:
     words = ["--model", str(trained.result)]
     if not config.full:
         words = [*([] if config.model == MODEL else ["--model", config.model]), "--lora", str(config.out)]
-    prompt = shorten(re.sub(r'["$`\\!%]', "", trained.caption), 60, placeholder="") or "a photo"
-    note(f'draw with it: {program()} sample "{prompt}" {" ".join(map(quote, words))}')
+    typed = [quote(word) for word in words]
+    if trained.caption is not None:
+        prompt = shorten(re.sub(r'["$`\\!%]', "", trained.caption), 60, placeholder="") or "a photo"
+        typed.insert(0, f'"{prompt}"')
+    note(f"draw with it: {program()} sample {' '.join(typed)}")
     return Result({"out": str(trained.result)}, str(trained.result))

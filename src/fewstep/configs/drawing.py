@@ -46,7 +46,8 @@ class SampleConfig(Output, Drawing[Path], Where):
     @model_validator(mode="after")
     def _some_prompt(self) -> Self:
         typed = "prompts" in self.model_fields_set  # the command line gives them last, to a config of the options
-        if typed and not (self.prompts or self.prompt_file or self.redraw):
+        own = "model" in self.model_fields_set  # it may draw without a prompt, which its files show
+        if typed and not (self.prompts or self.prompt_file or self.redraw or own):
             raise no_prompt()
         return self
 

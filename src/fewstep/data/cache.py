@@ -73,7 +73,7 @@ def encode(samples: Sequence[Sample], model: Model, size: int) -> Encoded:
     of_images = f"4 {kind} {encoder_sha256(model.vae)} {size} "
     with doing("hashing the images"):
         latents = [cache_file(of_images, [sha256_bytes(sample.open()) for sample in chunk]) for chunk in chunks]
-    captions = [[sample.captions[0] for sample in chunk] for chunk in chunks]
+    captions = [captions_of(chunk) for chunk in chunks]
     text = text_files(captions, model)
     cached = all(path.exists() for path in (*latents, *text))
     for number, (chunk, file, words, text_file) in enumerate(zip(chunks, latents, captions, text, strict=True)):
@@ -121,6 +121,11 @@ def encoded_captions(captions: Sequence[str], model: Model) -> dict[str, Tensor]
     conditioning = model.embed(captions)
     pooled = {} if conditioning.pooled is None else {POOLED: conditioning.pooled.half()}
     return {VALUES: conditioning.text.half()} | pooled
+
+
+def captions_of(samples: Sequence[Sample]) -> list[str]:
+    """The first caption of each sample; "" for an image without one, which a model without text learns from."""
+    return [sample.captions[0] if sample.captions else "" for sample in samples]
 
 
 def text_files(chunks: Sequence[Sequence[str]], model: Model) -> list[Path]:

@@ -117,7 +117,9 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     Reads num_train_timesteps, beta_start, beta_end, beta_schedule (linear, scaled_linear,
     squaredcos_cap_v2), trained_betas and rescale_betas_zero_snr.
     """
-    steps = int(config.get("num_train_timesteps", 1000))
+    steps = config.get("num_train_timesteps", 1000)
+    if steps is None:
+        raise FewstepError("num_train_timesteps is null", "give the number of timesteps, for most models 1000")
     name = config.get("beta_schedule", "linear")
     if config.get("trained_betas") is not None:
         beta = torch.tensor(config["trained_betas"], dtype=torch.float64)

@@ -44,6 +44,9 @@ class Facts:
     channels: int  # of the latents
     inpaints: bool  # whether the network takes a mask and the kept latents as well as x
     embeds_guidance: bool = False  # whether the network takes guidance as an input
+    takes_text: bool = True  # False for a model in pixel space: it has no prompts, so there is nothing to guide
+    multiple: int | None = None  # a picture's sides are multiples of this; None = of the factor
+    clip: float | None = None  # sampling cuts estimates of x_0 to [-clip, clip]; None = it leaves them as they are
 
     @property
     def prediction(self) -> Prediction:
@@ -70,9 +73,12 @@ def facts_of(model: Model) -> Facts:
         model.recipe,
         *model.height_and_width,
         model.factor,
-        int(model.vae.config.latent_channels),
+        model.latent_channels,
         model.inpaints,
         model.embeds_guidance,
+        model.takes_text,
+        model.multiple,
+        model.clip,
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fewstep.configs import CompareConfig
-from fewstep.data.prompts import Prompt
+from fewstep.data.prompts import Prompt, Prompts
+from fewstep.errors import UsageError, option
 from fewstep.evaluate import best_guidance
 from fewstep.evaluate.best_guidance import TriedGuidance
 from fewstep.evaluate.evidence import Pace, in_words
@@ -21,6 +22,7 @@ from fewstep.evaluate.teacher import OTHER_NOISE, QUARTERS, TeacherSide, teacher
 from fewstep.events import doing, note
 from fewstep.metrics.features import FeatureNetwork, Quarters, device_of, features_of
 from fewstep.metrics.frechet import needed
+from fewstep.models.load import takes_text
 from fewstep.models.model import parts_sha256
 from fewstep.session import Session
 
@@ -63,7 +65,7 @@ class RowResult(NamedTuple):
 
 def setup_of(config: CompareConfig) -> Setup:
     """The model and what measures, loaded."""
-    listed = prompts_for(config.prompt_file, config.reference)
+    listed = prompts_for(config.prompt_file, config.reference) if takes_text(config.model) else without_text(config)
     prompts = tuple(islice(cycle(listed.prompts), config.images))
     session = Session(config.model, (), engine=config.engine, dtype=config.dtype, device=config.device)
     config = config.model_copy(update={"dtype": session.engine.dtype})
@@ -73,6 +75,13 @@ def setup_of(config: CompareConfig) -> Setup:
     tools = load_tools(config.reference, prompts, size, config.images, config.seed_sets, device, clip,
                        config.teacher_images)  # fmt: skip
     return Setup(config, session, listed.source, listed.prompts, around, tools)
+
+
+def without_text(config: CompareConfig) -> Prompts:
+    """The empty prompt, for a model that takes no text. Raises UsageError for prompts and guidance."""
+    if config.prompt_file is not None:
+        raise UsageError(f"{option('prompt_file')}: {config.model} draws without a prompt", "leave it out")
+    return Prompts((Prompt(""),), "none, since the model takes no text")
 
 
 # --- the teacher --------------------------------------------------------------------------------------------

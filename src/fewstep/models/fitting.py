@@ -8,6 +8,7 @@ from fewstep.errors import FewstepError
 from fewstep.io import brief
 
 INPAINTING_CHANNELS = 9  # latents of 4 channels, a mask, and 4 channels of the kept latents
+PIXEL_CHANNELS = 3  # of a model in pixel space
 LARGEST = 8192  # pixels in a side of a picture
 
 
@@ -84,6 +85,29 @@ def _of_text(parts: Mapping[str, Any]) -> Iterator[Misfit]:
                 yield Misfit(file, "vocab_size", config.vocab_size, f"its tokenizer has a token {last}")
             if type(config.eos_token_id) is not int:
                 yield Misfit(file, "eos_token_id", config.eos_token_id, "a text ends with a token")
+
+
+def check_pixels(path: Path, config: Any) -> None:
+    """Raise FewstepError for the config of a UNet2DModel whose inputs or outputs are not those of a picture alone.
+
+    path: the config's file.
+    """
+    for key in ("in_channels", "out_channels"):
+        if config[key] != PIXEL_CHANNELS:
+            raise _unfit(path, key, config[key], f"pictures have {PIXEL_CHANNELS}")
+    for key in ("class_embed_type", "num_class_embeds"):
+        if config[key] is not None:
+            raise _unfit(path, key, config[key], "fewstep has no such input for a network")
+    if config.time_embedding_type != "positional":
+        raise _unfit(path, "time_embedding_type", config.time_embedding_type, "fewstep's networks take timesteps")
+    sides = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size]
+    if None in sides or max(sides) > LARGEST:
+        raise _unfit(path, "sample_size", config.sample_size, f"the largest is {LARGEST} pixels")
+
+
+def _unfit(path: Path, key: str, value: Any, expected: str) -> FewstepError:
+    hint = "fewstep runs a UNet2DModel that takes a picture and a timestep: name the folder of one"
+    return FewstepError(f"{path}: {key} is {brief(value)}, but {expected}", hint)
 
 
 def check_control(name: str, config: Any, model: Any) -> None:

@@ -1,5 +1,6 @@
-"""Loads a Stable Diffusion model from disk as parts ready to use. No code from its files runs."""
+"""Loads a model of Stable Diffusion or in pixel space from disk, as parts ready to use. No code from its files runs."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from fewstep.assets import shipped_model
 from fewstep.diffusion.prediction import prediction_named, refuse_blind
 from fewstep.diffusion.schedule import NoiseSchedule, schedule_from_config
-from fewstep.errors import FewstepError, option
+from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import doing
 from fewstep.hub import not_found, resolved
-from fewstep.io import brief, read_json
+from fewstep.io import brief, read_json, read_object
 from fewstep.lora.recipe import Recipe, checked_recipe
 from fewstep.models.exported import refuse_exported
 from fewstep.models.fitting import check_control, check_parts
@@ -30,10 +31,14 @@ from fewstep.models.parts import (
     outlined,
     part_config,
 )
+from fewstep.models.pixels import clip_of, in_pixels, load_network, part_folder
 from fewstep.models.quiet import quiet
 from fewstep.models.safety import SafetyChecker
 from fewstep.models.single_file import load_single_file
 
+NOT_VP = re.compile(  # schedulers of diffusers whose noise levels alpha and sigma do not have alpha**2 + sigma**2 == 1
+    r"(CMStochasticIterative|KarrasVe|ScoreSdeVe|EDM|CosineDPM|FlowMatch)\w*"
+)
 RECIPE_FILE = "fewstep.json"  # next to model_index.json, in models that fewstep distilled whole
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "arm_bf16")  # CPU instructions, as torch names them
 NETWORKS: dict[str, Any] = {
@@ -81,12 +86,14 @@ def load_model(
     if path.is_file():
         return load_single_file(path, dtype, device)
     index = _index(path, name)
+    if in_pixels(index):
+        return _pixel_model(path, index, dtype, device)
     parts = {part: kind for part, kind in NETWORKS.items() if part != "text_encoder_2" or index.get(part, [None])[0]}
     tokenizers = [part.replace("text_encoder", "tokenizer") for part in parts if part.startswith("text_encoder")]
     for part in (*parts, *tokenizers, "scheduler"):
         if not (path / part).is_dir():
             raise FewstepError(f"model folder {path} has no {part} folder", COPY)
-    schedule, prediction_type = _schedule(path / "scheduler" / "scheduler_config.json")
+    schedule, prediction_type, _ = _schedule(path / "scheduler" / "scheduler_config.json")
     recipe = model_recipe(path)
     for part, kind in parts.items():
         part_config(kind, path / part)  # all are checked before any is built
@@ -107,9 +114,33 @@ def load_model(
     )
 
 
+def _pixel_model(path: Path, index: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str) -> Model:
+    schedule, prediction_type, config = _schedule(part_folder(path, "scheduler") / "scheduler_config.json")
+    recipe = model_recipe(path)
+    return Model(
+        path=path,
+        unet=load_network(path, index, dtype, device),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        schedule=schedule,
+        prediction_type=prediction_type,
+        recipe=recipe,
+        clip=clip_of(config),
+    )
+
+
+def takes_text(name: str) -> bool:
+    """Whether a model takes text, by the model_index.json of its folder. True for a name that is not a folder here."""
+    path = Path(name).expanduser() / "model_index.json"
+    return not (path.is_file() and in_pixels(read_object(path, "model index")))
+
+
 @quiet()
 def load_controlnet(name: str, model: Model) -> Any:
     """The ControlNetModel in a folder, with the dtype and device of the model's network, which it must fit."""
+    if not model.takes_text:
+        raise UsageError(f"{option('controlnet')}: {model.path} is a model in pixel space", "leave it out")
     folder = resolved(name)
     if not (folder / "config.json").is_file():
         raise FewstepError(
@@ -152,16 +183,24 @@ def _index(folder: Path, name: str) -> dict[str, Any]:
         if not (isinstance(value, list) and len(value) == 2 and all(isinstance(word, str | None) for word in value)):
             raise FewstepError(f"{path}: {part} is {brief(value)}, not a library and a class", COPY)
         own = NETWORKS[part].__name__ if part in NETWORKS else "" if part in PARTS else None
+        own = value[1] if part == "unet" and in_pixels(index) else own
         if value[1] and (own is None or not value[1].startswith(own)):
             raise FewstepError(
                 f"{path}: {part} is {value[1]}, a part of {index.get('_class_name', 'another kind of model')}",
-                "fewstep reads models of the Stable Diffusion families: SD 1.x, SD 2.x, SDXL, SSD-1B",
+                "fewstep reads models of the Stable Diffusion families: SD 1.x, SD 2.x, SDXL, SSD-1B; and DDPM's,"
+                " whose network is a UNet2DModel",
             )
     return index
 
 
-def _schedule(path: Path) -> tuple[NoiseSchedule, str]:
+def _schedule(path: Path) -> tuple[NoiseSchedule, str, Mapping[str, Any]]:
+    """The schedule and the prediction type of a scheduler's config, and the config itself."""
     config = checked_config(path, "scheduler config")
+    if (kind := NOT_VP.match(str(config.get("_class_name", "")))) is not None:
+        raise FewstepError(
+            f"{path} is of {kind[0]}, whose noise is not variance-preserving (it is Karras', VE or a flow)",
+            "fewstep reads the schedules of DDPM: those of diffusers' DDPMScheduler, DDIMScheduler and the like",
+        )
     name = config.get("prediction_type", "epsilon")
     try:
         prediction_named(name)
@@ -169,7 +208,7 @@ def _schedule(path: Path) -> tuple[NoiseSchedule, str]:
     except FewstepError as error:
         raise FewstepError(f"{path}: {error.message.marked}", error.hint) from error
     refuse_blind(name, schedule.zero_terminal_snr, f"{path} has ")
-    return schedule, name
+    return schedule, name, config
 
 
 def model_recipe(folder: Path) -> Recipe | None:

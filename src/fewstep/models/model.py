@@ -18,9 +18,9 @@ from fewstep.io import sha256_bytes, sha256_file
 from fewstep.lora.dialects import COMPONENTS, module_name
 from fewstep.lora.layers import layers_of, module_shapes
 from fewstep.lora.recipe import Recipe
-from fewstep.models.fitting import INPAINTING_CHANNELS
+from fewstep.models.fitting import INPAINTING_CHANNELS, PIXEL_CHANNELS
 from fewstep.models.safety import SafetyChecker
-from fewstep.models.text import embedded, embedded_twice, sizes_of
+from fewstep.models.text import embedded, embedded_twice, no_text, sizes_of
 from fewstep.models.weights import unet_sha256
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -33,10 +33,10 @@ class Model:
     """The parts of a model, in evaluation mode. No parameter requires gradients."""
 
     path: Path  # a folder in diffusers' layout, or a single file in the original one
-    unet: Any  # UNet2DConditionModel
-    vae: Any  # AutoencoderKL
-    text_encoder: Any  # CLIPTextModel
-    tokenizer: Any  # CLIPTokenizer
+    unet: Any  # UNet2DConditionModel; UNet2DModel for a model in pixel space
+    vae: Any  # AutoencoderKL; None for a model in pixel space, whose latents are the pixels
+    text_encoder: Any  # CLIPTextModel; None for a model without text
+    tokenizer: Any  # CLIPTokenizer; None without text
     schedule: NoiseSchedule
     prediction_type: str
     recipe: Recipe | None = None
@@ -44,6 +44,7 @@ class Model:
     tokenizer_2: Any = None
     zero_empty: bool = False  # whether zeros are the embedding of an empty prompt, as SDXL's base model expects
     safety_checker: SafetyChecker | None = None  # None when the folder has none
+    clip: float | None = None  # sampling cuts estimates of x_0 to [-clip, clip]; None = it leaves them as they are
 
     @property
     def prediction(self) -> Prediction:
@@ -63,7 +64,12 @@ class Model:
     @property
     def embeds_guidance(self) -> bool:
         """Whether the network takes guidance as an input, as LCM's do."""
-        return self.unet.config.time_cond_proj_dim is not None
+        return self.unet.config.get("time_cond_proj_dim") is not None
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the network takes text. A model in pixel space does not."""
+        return self.text_encoder is not None
 
     def layers(self) -> dict[str, Any]:
         """Name in checkpoints -> module, for every module of the UNet and the text encoders that a LoRA can adapt."""
@@ -75,7 +81,17 @@ class Model:
     @property
     def factor(self) -> int:
         """Pixels per latent, in each direction."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return 1 if self.vae is None else int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def multiple(self) -> int:
+        """The sides of a picture, in pixels, are multiples of this: a UNet2DModel halves them between its blocks."""
+        return self.factor if self.vae is not None else int(2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents: the autoencoder's, or the 3 of pixels."""
+        return PIXEL_CHANNELS if self.vae is None else int(self.vae.config.latent_channels)
 
     @property
     def height_and_width(self) -> tuple[int, int]:
@@ -95,7 +111,7 @@ class Model:
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape (C, h, w) of the latents of a picture of height x width pixels."""
-        return int(self.vae.config.latent_channels), height // self.factor, width // self.factor
+        return self.latent_channels, height // self.factor, width // self.factor
 
     @property
     def device(self) -> torch.device:
@@ -116,6 +132,8 @@ class Model:
 
         height, width: size of the picture in pixels, which SDXL's network takes too; None = the model's own size.
         """
+        if self.text_encoder is None:
+            return no_text(len(prompts)).to(self.device)
         if self.text_encoder_2 is None:
             return embedded(prompts, self.tokenizer, self.text_encoder)
         tokenizers, encoders = (self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2)
@@ -128,8 +146,11 @@ class Model:
     def encode(self, pixels: Tensor) -> Tensor:
         """Scaled latents (B, C, H, W), float32: the posterior's mean for pixels (B, 3, 8H, 8W) in [-1, 1].
 
-        Computed again in float32 if half precision overflows. Raises FewstepError if the result is still not finite.
+        Those of a model in pixel space are the pixels. Computed again in float32 if half precision overflows. Raises
+        FewstepError if the result is still not finite.
         """
+        if self.vae is None:
+            return pixels.to(self.device, torch.float32).contiguous()
         mean = self._through(lambda x: self.vae.encode(x).latent_dist.mean, pixels.to(self.vae.device))
         return ((mean - self._shift) * self._scale).contiguous()
 
@@ -139,6 +160,8 @@ class Model:
 
         Computed again in float32 if half precision overflows. Raises FewstepError if the result is still not finite.
         """
+        if self.vae is None:
+            return latents.float().clamp(-1, 1).contiguous()
         raw = latents / self._scale + self._shift
         return self._through(lambda x: self.vae.decode(x).sample, raw).clamp(-1, 1).contiguous()
 
@@ -171,7 +194,10 @@ def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:
     """Hash of all files of these parts of a model folder; for a single file, of the whole file."""
     if path.is_file():
         return sha256_file(path)
-    files = sorted(file for part in parts for file in (path / part).rglob("*") if file.is_file())
+    found = [file for part in parts for file in (path / part).rglob("*")]
+    if "unet" in parts and not (path / "unet").is_dir():
+        found += path.glob("*.*")  # a model in pixel space whose network is at the folder's top
+    files = sorted(file for file in found if file.is_file())
     return sha256_bytes(*(f"{f.relative_to(path).as_posix()}:{sha256_file(f)}\n".encode() for f in files))
 
 
@@ -179,8 +205,10 @@ def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:
 def encoder_sha256(vae: Any) -> str:
     """Hash of the values that turn images into latents: an AutoencoderKL's scaling, and its encoder in half precision.
 
-    Training only the decoder further does not change the hash.
+    vae: None for pixels as they are. Training only the decoder further does not change the hash.
     """
+    if vae is None:
+        return "pixels"
     weights = {name: x for name, x in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
     parts = (name.encode() + x.detach().cpu().half().numpy().tobytes() for name, x in sorted(weights.items()))
     return sha256_bytes(f"{vae.config.scaling_factor} {vae.config.shift_factor}".encode(), *parts)

@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from fewstep.diffusion.guidance import Conditioning, guidance_embedding
 
 
+def takes_text(unet: Any) -> bool:
+    """Whether a UNet takes text. A UNet2DModel, the network of a model in pixel space, does not."""
+    return "cross_attention_dim" in unet.config
+
+
 class UNetNetwork(nn.Module):
     """Maps x (B, C, H, W), t (B,) and a conditioning to the UNet's output, float32 whatever the UNet's own type.
 
@@ -21,6 +26,9 @@ class UNetNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         dtype: torch.dtype = self.unet.dtype
+        if not takes_text(self.unet):
+            bare: Tensor = self.unet(x.to(dtype), t.to(x.device), return_dict=False)[0]
+            return bare.float()
         cast = conditioning.map(lambda part: part.to(x.device, dtype))
         x, t, sdxl = x.to(dtype), t.to(x.device), {}
         guidance = {} if conditioning.w is None else {"timestep_cond": self._embedded(conditioning.w.to(x.device))}

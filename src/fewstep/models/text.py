@@ -42,6 +42,11 @@ def embedded_twice(
     return conditioning.map(torch.zeros_like).where(empty, conditioning)
 
 
+def no_text(batch: int) -> Conditioning:
+    """The conditioning of a network that takes no text: embeddings of no tokens, (B, 0, 0)."""
+    return Conditioning(torch.zeros(batch, 0, 0))
+
+
 def sizes_of(height: int, width: int) -> Tensor:
     """SDXL's micro-conditioning (1, 6) for a picture that was neither scaled nor cropped."""
     return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)

@@ -222,7 +222,8 @@ def unet_sha256(path: Path) -> str:
     """Hash of a model's network: of its weight files; for a single file, of the whole file."""
     if path.is_file():
         return sha256_file(path)
-    return sha256_bytes(*(sha256_file(f).encode() for f in sorted((path / "unet").glob("*.safetensors"))))
+    folder = path / "unet" if (path / "unet").is_dir() else path
+    return sha256_bytes(*(sha256_file(f).encode() for f in sorted(folder.glob("*.safetensors"))))
 
 
 def base_name(recipe: Recipe) -> str:

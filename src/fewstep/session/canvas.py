@@ -79,13 +79,18 @@ def _image_and_mask(draw: Draw, engine: Engine) -> tuple[int, int, Tensor | None
 
 
 def _size(draw: Draw, engine: Engine) -> tuple[int, int]:
-    """Height and width in pixels, checked against the autoencoder's factor."""
-    factor = engine.facts.factor
+    """Height and width in pixels, checked against the model's multiple: the autoencoder's factor for most."""
+    factor = multiple_of(engine)
     for field, value in (("width", draw.width), ("height", draw.height)):
         if value is not None and value % factor:
             fitting = max(round(value / factor), 1) * factor
             raise UsageError(f"{option(field)} {value} is not a multiple of {factor}", f"use {fitting}")
     return draw.height or engine.facts.height, draw.width or engine.facts.width
+
+
+def multiple_of(engine: Engine) -> int:
+    """The sides of the engine's pictures, in pixels, are multiples of this."""
+    return engine.facts.multiple or engine.facts.factor
 
 
 def _extended(draw: Draw, engine: Engine) -> tuple[int, int, Tensor, Tensor]:
@@ -96,8 +101,8 @@ def _extended(draw: Draw, engine: Engine) -> tuple[int, int, Tensor, Tensor]:
     assert draw.image is not None
     width, height = _own_size(draw, draw.image)
     left, top, right, bottom = sides(draw.outpaint or "")
-    right += -(left + width + right) % engine.facts.factor
-    bottom += -(top + height + bottom) % engine.facts.factor
+    right += -(left + width + right) % multiple_of(engine)
+    bottom += -(top + height + bottom) % multiple_of(engine)
     around = (left, right, top, bottom)
     pixels = F.pad(read_image(draw.image, width, height)[None], around, mode="replicate")[0]
     mask = F.pad(torch.zeros(1, height, width), around, value=1.0)

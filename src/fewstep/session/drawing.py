@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep.diffusion.clipping import ClippedDenoiser
 from fewstep.diffusion.consistency import ConsistencyDenoiser
 from fewstep.diffusion.guidance import Conditioning, Denoiser, Evaluations, GuidedDenoiser, Network, with_guidance
 from fewstep.diffusion.sampler import sample as sample_latents
@@ -79,6 +80,8 @@ def draw_latents(
     denoise: Denoiser = GuidedDenoiser(
         network, facts.prediction, conditioning, batch.empty, guidance_scale, evaluations
     )
+    if facts.clip is not None:
+        denoise = ClippedDenoiser(denoise, facts.clip)
     levels = sampling_levels(facts.schedule, plan.timesteps, device=engine.device)
     x = batch.noise()
     if canvas.start is not None:

@@ -14,7 +14,7 @@ from fewstep.diffusion.guidance import Conditioning, concatenate
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.diffusion.solvers.base import Noise
 from fewstep.engines import Engine, Facts, NetworkOptions, check_supported, open_engine
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import Preview, Progress, Sink, note, tell, telling
 from fewstep.io import sha256_bytes
 from fewstep.lora.recipe import Recipe
@@ -187,6 +187,8 @@ class Session:
     def plan(self, draw: Draw) -> Plan:
         """The plan for `draw` with the plugged LoRAs. Raises UsageError for impossible options."""
         check_supported(self.engine.supports, draw, self.where.engine)
+        if not self.facts.takes_text:
+            draw = without_text(draw, self.where.model)
         self._follow(draw.solver)
         return plan_sampling(
             self.facts.schedule,
@@ -320,6 +322,20 @@ class Session:
             "no_safety_checker": where.no_safety_checker,
             "fewstep": __version__,
         }
+
+
+def without_text(draw: Draw, model: str) -> Draw:
+    """The request with guidance off, for a model that takes no text.
+
+    Raises UsageError for text, and for guidance, neither of which it can follow. model: its name, for errors.
+    """
+    hint = f"leave it out; {option('seed')} and {option('count')} choose the pictures"
+    if text := next((prompt for prompt in draw.prompts if prompt), ""):
+        raise UsageError(f"{model} draws without a prompt, but got {text!r}", hint, "prompts")
+    for name, off in (("negative_prompt", ""), ("guidance_scale", 1)):
+        if getattr(draw, name) not in (off, None):
+            raise UsageError(f"{option(name)}: {model} draws without a prompt, so there is nothing to guide", hint)
+    return draw.model_copy(update={"guidance_scale": 1.0})
 
 
 def started_from(picture: bytes | None) -> StartFacts | None:

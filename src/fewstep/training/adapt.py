@@ -17,6 +17,7 @@ from fewstep.hub import title_of
 from fewstep.lora.files import open_lora
 from fewstep.lora.recipe import Recipe
 from fewstep.models.licences import licences_of
+from fewstep.models.load import takes_text
 from fewstep.models.model import Model
 from fewstep.models.references import LoraReference
 from fewstep.session.plan import DEFAULT_GUIDANCE_SCALE
@@ -65,9 +66,9 @@ class LatentData:
 
 
 def training_samples(config: AdapterConfig) -> list[Sample]:
-    """The captioned images of --data. A note tells which files are left out."""
+    """The images of --data, with captions if the model takes text. A note tells which files are left out."""
     assert config.data is not None, "the config asks for it"
-    samples, notes = list_samples(config.data)
+    samples, notes = list_samples(config.data, captioned=takes_text(config.model))
     for text in notes:
         note(text)
     return samples
@@ -76,15 +77,16 @@ def training_samples(config: AdapterConfig) -> list[Sample]:
 def training_size(model: Model, config: AdapterConfig) -> int:
     """The side, in pixels, of the training images. Raises UsageError for one that the autoencoder cannot take."""
     size = config.size or model.size
-    if size % model.factor:
-        raise UsageError(
-            f"{option('size')} {size} is not a multiple of {model.factor}", f"use {size // model.factor * model.factor}"
-        )
+    if size % model.multiple:
+        fitting = max(size // model.multiple, 1) * model.multiple
+        raise UsageError(f"{option('size')} {size} is not a multiple of {model.multiple}", f"use {fitting}")
     return size
 
 
 def usual_guidance(model: Model) -> float:
     """The usual guidance scale for sampling the model without LoRAs."""
+    if not model.takes_text:
+        return 1.0
     own = model.recipe
     recommended = own.guidance_scale if own and not own.accelerates else None
     return DEFAULT_GUIDANCE_SCALE if recommended is None else recommended
@@ -138,10 +140,10 @@ class Trained(NamedTuple):
     """The result of a run that has ended."""
 
     result: Path  # a LoRA file, or a model folder
-    caption: str  # of one of the images that it was trained on
+    caption: str | None  # of one of the images that it was trained on; None if the model takes no text
 
 
-def trained(config: AdapterConfig, caption: str) -> Trained:
+def trained(config: AdapterConfig, caption: str | None) -> Trained:
     """The result of the run with this config."""
     return Trained(config.out / ("model" if config.full else "lora.safetensors"), caption)
 

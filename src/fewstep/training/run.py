@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fewstep.configs import AdapterConfig, DistillConfig, FinetuneConfig
-from fewstep.data.cache import Encoded, encode
+from fewstep.data.cache import Encoded, captions_of, encode
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
 from fewstep.training.adapt import LatentData, Trained, after, latent_data, trained, training_samples, training_size
@@ -36,7 +36,7 @@ def run(config: AdapterConfig, kind: type[Method]) -> Trained:
     method = kind(load_model(config.model, device=pick_device(config.device)), config)
     encoded, caption = material(method.model)
     train(method, latent_data(encoded, method.model, config), own=True)
-    return trained(config, caption)
+    return trained(config, caption if method.model.takes_text else None)
 
 
 def material_of(config: AdapterConfig) -> Callable[[Model], tuple[Encoded, str]]:
@@ -53,7 +53,7 @@ def material_of(config: AdapterConfig) -> Callable[[Model], tuple[Encoded, str]]
 
         return drawings
     samples = training_samples(config)
-    return lambda model: (encode(samples, model, training_size(model, config)), samples[0].captions[0])
+    return lambda model: (encode(samples, model, training_size(model, config)), captions_of(samples)[0])
 
 
 def train(method: Method, data: LatentData, own: bool = False) -> None:
