@@ -59,11 +59,12 @@ def test_inverse_step_weighs_by_how_little_noise_a_step_takes_away() -> None:
     wish = config(k=20, weighting="inverse-step")
     s, t = timesteps(wish, places(), 1000)
     high, low = SCHEDULE.at(s), level_at(SCHEDULE, t)
-    found = weights(wish, SCHEDULE, high, low)
+    grid = torch.arange(19, 1000, 20)
+    found = weights(wish, SCHEDULE, high, low, grid, grid - 20)
     taken = high.sigma / high.alpha - low.sigma / low.alpha
     torch.testing.assert_close(found * taken, (found * taken)[:1].expand_as(taken))
     assert float(found.mean()) == pytest.approx(1, rel=1e-5)
-    assert weights(config(k=20), SCHEDULE, high, low) == 1
+    assert weights(config(k=20), SCHEDULE, high, low, grid, grid - 20) == 1
 
 
 def test_the_last_step_ends_without_noise() -> None:

@@ -124,10 +124,10 @@ def test_the_target_follows_the_student(name: str, kind: str, model: Model, tmp_
         before = {key: x.clone() for key, x in average.shadow.items()}
         for p in player.trainable.parameters.values():
             p += 0.1
-        apart = player.loss(player.trainable.module, batch, 0)
-        average.update(player.trainable.parameters, 1)
+        apart = player.loss(player.trainable.module, batch, 1)  # ct's first step aims at the images themselves
+        average.update(player.trainable.parameters, 2)
         assert not same(before, average.shadow)
-        assert not torch.equal(player.loss(player.trainable.module, batch, 0), apart)
+        assert not torch.equal(player.loss(player.trainable.module, batch, 1), apart)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -272,5 +272,5 @@ def test_a_method_is_one_file(tiny_model_folder: Path, tiny_data_folder: Path, t
     assert "--psi: no effect with --method toy" in done.stderr
     shown = " ".join(re.findall(r"[\w+-]+", done.stdout))
     assert "toy A toy of no use to anyone" in shown
-    assert re.search(r"choices lcd lcf pcm tcd toy", shown)
+    assert re.search(r"choices cd ct lcd lcf pcm tcd toy", shown)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == "toy"

@@ -70,7 +70,7 @@ def test_phases_are_the_published_methods(phases: int) -> None:
 def test_edges_are_fixed_points(grid: tuple[int, int], seed: int) -> None:
     k, phases = grid
     config = build(DistillConfig, model="m", data="d", out="o", method="pcm", k=k, phases=phases)
-    method = PCM(SimpleNamespace(schedule=SCHEDULE, embeds_guidance=False), config)
+    method = PCM(SimpleNamespace(schedule=SCHEDULE, embeds_guidance=False, takes_text=True), config)
     edges = torch.tensor([*phase_edges(phases, k, 1000)[1:], CLEAN])
     at_edges, x = level_at(SCHEDULE, edges), draws(phases, 4, 2, 2, seed=seed).float()
     pair = Pair(level_at(SCHEDULE, edges + k), at_edges, edges, 1.0)

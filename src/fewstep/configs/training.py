@@ -144,7 +144,7 @@ class DistillConfig(AdapterConfig):
     target: Literal["student", "ema"] = "ema"
     """Whose consistency function is aimed at: the student's own (gradient stopped) or its average's."""
     target_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay of the target's average."""
+    """Decay of the target's average; of --method ct the decay on the first levels (mu_0), which rises with them."""
     loss: Literal["huber", "l2"] = "huber"
     """Distance of the two: pseudo-Huber, or the squared error."""
     huber_c: Annotated[float, Field(gt=0)] = 0.001
@@ -161,6 +161,13 @@ class DistillConfig(AdapterConfig):
     phases: Annotated[int, Field(ge=1, le=1000)] = 5
     """Only for --method pcm: into how many phases the way is divided. A picture takes one step for each phase, or a
     multiple. The number must divide the training grid, which has 50 timesteps at --k 20 and 40 at --k 25."""
+    first_levels: Annotated[int, Field(ge=2, le=1000)] = 2
+    """Only for --method ct: the number of noise levels at the beginning, the clean one included (the paper's s_0)."""
+    last_levels: Annotated[int, Field(ge=2, le=1000)] = 150
+    """Only for --method ct: the number of noise levels at the end, without the clean one (the paper's s_1)."""
+    curriculum: Literal["square-root", "doubling"] = "square-root"
+    """Only for --method ct: how the number grows. It follows a square root (arXiv 2303.01469), or doubles several times
+    (iCT, arXiv 2310.14189)."""
     sampler: Literal["auto", "lcm", "tcd"] = "auto"
     """What the result asks to be sampled with; auto is tcd after --method tcd, else lcm. What tcd trained may be
     sampled with either."""

@@ -34,7 +34,7 @@ from fewstep.models.references import LoraReference
 from fewstep.models.single_file import save_folder
 from fewstep.models.stepping import scheduler_of, write_scheduler
 from fewstep.session.plan import plan_sampling
-from fewstep.training.players import Average, Trainable, average_of
+from fewstep.training.players import Average, Decay, Trainable, average_of
 
 STUDENT, TARGET, EXPORT = "student", "target", "export"
 
@@ -57,7 +57,7 @@ class Networks(Protocol):
     def network(self, name: str) -> Network:
         """The trainable of this name as a network, for another player's loss, or without gradients."""
 
-    def following(self, name: str, decay: float) -> Network:
+    def following(self, name: str, decay: Decay) -> Network:
         """The average of the trainable of this name, as a network."""
 
     def export(self, out: Path, recipe: Recipe) -> None:
@@ -119,7 +119,7 @@ class LoraNetworks:
     def network(self, name: str) -> Network:
         return SwitchedNetwork(self._network, self.layers, name)
 
-    def following(self, name: str, decay: float) -> Network:
+    def following(self, name: str, decay: Decay) -> Network:
         own = f"{TARGET} of {name}"
         self.layers.add(
             own, {module: LowRank(*(x.clone() for x in u)) for module, u in self.layers.updates_of(name).items()}
@@ -186,7 +186,7 @@ class WholeNetworks:
         module: Network = self._trainable[name].module
         return module
 
-    def following(self, name: str, decay: float) -> Network:
+    def following(self, name: str, decay: Decay) -> Network:
         trainable = self._trainable[name]
         target: UNetNetwork = copy.deepcopy(trainable.module).requires_grad_(False)  # type: ignore[assignment]
         trainable.averages[TARGET] = Average(decay, dict(target.unet.named_parameters()))
@@ -202,6 +202,11 @@ class WholeNetworks:
 def initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
     """The student's LoRA at the start: untrained, or --init-lora, which must fit."""
     shapes = target_shapes(model.unet, config.modules)
+    if not shapes:
+        raise UsageError(
+            f"{option('modules')} {config.modules}: the network of {model.path} has no such layers",
+            f"use {option('modules')} all",
+        )
     if config.init_lora is None:
         return initial(shapes, config.rank, config.seed)
     modules = module_shapes(model.unet)
@@ -222,6 +227,7 @@ def initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
 
 
 @doing("writing the model")
+@quiet()
 def save_model(folder: Path, model: Model, unet: Any, recipe: Recipe) -> None:
     """Write a copy of the model's folder with this UNet, in half precision, and this recipe, whole or not at all.
 
@@ -231,10 +237,11 @@ def save_model(folder: Path, model: Model, unet: Any, recipe: Recipe) -> None:
         if model.path.is_file():
             save_folder(model, temporary)
         else:
-            shutil.copytree(model.path, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "unet"))
+            left_out = ["*.bin", "unet"] + (["*.safetensors", "config.json"] if not model.takes_text else [])
+            shutil.copytree(model.path, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*left_out))
         unet.to(torch.float16).save_pretrained(temporary / "unet")
         write_json(temporary / RECIPE_FILE, recipe.model_dump(mode="json"))
-        if unet.config.time_cond_proj_dim is not None and recipe.solver == "lcm":
+        if unet.config.get("time_cond_proj_dim") is not None and recipe.solver == "lcm":
             write_scheduler(temporary, lcm_scheduler(temporary, model, recipe), True)
 
 

@@ -11,6 +11,8 @@ from fewstep.configs import TrainingConfig
 
 Loss = Callable[[nn.Module, Any, int], Tensor]  # the module (wrapped for several processes), a batch, finished steps
 
+Decay = float | Callable[[int], float]  # of an average: the same at all steps, or by the number of finished steps
+
 
 class Average(NamedTuple):
     """An exponential moving average of the trained parameters (theta- in LCM's Algorithm 1).
@@ -19,13 +21,14 @@ class Average(NamedTuple):
     of the products B A.
     """
 
-    decay: float  # 0 copies; near 1 is slow
+    decay: Decay  # 0 copies; near 1 is slow
     shadow: dict[str, Tensor]  # same names and shapes as the parameters; updated in place
     warm_up: bool = False  # whether the decay starts low and rises as (1 + step) / (10 + step)
 
     def update(self, parameters: Mapping[str, Tensor], step: int) -> None:
         """Set shadow to decay * shadow + (1 - decay) * parameter, after the player's step number `step`."""
-        decay = min(self.decay, (1 + step) / (10 + step)) if self.warm_up else self.decay
+        decay = self.decay(step) if callable(self.decay) else self.decay
+        decay = min(decay, (1 + step) / (10 + step)) if self.warm_up else decay
         names = list(self.shadow)
         with torch.no_grad():
             torch._foreach_lerp_([self.shadow[n] for n in names], [parameters[n].detach() for n in names], 1 - decay)

@@ -28,9 +28,12 @@ def method_of(config: DistillConfig) -> type[Method]:
     kind.check(config)
     unread = [name for name in OF_METHODS if name in config.model_fields_set - kind.reads]
     if unread:
+        usual = DistillConfig.model_fields["method"].default
         others = [name for name, other in METHODS.items() if other.reads.issuperset(unread)]
         raise UsageError(
             f"{', '.join(map(option, sorted(unread)))}: no effect with {option('method')} {config.method}",
-            f"leave it out, or use {option('method')} {others[0]}" if others else "leave it out",
+            f"leave it out, or use {option('method')} {usual if usual in others else others[0]}"
+            if others
+            else "leave it out",
         )
     return kind

@@ -56,6 +56,11 @@ def check_model(model: Model, config: DistillConfig) -> None:
     """Raise UsageError for a model that cannot be the teacher, and for a Psi that does not suit its schedule."""
     refuse_zero_snr(config.psi, model.schedule)
     refuse_embedded_guidance(model)
+    if not model.takes_text and guidance_range(config) != (1, 1):
+        raise UsageError(
+            f"{option('method')} {config.method} distils guidance, but {model.path} takes no text to guide by",
+            f"use {option('method')} cd, or add {option('guidance_scale')} 1",
+        )
 
 
 def consistency_players(
@@ -112,7 +117,8 @@ def pair_of(config: DistillConfig, schedule: NoiseSchedule, batch: Batch) -> Pai
     """The pair of levels for a batch, on its device."""
     starts, ends = timesteps(config, batch.time, len(schedule))
     s, t = (level.to(batch.x_0.device) for level in (schedule.at(starts), level_at(schedule, ends)))
-    return Pair(s, t, ends, weights(config, schedule, s, t))
+    grid = torch.tensor(skipping_grid(config.k, len(schedule)))
+    return Pair(s, t, ends, weights(config, schedule, s, t, grid, grid - config.k))
 
 
 def timesteps(config: DistillConfig, place: Tensor, T: int) -> tuple[Tensor, Tensor]:
@@ -151,15 +157,17 @@ def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) 
     return lowest if lowest == highest else (lowest + (highest - lowest) * place).to(device)
 
 
-def weights(config: DistillConfig, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel) -> Tensor | float:
+def weights(
+    config: DistillConfig, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel, starts: Tensor, ends: Tensor
+) -> Tensor | float:
     """The weight of each sample's distance: 1 for all, or (B, 1, 1, 1), 1 / (length of its step in sigma / alpha).
 
     Source of the second: iCT, arXiv 2310.14189, section 3.1. It is scaled so that its mean over the grid is 1.
+    starts, ends: the timesteps of all steps of the grid, (N,).
     """
     if config.weighting == "uniform":
         return 1.0
-    ends = torch.tensor(skipping_grid(config.k, len(schedule)))
-    return 1 / step_length(s, t) / (1 / step_length(schedule.at(ends), level_at(schedule, ends - config.k))).mean()
+    return 1 / step_length(s, t) / (1 / step_length(schedule.at(starts), level_at(schedule, ends))).mean()
 
 
 def step_length(s: NoiseLevel, t: NoiseLevel) -> Tensor:
