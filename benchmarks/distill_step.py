@@ -30,6 +30,7 @@ from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser, Network
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.diffusion.solvers import SOLVERS
+from fewstep.evaluate.bench.turn import matmul_rate
 from fewstep.families import FAMILIES
 from fewstep.lora.layers import LoraLayers, initial, target_shapes
 from fewstep.models.network import UNetNetwork
@@ -145,12 +146,6 @@ def seconds(step: LossStep) -> float:
     return time.perf_counter() - begun
 
 
-def matmul_rate(dtype: torch.dtype, side: int = 2048) -> float:
-    """Floating-point operations per second in a square matrix product, the best of five."""
-    a, b = torch.randn(2, side, side).to(dtype)
-    return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(5))
-
-
 def peak_gib(arrangement: Callable[[DistillStepConfig], LossStep], config: DistillStepConfig) -> float:
     """The largest resident memory, in GiB, of a process that makes only one step of the arrangement."""
     with get_context("spawn").Pool(1) as pool:
@@ -172,7 +167,7 @@ def run(config: DistillStepConfig) -> None:
     for step in steps[1:]:
         step()
     rounds = [[seconds(step) for step in steps] for _ in range(config.rounds)]
-    rate = matmul_rate(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
+    rate = matmul_rate(torch.bfloat16 if config.dtype == "bf16" else torch.float32, torch.device("cpu"))
     floor = counter.get_total_flops() / rate
     threads = torch.get_num_threads()
     print(f"{config.family}, {config.size} px, batch 1, rank {config.rank}, {config.dtype}, {threads} threads")

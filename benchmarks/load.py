@@ -23,16 +23,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from benchmarks.single_file import write_random
 from fewstep.cli import main_of
 from fewstep.configs import Config
 from fewstep.families import FAMILIES
-from fewstep.lora.layers import initial
-from fewstep.lora.low_rank import Adapter, LowRank
-from fewstep.lora.recipe import Recipe
-from fewstep.lora.writing import save_adapter
-from fewstep.models.load import DTYPES, load_model
-from fewstep.models.single_file import save_folder
+from fewstep.models.load import DTYPES
+from fewstep.models.random_weights import random_folder, random_lora
 from fewstep.session import Session
 
 RANK = 64
@@ -152,16 +147,8 @@ def made(folder: Path, family: str, dtype: str) -> LoadJob:
 
 
 def _make(folder: Path, family: str, dtype: str) -> LoadJob:
-    file = folder / "model.safetensors"
-    write_random(file, FAMILIES[family])
-    save_folder(load_model(str(file), torch.float16), folder / "model")
-    file.unlink()
-    torch.manual_seed(0)
-    updates = initial(FAMILIES[family].modules(), RANK, 0)
-    adapter = Adapter({name: LowRank(u.A, 1e-3 * torch.randn_like(u.B)) for name, u in updates.items()})
-    recipe = Recipe(method="lcd", family=family, solver="lcm", steps=4, guidance_scale=1.0)
-    save_adapter(folder / "lora.safetensors", adapter, recipe, torch.float16)
-    return LoadJob(folder / "model", folder / "lora.safetensors", dtype)
+    model = random_folder(folder / "model", FAMILIES[family])
+    return LoadJob(model, random_lora(folder / "lora.safetensors", FAMILIES[family], RANK), dtype)
 
 
 def loads(config: LoadBenchmarkConfig) -> None:

@@ -9,7 +9,6 @@ every weight is in its place. The floor only reads the file's bytes.
 """
 
 import hashlib
-import math
 import os
 import resource
 import sys
@@ -28,16 +27,14 @@ from fewstep.cli import main_of
 from fewstep.configs import Config, Where, build
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.engines.torch import TorchEngine
-from fewstep.families import FAMILIES, Family
-from fewstep.families.single_file import LEVEL, TEXT
-from fewstep.lora.writing import Entry, write_safetensors
+from fewstep.families import FAMILIES
+from fewstep.families.single_file import TEXT
 from fewstep.models.load import DTYPES, load_model
-from fewstep.models.single_file import CheckpointPart, save_folder, text_part, unet_part, vae_part
+from fewstep.models.random_weights import write_random
+from fewstep.models.single_file import save_folder
 from fewstep.session import Session
 
 PROMPT = "a photo of a cat"
-PREFIXES = {"sd15": (TEXT["text_encoder"][0],), "sd21": (TEXT["text_encoder"][2],)}
-SDXL_PREFIXES = (TEXT["text_encoder"][1], TEXT["text_encoder_2"][0])
 
 
 class SingleFileConfig(Config):
@@ -82,35 +79,6 @@ def hash_of_weights(parts: Any) -> str:
             total.update(key.encode())
             total.update(tensor.contiguous().view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def parts_of(family: Family) -> list[CheckpointPart]:
-    """The networks of the family, and the places of their weights in its released files."""
-    prefixes = PREFIXES.get(family.name, SDXL_PREFIXES)
-    encoders = zip(TEXT, family.text_encoders, prefixes, strict=False)
-    texts = [text_part(name, encoder, frozenset({prefix + LEVEL})) for name, encoder, prefix in encoders]
-    return [unet_part(family, 4), vae_part(family), *texts]
-
-
-def write_random(path: Path, family: Family) -> int:
-    """Write a file of random weights, small enough for normal activations. Returns the number of weights."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for part in parts_of(family):
-        for name, tensor in part.network.state_dict().items():
-            origin, shape = part.origins[name], tuple(tensor.shape)
-            if origin.third is not None:
-                shape = (3 * shape[0], *shape[1:])
-            shapes[origin.key] = shape[::-1] if origin.transposed else shape
-    entries = [Entry(key, shape, torch.float16, maker(key, shape, i)) for i, (key, shape) in enumerate(shapes.items())]
-    write_safetensors(path, entries, {})
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def maker(key: str, shape: tuple[int, ...], seed: int) -> Callable[[], Tensor]:
-    """A function that makes one tensor: weights of norms are about 1, all others are scaled by their inputs."""
-    about = 1.0 if len(shape) == 1 and key.endswith("weight") else 0.0
-    scale = 0.5 / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.05
-    return lambda: torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale + about
 
 
 def ours(job: SingleFileJob) -> tuple[float, Any, Callable[[], Tensor]]:

@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> the name of its config, and 
     "inspect": ("InspectConfig", "inspect"),
     "tune": ("TuneConfig", "tune"),
     "compare": ("CompareConfig", "compare"),
+    "bench": ("BenchConfig", "bench"),
     "export": ("ExportConfig", "export"),
     "list": ("ListConfig", "list"),
     "doctor": ("DoctorConfig", "doctor"),

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 _HOMES = {  # file: the names in it
+    "bench": ("BenchConfig",),
     "base": (
         "METHOD_NAMES",
         "SPELLINGS",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
         option_name,
         usage_error,
     )
+    from fewstep.configs.bench import BenchConfig
     from fewstep.configs.draw import Draw, Drawing, DrawOptions, draw_of
     from fewstep.configs.drawing import CompareConfig, DemoConfig, SampleConfig, TuneConfig
     from fewstep.configs.elsewhere import answers
@@ -107,6 +109,7 @@ __all__ = [
     "SPELLINGS",
     "AdapterConfig",
     "AdapterOutput",
+    "BenchConfig",
     "CompareConfig",
     "Config",
     "DType",

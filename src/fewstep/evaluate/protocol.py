@@ -27,12 +27,13 @@ LPIPS_LABEL = "lpips 0.1, alexnet"
 
 def surroundings(model: str, device: torch.device) -> dict[str, Any]:
     """The facts that decide pixels and times, besides those of a row. model: the hash of its files."""
+    return {"model_sha256": model, "machine": machine(device), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that draw."""
     packages = ("torch", "diffusers", "transformers")
-    return {
-        "model_sha256": model,
-        "machine": machine(device),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def machine(device: torch.device) -> str:

@@ -1,0 +1,118 @@
+"""One turn of an arrangement, in a process of its own: loading, the first picture, more pictures, batches, memory."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from fewstep.errors import FewstepError
+from fewstep.evaluate.bench.arrangements import Opened, opened
+from fewstep.evaluate.bench.plan import BenchPlan
+from fewstep.events import ignore, telling
+from fewstep.models.quiet import quiet
+
+REST = "rest"  # the part that is not text, network or decoder
+LONG_S = 60.0  # a picture that takes longer is drawn once
+GAIN = 1.02  # times as many pictures a second, for which a larger batch is tried
+WARM_S = 10.0  # a batch that is expected to take longer is drawn once, without one before it that warms up
+GIVE_UP_S = 240.0  # no batch is tried that is expected to take longer
+
+
+class TurnPlan(NamedTuple):
+    """What is done in a turn."""
+
+    pictures: int  # after the first
+    batches: tuple[int, ...]  # numbers of pictures drawn together, tried in order while they gain
+
+
+class Turn(NamedTuple):
+    """What a turn took, in seconds; or the reason why it could not be."""
+
+    load: float = 0.0
+    first: float = 0.0  # the first picture, with its file
+    pictures: tuple[dict[str, float], ...] = ()  # of each of the next: part -> seconds; with REST they are all of it
+    rates: dict[int, float] = {}  # noqa: RUF012  pictures drawn together -> pictures a second
+    peak_bytes: int | None = None  # of memory, of the GPU's if there is one, with single pictures; None = not known
+    dtype: str = ""
+    missing: str = ""  # what is not installed, or went wrong
+
+
+def taken(arrangement: str, plan: BenchPlan, what: TurnPlan) -> Turn:
+    """A turn of this arrangement."""
+    with telling(ignore), quiet():
+        begun = time.perf_counter()
+        try:
+            ready = opened(arrangement, plan)
+        except FewstepError as error:
+            return Turn(missing=error.whole)
+        except (ImportError, ValueError, OSError) as error:  # as diffusers says that something is not installed
+            return Turn(missing=" ".join(str(error).split()))
+        load = time.perf_counter() - begun
+        first = sum(picture(ready, plan.spare).values())
+        many = 1 if first > LONG_S else what.pictures
+        pictures = tuple(picture(ready, plan.spare) for _ in range(many))
+        peak = peak_bytes(ready.device)
+        alone = min(sum(one.values()) for one in pictures)
+        return Turn(load, first, pictures, rates_of(ready, what.batches, alone), peak, ready.dtype)
+
+
+def picture(ready: Opened, folder: Path) -> dict[str, float]:
+    """Part -> seconds of a picture, from the prompt to its file."""
+    begun = time.perf_counter()
+    batch = ready.draw(1)
+    batch.images[0].save(folder / "picture.png")
+    parts = dict(batch.seconds)
+    return parts | {REST: time.perf_counter() - begun - sum(parts.values())}
+
+
+def rates_of(ready: Opened, batches: Sequence[int], alone_s: float) -> dict[int, float]:
+    """Pictures a second when so many are drawn together, without their files, as long as more together gain.
+
+    alone_s: seconds of one picture alone.
+    """
+    rates: dict[int, float] = {}
+    for count in batches:
+        expected = count / max(rates.values(), default=1 / alone_s)
+        if rates and expected > GIVE_UP_S:
+            break
+        try:
+            times = [batch_s(ready, count) for _ in range(1 if expected > WARM_S else 2)]  # the first of two warms up
+        except (RuntimeError, MemoryError):  # too large for the memory
+            break
+        best = max(rates.values(), default=0.0)
+        rates[count] = count / min(times)
+        if rates[count] < GAIN * best:
+            break
+    return rates or {1: 1 / alone_s}
+
+
+def batch_s(ready: Opened, count: int) -> float:
+    """Seconds of a batch."""
+    begun = time.perf_counter()
+    ready.draw(count)
+    return time.perf_counter() - begun
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory that this process had so far: on a GPU the GPU's, else the system's; None if it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, side: int = 2048) -> float:
+    """Floating-point operations a second in a square matrix product, the best of ten after a warm-up."""
+    a, b = torch.randn(2, side, side).to(device, dtype)
+    times = []
+    for _ in range(11):
+        begun = time.perf_counter()
+        product = a @ b
+        float(product[0, 0])  # waits for a GPU
+        times.append(time.perf_counter() - begun)
+    return 2 * side**3 / min(times[1:])
