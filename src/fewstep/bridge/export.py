@@ -7,6 +7,7 @@ import torch
 
 from fewstep import __version__
 from fewstep.assets import LICENCE, shipped_lora
+from fewstep.bridge.graphs import exporter, refuse_for_genai, write_graphs
 from fewstep.configs import Draw, ExportConfig, build
 from fewstep.errors import UsageError, option
 from fewstep.events import note
@@ -26,10 +27,29 @@ from fewstep.session.loras import default_loras
 from fewstep.session.plan import Plan
 
 CARD, BASE_CARD = "README.md", "README-base.md"
+LIBRARIES = {"diffusers": "diffusers", "openvino": "openvino", "onnx": "onnxruntime"}
+PROGRAMS = {  # target or consumer -> a program that draws with the folder
+    "diffusers": """    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained("{name}")
+    pipe("a cat", {options}).images[0].save("cat.png")""",
+    "openvino": """    from optimum.intel import OVDiffusionPipeline
+
+    pipe = OVDiffusionPipeline.from_pretrained("{name}")
+    pipe("a cat", {options}).images[0].save("cat.png")""",
+    "genai": """    import openvino_genai
+
+    pipe = openvino_genai.Text2ImagePipeline("{name}", "CPU")
+    picture = pipe.generate("a cat", num_inference_steps={steps}, guidance_scale={guidance_scale})""",
+    "onnx": """    from optimum.onnxruntime import ORTDiffusionPipeline
+
+    pipe = ORTDiffusionPipeline.from_pretrained("{name}")
+    pipe("a cat", {options}).images[0].save("cat.png")""",
+}
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Write weights, scheduler, recipe and card to config.out, whole or not at all. Returns facts about them.
+    """Write networks, scheduler, recipe and card to config.out, whole or not at all. Returns facts about them.
 
     The plan is that of `fewstep sample` with the same --model and --lora. The weights are W0 + sum_i w_i Delta W_i,
     computed in float32 and rounded once to the stored type.
@@ -43,11 +63,14 @@ def export(config: ExportConfig) -> dict[str, Any]:
             f"{config.model} is a model in pixel space, which export does not write",
             "distil it with distill --full: its result is a folder for diffusers",
         )
+    runtime = None if config.to == "diffusers" else exporter(config.to, config.dtype)
     loras = config.loras or default_loras(config.model, "auto")
     session = Session(config.model, loras, dtype="fp32", device="cpu")
     plan = session.plan(build(Draw, prompts=("",)))
     for text in plan.notes:
         note(text)
+    if config.consumer == "genai":
+        refuse_for_genai(plan, session.facts.prediction_type)
     fitted = fit([parse_reference(text) for text in loras], str(session.facts.path), allow_partial=False)
     recipe, base = recipe_of(session, plan), parts_sha256(session.facts.path)
     with atomic_folder(config.out) as folder, scratch(config.out.parent) as spare:
@@ -57,9 +80,11 @@ def export(config: ExportConfig) -> dict[str, Any]:
         stepping, scheduler = scheduler_of(
             source, facts.prediction_type, plan.solver_name, plan.timesteps, len(facts.schedule) // plan.k
         )
-        tell_loss(fold_on_disk(source, folder, modules))
-        write_scheduler(folder, scheduler, facts.embeds_guidance)
-        write_json(folder / RECIPE_FILE, recipe.model_dump(mode="json"))
+        folded = folder if runtime is None else spare / "folded"
+        tell_loss(fold_on_disk(source, folded, modules))
+        write_scheduler(folded, scheduler, facts.embeds_guidance)
+        write_json(folded / RECIPE_FILE, recipe.model_dump(mode="json"))
+        differences = {} if runtime is None else write_graphs(runtime, folded, folder)
         if (folder / CARD).is_file():
             (folder / CARD).rename(folder / BASE_CARD)
         write_bytes(folder / CARD, card(config, fitted, plan, stepping, base).encode())
@@ -72,6 +97,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         "steps": plan.steps,
         "timesteps": list(plan.timesteps),
         "guidance_scale": plan.guidance_scale,
+        **({"relative_error": differences} if differences else {}),
     }
 
 
@@ -112,9 +138,12 @@ def card(config: ExportConfig, fitted: Fitted, plan: Plan, stepping: Stepping, b
     calls = {"num_inference_steps": plan.steps, "guidance_scale": plan.guidance_scale, **stepping.call, **noise}
     options = ", ".join(f"{name}={value}" for name, value in calls.items())
     model = Path(config.model).name if Path(config.model).exists() else config.model
+    program = PROGRAMS[config.to if config.consumer == "any" else config.consumer].format(
+        name=config.out.name, options=options, steps=plan.steps, guidance_scale=plan.guidance_scale
+    )
     name, timesteps = config.out.name, ", ".join(map(str, plan.timesteps))
     return f"""---
-library_name: diffusers
+library_name: {LIBRARIES[config.to]}
 pipeline_tag: text-to-image
 ---
 # {name}
@@ -123,10 +152,7 @@ pipeline_tag: text-to-image
 
 ## Sample it
 
-    from diffusers import DiffusionPipeline
-
-    pipe = DiffusionPipeline.from_pretrained("{name}")
-    pipe("a cat", {options}).images[0].save("cat.png")
+{program}
 
 {guided(plan)} `scheduler/` holds the {stepping.name}. The model was made for the timesteps {timesteps}. For fewstep,
 `{RECIPE_FILE}` holds the same settings: `fewstep sample "a cat" --model {name}`.

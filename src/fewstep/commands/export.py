@@ -15,4 +15,6 @@ def export(config: ExportConfig) -> Result:
 
 def in_words(value: Any) -> str:
     """A fact as text for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {error:.1e}" for name, error in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

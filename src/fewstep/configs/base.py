@@ -154,4 +154,4 @@ def option_name(field: str) -> str:
     return "--" + SPELLINGS.get(field, field).replace("_", "-")
 
 
-SPELLINGS = {"loras": "lora", "train_steps": "steps", "prompt_file": "prompts", "as_json": "json"}
+SPELLINGS = {"loras": "lora", "train_steps": "steps", "prompt_file": "prompts", "as_json": "json", "consumer": "for"}

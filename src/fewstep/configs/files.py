@@ -1,12 +1,12 @@
 """The configs of the commands that work on files: merge, resize, difference, inspect, export, list, doctor."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fewstep.configs.base import Config, ModelName, Precision, Typed
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 
 
 class AdapterOutput(Config):
@@ -65,15 +65,32 @@ class MergeConfig(SumOutput):
 class ExportConfig(Config):
     """Write a model with its LoRAs folded in, ready for another program, its sampler and a model card with it."""
 
+    needs = {"consumer": ("to", "openvino")}  # noqa: RUF012
+
     model: ModelName = "emoji"
     loras: Annotated[tuple[str, ...], Typed(with_default=False)] = ()
     """FILE or FILE:WEIGHT, several times to add several LoRAs, as sample takes them; lcm is the default for emoji."""
-    to: Literal["diffusers"] = "diffusers"
-    """diffusers: a model folder for its pipelines, and for every program that reads such folders."""
+    to: Literal["diffusers", "openvino", "onnx"] = "diffusers"
+    """diffusers: a model folder for its pipelines, and for every program that reads such folders. openvino, onnx: the
+    networks as graphs, in the layout of optimum-intel's folders; sample draws with them, and so do other programs."""
+    consumer: Literal["any", "genai"] = "any"
+    """genai: refuse a model that OpenVINO GenAI would sample wrongly."""
+    dtype: Literal["auto", "fp32", "fp16"] = "auto"
+    """How openvino's and onnx's weights are stored; auto is fp16 for openvino, and fp32 for onnx, where fp16 is for
+    GPUs. diffusers' folder keeps the types of the model."""
     out: Path
     """The folder to write; it must not be there yet."""
     as_json: bool = False
     """Print one JSON document about what was written."""
+
+    @model_validator(mode="after")
+    def _of_graphs(self) -> Self:
+        """Raise UsageError for a type of weights that a folder for diffusers would not have."""
+        if self.to == "diffusers" and self.dtype != "auto":
+            raise UsageError(
+                f"{option('dtype')} has no effect with {option('to')} diffusers", f"add {option('to')} openvino or onnx"
+            )
+        return self
 
 
 class ResizeConfig(SumOutput):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.configs import Where
 from fewstep.engines.graphs.engine import GraphEngine, Runtime
-from fewstep.engines.graphs.parts import Running
+from fewstep.engines.graphs.parts import Running, arrays_of
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.models.exported import GRAPH_FILES
 from fewstep.models.graphs import ANY, Graph, NetworkGraph
@@ -42,8 +42,11 @@ class ONNX:
 
     name = "onnx"
 
-    def __init__(self, device: str, dtype: str) -> None:
-        """device: auto, cpu, cuda or directml; auto is the first GPU, else cpu. dtype: auto, fp32, or on a GPU fp16."""
+    def __init__(self, device: str, dtype: str, half: bool | None = None) -> None:
+        """device: auto, cpu, cuda or directml; auto is the first GPU, else cpu. dtype: auto, fp32, or on a GPU fp16.
+
+        half: write the UNet so that it computes in fp16; None = when that is the dtype.
+        """
         self._package = library()
         self._device = self._checked(device)
         if dtype == "bf16" or (dtype == "fp16" and self._device == "cpu"):
@@ -52,7 +55,8 @@ class ONNX:
                 "use fp32" if self._device == "cpu" else "use fp16 or fp32",
             )
         self.dtype = dtype if dtype != "auto" else "fp32" if self._device == "cpu" else "fp16"
-        self.identity = f"opset {OPSET} {self.dtype}"
+        self.half = self.dtype == "fp16" if half is None else half
+        self.identity = f"opset {OPSET} {'half' if self.half else 'exact'}"
 
     def _checked(self, device: str) -> str:
         """The device, which this build of ONNX Runtime has."""
@@ -73,7 +77,7 @@ class ONNX:
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Export the graph."""
-        half = self.dtype == "fp16" and isinstance(graph.module, NetworkGraph)
+        half = self.half and isinstance(graph.module, NetworkGraph)
         module = HalfGraph(graph.module.half()) if half else graph.module
         sizes = {
             name: {i: f"{name}_{i}" for i, s in enumerate(shape) if s == ANY} for name, shape in graph.shapes.items()
@@ -143,9 +147,10 @@ class ONNXGraph:
         """session: onnxruntime.InferenceSession."""
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
+        self._whole = {x.name for x in session.get_inputs() if "int" in x.type}
 
     def __call__(self, inputs: Mapping[str, Tensor], exact: bool = False) -> dict[str, Tensor]:
-        arrays = {name: x.detach().contiguous().numpy() for name, x in inputs.items()}
+        arrays = arrays_of(inputs, self._whole)
         return dict(zip(self._outputs, map(torch.from_numpy, self._session.run(None, arrays)), strict=True))
 
 

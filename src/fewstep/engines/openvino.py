@@ -14,10 +14,11 @@ from torch import Tensor
 
 from fewstep.configs import Where
 from fewstep.engines.graphs.engine import GraphEngine, Runtime
-from fewstep.engines.graphs.parts import Running
+from fewstep.engines.graphs.parts import Running, arrays_of
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.models.exported import GRAPH_FILES
 from fewstep.models.graphs import Graph
+from fewstep.models.parts import load_tokenizer
 
 FILE = GRAPH_FILES["openvino"]
 DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU"}  # ours -> OpenVINO's
@@ -61,8 +62,11 @@ class OpenVINO:
 
     name = "openvino"
 
-    def __init__(self, device: str, dtype: str) -> None:
-        """device: auto, cpu or gpu. dtype: auto is the fastest one that the device computes natively."""
+    def __init__(self, device: str, dtype: str, half: bool | None = None) -> None:
+        """device: auto, cpu or gpu. dtype: auto is the fastest one that the device computes natively.
+
+        half: store weights in half precision; None = unless it computes in float32.
+        """
         self._package = library()
         self._core = self._package.Core()
         if device not in DEVICES:
@@ -76,7 +80,8 @@ class OpenVINO:
                 f"it finds {', '.join(self._core.available_devices).lower()}; an Intel GPU needs its driver",
             )
         self.dtype = self._checked(dtype)
-        self.identity = f"{self._package.get_version()} {'exact' if dtype == 'fp32' else 'half'}"
+        self.half = self.dtype != "fp32" if half is None else half
+        self.identity = f"{self._package.get_version()} {'half' if self.half else 'exact'}"
 
     def _checked(self, dtype: str) -> str:
         """The precision, which the device has. auto is the fastest."""
@@ -92,8 +97,8 @@ class OpenVINO:
         return dtype
 
     def write(self, graph: Graph, folder: Path) -> None:
-        """Convert the graph. Weights are stored in half precision, unless it computes in float32."""
-        self._package.save_model(self.converted(graph), folder / FILE, compress_to_fp16=self.dtype != "fp32")
+        """Convert the graph."""
+        self._package.save_model(self.converted(graph), folder / FILE, compress_to_fp16=self.half)
 
     def converted(self, graph: Graph) -> Any:
         """The graph as an openvino.Model."""
@@ -118,16 +123,26 @@ class OpenVINO:
         return OpenVINOGraph(self._core, model, self._device, self.dtype)
 
 
+def write_tokenizer(folder: Path) -> None:
+    """Add the tokenizer in a folder as a graph, for programs of OpenVINO. Raises ImportError without its package."""
+    package = library()
+    import openvino_tokenizers
+
+    graph = openvino_tokenizers.convert_tokenizer(load_tokenizer(folder))
+    package.save_model(graph, folder / "openvino_tokenizer.xml")
+
+
 class OpenVINOGraph:
     """One graph in OpenVINO, compiled for each size of its inputs."""
 
     def __init__(self, core: Any, model: Any, device: str, dtype: str) -> None:
         """core: openvino.Core. model: openvino.Model. device: OpenVINO's name of it."""
         self._core, self._model, self._device, self._dtype = core, model, device, dtype
+        self._whole = {x.get_any_name() for x in model.inputs if x.get_element_type().is_integral()}
         self._requests: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # the last used is the last
 
     def __call__(self, inputs: Mapping[str, Tensor], exact: bool = False) -> dict[str, Tensor]:
-        arrays = {name: x.detach().contiguous().numpy() for name, x in inputs.items()}
+        arrays = arrays_of(inputs, self._whole)
         shapes = {name: list(x.shape) for name, x in inputs.items()}
         results = self._request(shapes, "fp32" if exact else self._dtype).infer(arrays, share_inputs=True)
         return {output.get_any_name(): torch.from_numpy(array) for output, array in results.items()}

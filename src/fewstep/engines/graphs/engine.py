@@ -44,6 +44,7 @@ class Runtime(Protocol):
     name: str  # of the engine
     identity: str  # versions, and options of what is built
     dtype: str  # in which it computes: fp32, bf16 or fp16
+    half: bool  # whether it stores weights in half precision
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Build the graph, and write it to the folder, which is empty."""

@@ -1,11 +1,12 @@
 """Graphs in the places of a model's networks: called as torch's networks are, in float32 on the CPU."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from fewstep.errors import FewstepError, option
 from fewstep.models.graphs import DECODER, ENCODER
 
 
@@ -14,6 +15,24 @@ class Running(Protocol):
 
     def __call__(self, inputs: Mapping[str, Tensor], exact: bool = False) -> dict[str, Tensor]:
         """Output -> its value, for input -> its value, on the CPU. exact: compute in float32."""
+
+
+def arrays_of(inputs: Mapping[str, Tensor], whole: Collection[str]) -> dict[str, Any]:
+    """The inputs as NumPy's arrays, without a copy where possible. whole: names of inputs that are whole numbers.
+
+    Raises FewstepError for a timestep between two of the training grid where only whole ones are taken.
+    """
+    arrays = {}
+    for name, x in inputs.items():
+        if name in whole and x.is_floating_point():
+            if (x != x.round()).any():
+                raise FewstepError(
+                    "the exported network takes whole timesteps, and this solver steps between them",
+                    f"use {option('solver')} ddim, dpm-solver++ or the solver of the model's recipe",
+                )
+            x = x.to(torch.int64)
+        arrays[name] = x.detach().contiguous().numpy()
+    return arrays
 
 
 Graphs = Callable[[str], Running]  # name of a graph -> the graph, made ready when it is first asked for
