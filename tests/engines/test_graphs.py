@@ -259,3 +259,10 @@ def test_onnx_takes_the_gpu_that_its_build_has(monkeypatch, there, device, dtype
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [f"{name}ExecutionProvider" for name in there])
     assert (ONNX("auto", "auto")._device, ONNX("auto", "auto").dtype) == (device, dtype)
     assert ONNX("cpu", "auto").dtype == "fp32"
+
+
+@both
+def test_a_model_in_pixel_space_is_refused_before_it_is_loaded(name, tiny_pixels_folder, monkeypatch):
+    monkeypatch.setattr("fewstep.engines.graphs.engine.load_model", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UsageError, match=f"the {name} engine does not run a model in pixel space"):
+        engine(name, tiny_pixels_folder)

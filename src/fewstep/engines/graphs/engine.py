@@ -28,7 +28,7 @@ from fewstep.io import atomic_folder, cache_dir, sha256_bytes
 from fewstep.lora.layers import shape_of
 from fewstep.models.exported import exported_for
 from fewstep.models.graphs import ENCODER, SOURCES, TEXT_GRAPHS, Graph, graph_names, graph_of
-from fewstep.models.load import DTYPES, load_exported, load_model
+from fewstep.models.load import DTYPES, load_exported, load_model, takes_text
 from fewstep.models.model import Model, parts_sha256
 from fewstep.models.network import UNetNetwork
 from fewstep.models.plugging import Folding, Share, WeightedAdapter, shares_of
@@ -78,10 +78,9 @@ class GraphEngine(ABC):
             if where.loras:
                 raise built_in(where.model)
             return cls(load_exported(Path(where.model).expanduser()), runtime, exported=True)
-        outline = load_model(where.model, device="meta", safety=not where.no_safety_checker)
-        if outline.vae is None:
+        if not takes_text(where.model):
             raise UsageError(f"the {runtime.name} engine does not run a model in pixel space", "use the engine torch")
-        return cls(outline, runtime)
+        return cls(load_model(where.model, device="meta", safety=not where.no_safety_checker), runtime)
 
     # --- facts ---------------------------------------------------------------------------------------------------
 
