@@ -238,8 +238,7 @@ def test_a_damaged_graph_is_named(name, tiny_model_folder):
 
 def test_onnx_computes_the_unet_in_half_precision_for_a_gpu(tmp_path, tiny_model_folder):
     """On this processor ONNX Runtime computes fp16 by way of fp32, so that what a GPU runs can be tried here."""
-    runtime = ONNX("cpu", "fp32")
-    runtime.dtype = "fp16"
+    runtime = ONNX("cpu", "fp32", half=True)
     model = load_model(str(tiny_model_folder))
     graph = graph_of(model, "unet")
     x = {name: torch.randn_like(value) for name, value in graph.example.items()} | {
