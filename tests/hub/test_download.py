@@ -69,6 +69,24 @@ def test_a_model_comes_with_what_is_needed_and_is_loaded(hub, model, tiny_model_
     assert load_model("tiny/model").unet_sha256() == load_model(str(tiny_model_folder)).unet_sha256()
 
 
+@pytest.mark.parametrize("at_the_top", [False, True], ids=["in folders", "at the top"])
+def test_a_model_in_pixel_space_comes(hub, tiny_pixels_folder: Path, at_the_top: bool, monkeypatch):
+    """Also from a repository with all files at its top, as those of DDPM's authors; offline it is found again."""
+    files = repository_of(tiny_pixels_folder).files
+    if at_the_top:
+        files = {name.rpartition("/")[2]: content for name, content in files.items()}
+    hub.repositories["tiny/pixels"] = Repository(files | {"README.md": b"# Pixels", "a.bin": b"pickle"})
+    folder = resolved("tiny/pixels")
+    came = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert came == {*files, "README.md"}
+    model = load_model("tiny/pixels")
+    assert model.unet_sha256() == load_model(str(tiny_pixels_folder)).unet_sha256()
+    fetched.cache_clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert resolved("tiny/pixels") == folder
+
+
 def test_fp16_weights_come_when_asked_for_and_where_there_are_some(hub, model):
     folder = resolved("tiny/model", half=True)
     assert [path.name for path in (folder / "unet").glob("*.safetensors")] == [

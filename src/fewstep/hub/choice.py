@@ -39,7 +39,8 @@ def chosen(names: Iterable[str], place: HubName, half: bool) -> Choice:
         return Choice((*own, place.file), checked_file(place, names))
     if INDEX in names:
         parts = [name for part in PARTS for name in part_files(names, f"{part}/", half)]
-        return Choice((*own, *parts, INDEX), "")
+        parts = parts or part_files(names, "", half)  # a model in pixel space may have its files at the top
+        return Choice((*dict.fromkeys((*own, *parts)), INDEX), "")
     if set(PEFT) <= set(names):
         return Choice((*own, *PEFT), "")
     network = part_files(names, "", half)
@@ -100,9 +101,13 @@ def complete(folder: Path, choice: Choice) -> bool:
 
 
 def has_part(files: Iterable[str], part: str) -> bool:
-    """Whether some of the files are of this part; of a network, whether some of these are weights."""
-    ending = ".safetensors" if part in NETWORKS else ""
-    return any(name.startswith(f"{part}/") and name.endswith(ending) for name in files)
+    """Whether some of the files are of this part; of a network, whether some of these are weights.
+
+    If no file is in a folder, those at the top are of every part.
+    """
+    files, ending = list(files), ".safetensors" if part in NETWORKS else ""
+    folder = f"{part}/" if any("/" in name for name in files) else ""
+    return any(name.startswith(folder) and name.endswith(ending) for name in files)
 
 
 def parts_of(index: Path) -> list[str]:
