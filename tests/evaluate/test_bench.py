@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewstep.configs import BenchConfig, build
 from fewstep.engines import engine_names
 from fewstep.errors import FewstepError, UsageError
+from fewstep.evaluate.bench import plan as plan_file
 from fewstep.evaluate.bench import run, turn
 from fewstep.evaluate.bench.arrangements import GUIDE, TUNED, Opened, TimedBatch
 from fewstep.evaluate.bench.plan import BenchPlan, Flops, count_flops, planned
@@ -23,6 +24,7 @@ from fewstep.evaluate.bench.process import in_own_process
 from fewstep.evaluate.bench.run import doubling, row_of
 from fewstep.evaluate.bench.table import TITLES, markdown
 from fewstep.evaluate.bench.turn import REST, Turn, TurnPlan, matmul_rate, peak_bytes, rates_of, taken
+from fewstep.families import FAMILIES
 from fewstep.models.load import load_model
 from fewstep.models.model import Model
 from tests.evaluate.functions import end, fail, refuse
@@ -315,3 +317,20 @@ def test_bad_input(fewstep: Any, tiny_model_folder: Path, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     done = fewstep("bench", out=tmp_path / "file")
     assert done.error == f"--out {tmp_path / 'file'} is a file"
+
+
+def test_a_random_model_of_a_family_is_made_and_removed(
+    fewstep: Any, tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """emoji's family in the place of a large one."""
+    monkeypatch.setattr(run, "in_own_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(plan_file, "FAMILIES", {"sd15": FAMILIES["emoji"]})
+    done = fewstep("bench", *QUICK, "--random", "sd15", "--alone", "--json", out=tmp_path / "out")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert (document["model"], document["random"], document["lora"]) == ("sd15", True, ["lora.safetensors"])
+    assert (document["width"], document["solver"], document["steps"]) == (128, "lcm", 4)
+    emoji = count_flops(load_model("emoji"), 128, 128, 1)
+    assert document["flops"] == {**emoji._asdict(), "picture": emoji.total(4)}
+    assert "sd15, random weights; LoRA: lora.safetensors" in (tmp_path / "out" / "table.md").read_text()
+    assert not [path for path in (cache_folder / "bench").iterdir() if path.is_dir()]
