@@ -301,7 +301,7 @@ def test_engines_may_stand_between_commas() -> None:
 
 
 @pytest.mark.usefixtures("_here")
-def test_bad_input(fewstep: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_bad_input(fewstep: Any, tiny_model_folder: Path, tiny_pixels_folder: Path, tmp_path: Path) -> None:
     def refused(*options: object, code: int = 2) -> tuple[str, str]:
         done = fewstep("bench", *options, out=tmp_path / "out")
         assert (done.code, done.out) == (code, "")
@@ -313,6 +313,7 @@ def test_bad_input(fewstep: Any, tiny_model_folder: Path, tmp_path: Path) -> Non
     assert error == "unknown engine 'steam'"
     assert set(engine_names()) <= set(hint.removeprefix("known ones: ").split(", "))
     assert "sd3" in refused("--random", "sd3")[0]
+    assert "is a model in pixel space" in refused("--model", tiny_pixels_folder)[0]
     assert "not found" in refused("--model", tmp_path / "none", code=1)[0]
     (tmp_path / "file").write_text("")
     done = fewstep("bench", out=tmp_path / "file")

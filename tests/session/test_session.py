@@ -16,6 +16,7 @@ from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 from fewstep.session import Session
+from fewstep.session import session as module
 from tests.sessions import session
 from tests.tiny import tiny_images
 
@@ -185,6 +186,50 @@ def test_loras_do_not_change_under_a_picture(tiny_model_folder, loras):
         opened.plug([loras[0]])
         with pytest.raises(FewstepError, match="other LoRAs"):
             next(drawing)
+
+
+def test_prompts_are_embedded_once(tiny_model_folder, loras, monkeypatch):
+    """Until LoRAs change, which may be of the text encoder; and only those that the pictures depend on."""
+    embedded = []
+    with session(tiny_model_folder) as opened:
+        embed = opened.engine.embed
+        monkeypatch.setattr(opened.engine, "embed", lambda texts, *size: embedded.extend(texts) or embed(texts, *size))
+
+        def drawn(*prompts, **options):
+            del embedded[:]
+            pixels = [picture.pixels for picture in opened.draw(list(prompts), **({"steps": 1} | options))]
+            return pixels, list(embedded)
+
+        first, texts = drawn("a cat", "a dog", "a cat", guidance_scale=1)
+        assert texts == ["a cat", "a dog"]
+        again, texts = drawn("a cat", "a dog", "a cat", guidance_scale=1)
+        assert texts == []
+        assert all(map(torch.equal, first, again))
+        first, texts = drawn("a cat", guidance_scale=1)
+        assert texts == []
+        assert drawn("a cat", guidance_scale=3)[1] == [""]
+        assert drawn("a cat", negative_prompt="red", guidance_scale=1)[1] == []
+        assert drawn("a cat", negative_prompt="red", guidance_scale=1, nag_scale=3)[1] == ["red"]
+        assert drawn("a cat", width=20, guidance_scale=1)[1] == ["a cat"]
+        with opened.plugged(loras[1]):
+            other, texts = drawn("a cat", guidance_scale=1)
+            assert texts == ["a cat"]
+            assert not torch.equal(other[0], first[0])
+        again, texts = drawn("a cat", guidance_scale=1)
+        assert texts == ["a cat"]
+        assert torch.equal(again[0], first[0])
+        opened.plug([loras[1]])
+        again, texts = drawn("a cat", guidance_scale=1)
+        assert torch.equal(again[0], other[0])
+
+
+def test_a_session_remembers_so_many_texts(tiny_model_folder, monkeypatch):
+    monkeypatch.setattr(module, "TEXTS", 2)
+    with session(tiny_model_folder) as opened:
+        list(opened.draw(["a", "b", "a", "c"], steps=1, guidance_scale=1))
+        assert [text for text, *_ in opened._embedded] == ["b", "c"]
+        list(opened.draw(["b"], steps=1, guidance_scale=1))
+        assert [text for text, *_ in opened._embedded] == ["c", "b"]
 
 
 def test_a_picture_to_start_from_is_bytes_or_an_image(tiny_model_folder, tmp_path):

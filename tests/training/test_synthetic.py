@@ -372,6 +372,11 @@ def test_a_model_for_inpainting_is_refused(model: Model) -> None:
         latents(model)
 
 
+def test_a_model_that_takes_no_text_is_refused(tiny_pixels_folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"^synthetic draws after captions, but .* takes no text\n\nhint: give it"):
+        latents(load_model(str(tiny_pixels_folder)))
+
+
 def test_a_picture_that_is_not_finite_is_named(model: Model, tmp_path: Path) -> None:
     model.unet.conv_in.weight.fill_(float("nan"))
     with pytest.raises(

@@ -43,7 +43,9 @@ class PictureBatch(NamedTuple):
     """The inputs of B pictures that are drawn together."""
 
     conditioning: Conditioning  # for B pictures
-    empty: Conditioning  # the other branch of guidance (empty or negative prompt), for B pictures
+    empty: (
+        Conditioning | None
+    )  # the other branch of guidance, if there is one (empty or negative prompt), for B pictures
     noise: Noise  # draws (B, C, h, w)
 
 

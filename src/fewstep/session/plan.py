@@ -55,7 +55,12 @@ class Plan:
     @property
     def nfe(self) -> int:
         """UNet rows per image."""
-        return self.steps * (1 if self.guidance_scale == 1 or self.embeds_guidance else 2)
+        return self.steps * (2 if self.guided else 1)
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance takes a second branch of the network, of the empty or negative prompt."""
+        return self.guidance_scale != 1 and not self.embeds_guidance
 
 
 def plan_sampling(

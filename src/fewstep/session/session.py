@@ -32,6 +32,8 @@ from fewstep.session.loras import LoraFacts, PluggedLora, Shelf, default_loras, 
 from fewstep.session.plan import Plan, plan_sampling
 from fewstep.session.recipe import PictureRecipe, StartFacts
 
+TEXTS = 64  # whose embeddings a session remembers; 40 MB for SDXL
+
 
 def untimed(part: str) -> None:
     """Do nothing at the end of a part."""
@@ -99,6 +101,9 @@ class Session:
         self._engine: Engine | None = engine
         self._shelf = Shelf(where.model, engine.shapes, engine.facts.prediction_type, engine.original_weight)
         self._plugged: tuple[PluggedLora, ...] = ()
+        self._embedded: dict[
+            tuple[str, int, int], Conditioning
+        ] = {}  # of text, height and width; the last used is last
         self._default = where.loras is None  # whether the LoRAs follow the solver
         self.plug(where.loras)
 
@@ -129,7 +134,7 @@ class Session:
     def close(self) -> None:
         """Release the model. A second call does nothing."""
         self._engine = None
-        self._plugged = ()
+        self._plugged, self._embedded = (), {}
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +161,7 @@ class Session:
         with self._telling():
             taken = self._shelf.take(loras)
             if taken or self._plugged:
+                self._embedded = {}  # a LoRA may change the text encoders
                 self.engine.plug([one.term for one in taken])
         self._plugged = taken
 
@@ -172,6 +178,7 @@ class Session:
             yield self
         finally:
             if self._engine is not None:
+                self._embedded = {}
                 self._engine.plug([one.term for one in before])
                 self._plugged, self._default = before, default
 
@@ -227,12 +234,11 @@ class Session:
 
     def _pictures(self, draw: Draw, plan: Plan, canvas: Canvas, lap: Lap) -> Iterator[Picture]:
         engine, plugged = self.engine, self._plugged
-        texts = dict.fromkeys([*draw.prompts, draw.negative_prompt])
-        embeddings = {text: self._conditioning(text, canvas) for text in texts}
-        empty = embeddings[draw.negative_prompt]
-        if draw.nag_scale > 1:
+        embeddings = {text: self._conditioning(text, canvas) for text in dict.fromkeys(draw.prompts)}
+        empty = self._conditioning(draw.negative_prompt, canvas) if plan.guided or draw.nag_scale > 1 else None
+        if empty is not None and draw.nag_scale > 1:
             embeddings = {text: one._replace(negative=empty.text) for text, one in embeddings.items()}
-            empty = embeddings[draw.negative_prompt]
+            empty = empty._replace(negative=empty.text)
         lap("text")
         prompts = [prompt for prompt in draw.prompts for _ in range(draw.count)]
         with engine.network(NetworkOptions(draw.nag_scale, draw.control_scale)) as network:
@@ -243,7 +249,7 @@ class Session:
                 shape = engine.facts.latent_shape(canvas.height, canvas.width)
                 batch = PictureBatch(
                     concatenate([embeddings[prompt] for prompt in part]),
-                    empty.expand(len(part)),
+                    None if empty is None else empty.expand(len(part)),
                     ImageNoise(seeds, shape, engine.device),
                 )
                 on_estimate = partial(self._tell, seeds, len(prompts), first, len(plan.timesteps))
@@ -268,8 +274,14 @@ class Session:
         return decoded(engine, latents)
 
     def _conditioning(self, text: str, canvas: Canvas) -> Conditioning:
-        """The conditioning of one prompt and the canvas."""
-        embedded = self.engine.embed([text], canvas.height, canvas.width)
+        """The conditioning of one prompt and the canvas. The last TEXTS are remembered until LoRAs are plugged."""
+        key = (text, canvas.height, canvas.width)
+        embedded = self._embedded.pop(key, None)
+        if embedded is None:
+            embedded = self.engine.embed([text], canvas.height, canvas.width)
+        self._embedded[key] = embedded
+        if len(self._embedded) > TEXTS:
+            del self._embedded[next(iter(self._embedded))]
         return embedded._replace(mask_and_latents=canvas.mask_and_latents, control=canvas.control)
 
     def _tell(self, seeds: tuple[int, ...], pictures: int, first: int, steps: int, step: int, x_0: Tensor) -> None:

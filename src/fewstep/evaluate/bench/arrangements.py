@@ -1,7 +1,8 @@
 """Ways to draw the pictures of a benchmark. Each opens its model, then draws batches and times their parts."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -46,13 +47,13 @@ def opened(name: str, plan: BenchPlan) -> Opened:
 def open_fewstep(plan: BenchPlan, engine: str) -> Opened:
     """fewstep with an engine."""
     where = build(Where, model=str(plan.folder), loras=plan.loras, engine=engine, dtype=plan.dtype, device=plan.device)
-    session = Session.open(where)
+    session, prompts = Session.open(where), different(plan)
 
-    def draw(count: int) -> TimedBatch:
-        request = plan.draw.model_copy(update={"count": count, "batch_size": count})
+    def draw(pictures: int) -> TimedBatch:
+        request = plan.draw.model_copy(update={"prompts": (next(prompts),), "count": pictures, "batch_size": pictures})
         watch = Stopwatch(session.engine.device)
-        pictures = list(session.pictures(request, plan.plan, watch))
-        return TimedBatch([picture.image for picture in pictures], watch.seconds)
+        images = [picture.image for picture in session.pictures(request, plan.plan, watch)]
+        return TimedBatch(images, watch.seconds)
 
     return Opened(draw, session.engine.dtype, session.engine.device)
 
@@ -85,17 +86,22 @@ def open_diffusers(plan: BenchPlan, tuned: bool) -> Opened:
     pipe.encode_prompt = timed(pipe.encode_prompt, "text", seconds, device)
     pipe.unet.forward = timed(pipe.unet.forward, "network", seconds, device)
     pipe.vae.decode = timed(pipe.vae.decode, "decoder", seconds, device)
-    draw = plan.draw
+    draw, prompts = plan.draw, different(plan)
     options = {"num_inference_steps": plan.plan.steps, "guidance_scale": draw.guidance_scale, **stepping.call}
 
-    def draw_batch(count: int) -> TimedBatch:
+    def draw_batch(pictures: int) -> TimedBatch:
         seconds.update(dict.fromkeys(PARTS, 0.0))
-        generators = [torch.Generator("cpu").manual_seed(draw.seed + i) for i in range(count)]
+        generators = [torch.Generator("cpu").manual_seed(draw.seed + i) for i in range(pictures)]
         size = {"width": draw.width, "height": draw.height}
-        images = pipe(list(draw.prompts) * count, generator=generators, **size, **options).images
+        images = pipe([next(prompts)] * pictures, generator=generators, **size, **options).images
         return TimedBatch(images, dict(seconds))
 
     return Opened(draw_batch, next(name for name, known in DTYPES.items() if known == dtype), device)
+
+
+def different(plan: BenchPlan) -> Iterator[str]:
+    """A prompt for each batch, none twice: what a program remembers of a prompt is of no use for the next."""
+    return (f"{prompt} {number}" for number in count(1) for prompt in plan.draw.prompts)
 
 
 def add_loras(pipe: Any, loras: tuple[str, ...], fused: bool) -> None:

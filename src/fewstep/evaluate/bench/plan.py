@@ -10,8 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewstep.configs import BenchConfig, Draw, build
 from fewstep.diffusion.guidance import Conditioning, with_guidance
 from fewstep.engines.torch import TorchEngine
+from fewstep.errors import UsageError
 from fewstep.events import ignore, telling
 from fewstep.families import FAMILIES
+from fewstep.models.load import takes_text
 from fewstep.models.model import Model
 from fewstep.models.network import UNetNetwork
 from fewstep.models.random_weights import random_folder, random_lora
@@ -57,6 +59,11 @@ def planned(config: BenchConfig, spare: Path) -> BenchPlan:
     Raises FewstepError for a model or LoRA that is missing or does not fit, and for impossible options.
     """
     model, loras = config.model, config.loras
+    if not takes_text(model):
+        raise UsageError(
+            f"{model} is a model in pixel space, which diffusers draws nothing with in few steps",
+            "measure a model that takes text; fewstep compare times this one",
+        )
     if config.random is not None:
         family = FAMILIES[config.random]
         model = str(random_folder(spare / config.random, family))
