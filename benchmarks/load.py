@@ -78,14 +78,14 @@ class LoadJob(NamedTuple):
 def alone(job: LoadJob) -> Times:
     """fewstep, the model without a LoRA."""
     begun = now()
-    Session(str(job.folder), (), dtype=job.dtype, device="cpu")
+    Session(str(job.folder), (), engine="torch", dtype=job.dtype, device="cpu")
     return {"load": now() - begun}
 
 
 def plugged(job: LoadJob) -> Times:
     """fewstep, with the LoRA, then with another weight of it, then without it."""
     begun = now()
-    session = Session(str(job.folder), [str(job.lora)], dtype=job.dtype, device="cpu")
+    session = Session(str(job.folder), [str(job.lora)], engine="torch", dtype=job.dtype, device="cpu")
     loaded = now()
     session.plug([f"{job.lora}:0.5"])
     changed = now()
@@ -188,7 +188,7 @@ def command(config: LoadBenchmarkConfig) -> None:
             for arguments, found in ((sampling, whole), (["-c", CLASSES], imports)):
                 took = program(arguments)
                 found += [took] * bool(count)
-    with Session() as session:
+    with Session(engine="torch") as session:
         for _ in range(config.rounds):
             begun = now()
             list(session.draw("a red fox"))

@@ -66,7 +66,7 @@ class Lab:
         if self._session is None or self._session.where.model != model:
             if self._session is not None:
                 self._session.close()
-            self._session = Session(model, (), dtype=self.dtype, device=self.device)
+            self._session = Session(model, (), engine="torch", dtype=self.dtype, device=self.device)
         self._session.plug(lora)
         return self._session, surroundings(parts_sha256(self._session.facts.path), self._session.engine.device)
 

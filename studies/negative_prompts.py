@@ -51,7 +51,7 @@ def measured(pictures: Sequence[Picture], time_s: float) -> WayMeasures:
 
 def draw(**options: Any) -> WayMeasures:
     """Draw all prompts one way, on the embedded model with its acceleration LoRA."""
-    with Session(dtype="fp32", device="cpu") as session:
+    with Session(engine="torch", dtype="fp32", device="cpu") as session:
         start = time.perf_counter()
         pictures = list(session.draw(PROMPTS, count=COUNT, **options))
         return measured(pictures, time.perf_counter() - start)

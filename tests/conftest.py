@@ -82,6 +82,14 @@ def one_precision() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_engine() -> Iterator[None]:
+    """--engine auto is torch in tests, whatever is installed; tests of their own look at what it is elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fewstep.engines.suits_openvino", lambda where: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random SD 1.x folder for 16 px images; do not write to it."""

@@ -74,7 +74,7 @@ def chosen(config: MeasureConfig) -> list[dict[str, Any]]:
 
 def picture_features(config: MeasureConfig, prompts: list[str]) -> tuple[torch.Tensor, dict[str, Any]]:
     """Features (N, 1280) of a picture of each prompt, and the plan of the drawing."""
-    session = Session(config.model, config.lora, dtype=config.dtype, device=config.device)
+    session = Session(config.model, config.lora, engine="torch", dtype=config.dtype, device=config.device)
     network = load_efficientnet(pick_device(config.device))
     draw = build(
         Draw,

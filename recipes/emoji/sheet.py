@@ -109,7 +109,7 @@ def save_samples(model: Model, path: Path, steps: int = 10, guidance_scale: floa
 
 def run(config: SheetConfig) -> None:
     """Draw the sheet."""
-    session = Session(config.model, config.lora, dtype=config.dtype, device=config.device)
+    session = Session(config.model, config.lora, engine="torch", dtype=config.dtype, device=config.device)
     options = {"solver": config.solver, "steps": config.steps, "guidance_scale": config.guidance_scale}
     prompts = style_prompts(config.style) if config.style else sheet_prompts()
     save_sheet(session, config.out, prompts, **options)

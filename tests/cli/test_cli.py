@@ -215,7 +215,7 @@ def test_a_picture_is_never_written_over_another(fewstep, drawing, tmp_path):
 
 def test_files_are_named_in_letters_that_the_terminal_lacks(drawing, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "ascii"}
-    typed = ["sample", "狐", *map(str, drawing), "--out", str(tmp_path)]
+    typed = ["sample", "狐", *map(str, drawing), "--engine", "torch", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", "fewstep", *typed], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path}/\\u72d0-0.png\n"

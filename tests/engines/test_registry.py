@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from fewstep import engines
-from fewstep.engines import engine_names
+from fewstep.configs import Where, build
+from fewstep.engines import chosen, engine_names, for_changing_loras, suits_openvino
 from fewstep.engines.torch import TorchEngine
 from fewstep.errors import UsageError
 from fewstep.models.load import BF16_INSTRUCTIONS, fast_dtype
@@ -98,9 +100,59 @@ def test_an_unknown_engine_is_refused_with_those_there_are():
 
 @pytest.mark.parametrize("instruction", [*BF16_INSTRUCTIONS, None])
 def test_the_fast_precision_is_one_that_the_processor_has(monkeypatch, instruction):
-    import torch
-
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True}, raising=False)
     assert fast_dtype(torch.device("cpu")) == (torch.bfloat16 if instruction else torch.float32)
     assert fast_dtype(torch.device("cuda")) == torch.float16
     assert TorchEngine.supports.replug_at_once
+
+
+WHERE = {"device": "cpu", "loras": ()}
+
+
+@pytest.fixture
+def real_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--engine auto chooses as it does outside tests."""
+    monkeypatch.setattr("fewstep.engines.suits_openvino", suits_openvino)
+
+
+@pytest.mark.usefixtures("real_choice")
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ({}, "openvino"),
+        ({"dtype": "fp32"}, "openvino"),
+        ({"live_lora": True}, "torch"),
+        ({"controlnet": "somewhere"}, "torch"),
+        ({"device": "mps"}, "torch"),
+        ({"engine": "onnx"}, "onnx"),
+    ],
+)
+def test_auto_is_the_fastest_engine_that_has_what_is_asked_for(where, name):
+    assert chosen(build(Where, **(WHERE | where))) == name
+
+
+@pytest.mark.usefixtures("real_choice")
+def test_auto_is_torch_where_openvino_is_not_or_a_gpu_is(monkeypatch, tiny_pixels_folder):
+    where = build(Where, loras=())
+    assert chosen(build(Where, model=str(tiny_pixels_folder), **WHERE)) == "torch"
+    monkeypatch.setattr("fewstep.engines.pick_device", lambda name: torch.device("cuda"))
+    assert chosen(where) == "torch"
+    monkeypatch.undo()
+    monkeypatch.setattr("fewstep.engines.find_spec", lambda name: None)
+    assert suits_openvino(where) is False
+    assert [for_changing_loras(name) for name in ("auto", "openvino")] == ["torch", "openvino"]
+
+
+@pytest.mark.usefixtures("real_choice")
+def test_auto_is_noted_once_and_goes_over_to_torch_for_what_openvino_lacks(tiny_model_folder, capsys):
+    options = {"steps": 1, "solver": "ddim", "guidance_scale": 1.0, "negative_prompt": "a dog"}
+    with Session(str(tiny_model_folder), (), device="cpu", dtype="fp32") as session:
+        (fast,) = session.draw("a cat", **(options | {"negative_prompt": ""}))
+        (slow,) = session.draw("a cat", **options, nag_scale=5)
+        (after,) = session.draw("a cat", **(options | {"negative_prompt": ""}))
+    notes = capsys.readouterr().err
+    assert notes.count("engine auto is openvino here") == 1
+    assert "the openvino engine does not take --nag-scale: torch draws from here on" in notes
+    assert [one.recipe["engine"] for one in (fast, slow, after)] == ["openvino", "torch", "torch"]
+    torch.testing.assert_close(fast.pixels, after.pixels, rtol=0, atol=1e-3)
+    assert (slow.pixels - after.pixels).abs().max() > 1e-3

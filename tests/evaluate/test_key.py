@@ -177,7 +177,7 @@ def test_other_source_has_another_hash(tmp_path):
 def test_the_source_that_draws_is_all_that_is_loaded_to_draw():
     """In a process of its own, a picture is drawn, and every module of fewstep that it took is among the source."""
     code = (
-        "import sys, fewstep; fewstep.sample('cat', dtype='fp32', steps=1, solver='lcm');"
+        "import sys, fewstep; fewstep.sample('cat', engine='torch', dtype='fp32', steps=1, solver='lcm');"
         "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('fewstep.')), sep='\\n')"
     )
     environment = os.environ | {"PYTHONPATH": str(key.ROOT.parent)}

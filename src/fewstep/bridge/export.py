@@ -65,7 +65,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         )
     runtime = None if config.to == "diffusers" else exporter(config.to, config.dtype)
     loras = config.loras or default_loras(config.model, "auto")
-    session = Session(config.model, loras, dtype="fp32", device="cpu")
+    session = Session(config.model, loras, engine="torch", dtype="fp32", device="cpu")
     plan = session.plan(build(Draw, prompts=("",)))
     for text in plan.notes:
         note(text)

@@ -13,6 +13,7 @@ from fewstep.assets import ACCELERATION, KIT, MODEL, STYLES, shipped_kit
 from fewstep.commands.program import program
 from fewstep.commands.result import Result
 from fewstep.configs import DemoConfig, DistillConfig, Draw, build
+from fewstep.engines import for_changing_loras
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.evaluate.report import figure, heading, page, paragraph, preformatted, table, text_table
 from fewstep.events import note
@@ -89,7 +90,8 @@ def demo(config: DemoConfig) -> Result:
         raise UsageError(
             f"{option('out')} {config.out} holds something else than a demo", f"choose another {option('out')}"
         )
-    session = Session(MODEL, (), engine=config.engine, dtype=config.dtype, device=config.device)
+    engine = for_changing_loras(config.engine)
+    session = Session(MODEL, (), engine=engine, dtype=config.dtype, device=config.device)
     with atomic_folder(config.out) as folder:
         note("1 of 3: the same prompts from the same noise, with four solvers")
         solvers, rows = compare_solvers(session, config)

@@ -10,9 +10,10 @@ Loras = Annotated[tuple[str, ...], Typed(with_default=False)]
 EngineName = Annotated[
     str,
     Field(
-        description="What runs the networks; auto is torch. openvino is faster on a CPU; onnx is ONNX Runtime. For"
-        " LoRAs that they have not met, these two build the networks anew, which takes seconds to minutes; they keep"
-        " what they built."
+        description="What runs the networks. auto is openvino on a CPU, if it is installed and has what you ask for,"
+        " else torch; compare, tune and demo change LoRAs often, and there it is torch. onnx is ONNX Runtime. openvino"
+        " and onnx build the networks anew for LoRAs that they have not met, in seconds to minutes; they keep what they"
+        " built."
     ),
 ]
 BF16_PSNR = 40  # dB, of emoji's pictures in bf16 to those in fp32: the median; a test holds it

@@ -1,13 +1,17 @@
 """Engines run a model's networks. Each is a file in this folder, named as people type it, that defines ENGINE."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import iter_modules
 
 from fewstep.configs import Config, Where, option_name
 from fewstep.engines.engine import OPTIONAL, Capabilities, Engine, Facts, NetworkOptions
-from fewstep.errors import UsageError
+from fewstep.errors import FewstepError, UsageError
+from fewstep.models.exported import exported_for
+from fewstep.models.load import pick_device, takes_text
 
-DEFAULT = "torch"
+DEFAULT = "torch"  # it runs everything, everywhere, and changes LoRAs at once
+ON_CPU = "openvino"  # the fastest on a CPU
 
 __all__ = [
     "Capabilities",
@@ -15,8 +19,10 @@ __all__ = [
     "Facts",
     "NetworkOptions",
     "check_supported",
+    "chosen",
     "engine_kind",
     "engine_names",
+    "for_changing_loras",
     "open_engine",
 ]
 
@@ -35,14 +41,44 @@ def engine_kind(name: str) -> type[Engine]:
     return kind
 
 
+def chosen(where: Where) -> str:
+    """The engine that `where` names. For auto, the fastest one that is installed and runs what `where` asks for.
+
+    An exported folder has one engine. Otherwise auto is openvino on a CPU, and torch on a GPU or where openvino is not
+    installed or lacks something.
+    """
+    if where.engine != "auto":
+        return where.engine
+    return exported_for(where.model) or (ON_CPU if suits_openvino(where) else DEFAULT)
+
+
+def suits_openvino(where: Where) -> bool:
+    """Whether openvino is installed, would run on a CPU, and has all that `where` asks for."""
+    if find_spec(ON_CPU) is None or where.device not in ("auto", "cpu") or pick_device(where.device).type != "cpu":
+        return False
+    try:
+        openvino = import_module(f"{__name__}.{ON_CPU}")
+        check_supported(openvino.ENGINE.supports, where, ON_CPU)
+        openvino.ENGINE.start(where)
+    except FewstepError:
+        return False
+    return takes_text(where.model)
+
+
+def for_changing_loras(name: str) -> str:
+    """The engine for work that changes LoRAs all the time: auto is one that does not build anew for it."""
+    return DEFAULT if name == "auto" else name
+
+
 def open_engine(where: Where) -> Engine:
     """The engine that `where` asks for, with its model loaded.
 
     Raises UsageError before anything is loaded when `where` asks for what this engine cannot do. Raises FewstepError
     when the model cannot be loaded.
     """
-    kind = engine_kind(where.engine)
-    check_supported(kind.supports, where, where.engine)
+    name = chosen(where)
+    kind = engine_kind(name)
+    check_supported(kind.supports, where, name)
     return kind.open(where)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewstep.configs import CompareConfig
 from fewstep.data.prompts import Prompt, Prompts
+from fewstep.engines import for_changing_loras
 from fewstep.errors import UsageError, option
 from fewstep.evaluate import best_guidance
 from fewstep.evaluate.best_guidance import TriedGuidance
@@ -67,7 +68,8 @@ def setup_of(config: CompareConfig) -> Setup:
     """The model and what measures, loaded."""
     listed = prompts_for(config.prompt_file, config.reference) if takes_text(config.model) else without_text(config)
     prompts = tuple(islice(cycle(listed.prompts), config.images))
-    session = Session(config.model, (), engine=config.engine, dtype=config.dtype, device=config.device)
+    engine = for_changing_loras(config.engine)
+    session = Session(config.model, (), engine=engine, dtype=config.dtype, device=config.device)
     config = config.model_copy(update={"dtype": session.engine.dtype})
     size, device = session.facts.size, session.engine.device
     around = surroundings(parts_sha256(session.facts.path), device)

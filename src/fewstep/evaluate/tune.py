@@ -13,6 +13,7 @@ from fewstep import __version__
 from fewstep.assets import STYLES, shipped_kit
 from fewstep.configs import Draw, TuneConfig, build
 from fewstep.data.prompts import Prompt, Prompts
+from fewstep.engines import for_changing_loras
 from fewstep.errors import FewstepError, Line, UsageError, option
 from fewstep.evaluate.candidates import (
     BLOCKS,
@@ -113,7 +114,8 @@ def tuned(config: TuneConfig, axes: tuple[Sequence[float], Sequence[float]]) -> 
     """Draw, measure and rank everything."""
     listed = prompts_of(config)
     prompts = tuple(islice(cycle(listed.prompts), config.images))
-    session = Session(config.model, (), engine=config.engine, dtype=config.dtype, device=config.device)
+    engine = for_changing_loras(config.engine)
+    session = Session(config.model, (), engine=engine, dtype=config.dtype, device=config.device)
     config = config.model_copy(update={"dtype": session.engine.dtype})  # as the protocol has it
     size, device = session.facts.size, session.engine.device
     around = surroundings(parts_sha256(session.facts.path), device)

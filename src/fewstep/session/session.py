@@ -13,11 +13,12 @@ from fewstep.configs import Draw, DrawOptions, Where, build, draw_of
 from fewstep.diffusion.guidance import Conditioning, concatenate
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.diffusion.solvers.base import Noise
-from fewstep.engines import Engine, Facts, NetworkOptions, check_supported, open_engine
+from fewstep.engines import DEFAULT, Engine, Facts, NetworkOptions, check_supported, chosen, open_engine
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import Preview, Progress, Sink, note, tell, telling
 from fewstep.io import sha256_bytes
 from fewstep.lora.recipe import Recipe
+from fewstep.models.exported import exported_for
 from fewstep.session.canvas import Canvas, canvas_of, strength_of
 from fewstep.session.drawing import (
     Lap,
@@ -97,7 +98,13 @@ class Session:
     def _start(self, where: Where, engine: Engine | None, sink: Sink | None) -> None:
         self.where, self.sink = where, sink
         with self._telling():
-            engine = engine or open_engine(where)
+            self._engine_name = where.engine if engine is not None else chosen(where)
+            if where.engine == "auto" and self._engine_name not in ("auto", DEFAULT):
+                note(
+                    f"{option('engine')} auto is {self._engine_name} here, the fastest for this model on this machine;"
+                    f" {option('engine')} {DEFAULT} overrules it"
+                )
+            engine = engine or open_engine(self._where_on(self._engine_name))
         self._engine: Engine | None = engine
         self._shelf = Shelf(where.model, engine.shapes, engine.facts.prediction_type, engine.original_weight)
         self._plugged: tuple[PluggedLora, ...] = ()
@@ -193,7 +200,7 @@ class Session:
 
     def plan(self, draw: Draw) -> Plan:
         """The plan for `draw` with the plugged LoRAs. Raises UsageError for impossible options."""
-        check_supported(self.engine.supports, draw, self.where.engine)
+        self._suit(draw)
         if not self.facts.takes_text:
             draw = without_text(draw, self.where.model)
         self._follow(draw.solver)
@@ -211,6 +218,24 @@ class Session:
             draw.k,
             self.facts.embeds_guidance,
         )
+
+    def _where_on(self, engine: str) -> Where:
+        """The session's settings with this engine."""
+        return self.where.model_copy(update={"engine": engine})
+
+    def _suit(self, draw: Draw) -> None:
+        """Raise UsageError for what the engine cannot draw. If auto chose the engine, go over to torch instead."""
+        try:
+            check_supported(self.engine.supports, draw, self._engine_name)
+        except UsageError as error:
+            if self.where.engine != "auto" or self._engine_name == exported_for(self.where.model):
+                raise
+            with self._telling():
+                note(f"{error.message.marked}: {DEFAULT} draws from here on")
+                engine = open_engine(self._where_on(DEFAULT))
+                if self._plugged:
+                    engine.plug([one.term for one in self._plugged])
+            self._engine, self._engine_name = engine, DEFAULT
 
     def draw(self, prompts: str | Sequence[str] | Draw, **options: Unpack[DrawOptions]) -> Iterator[Picture]:
         """The pictures of the prompts, one by one as they are drawn. Picture number i has seed `seed + i`.
@@ -329,7 +354,7 @@ class Session:
             "control_scale": draw.control_scale if where.controlnet else None,
             "width": canvas.width,
             "height": canvas.height,
-            "engine": where.engine,
+            "engine": self._engine_name,
             "dtype": self.engine.dtype,
             "no_safety_checker": where.no_safety_checker,
             "fewstep": __version__,
