@@ -178,7 +178,7 @@ def test_a_comparison_has_no_prompts(fewstep, tiny_pixels_folder: Path, tmp_path
         ({"class_embed_type": "timestep"}, "class_embed_type is .timestep., but fewstep has no such input"),
         ({"out_channels": 6}, "out_channels is 6, but pictures have 3"),
         ({"in_channels": 1, "out_channels": 1}, "in_channels is 1, but pictures have 3"),
-        ({"sample_size": None}, "sample_size is null, but the largest is 8192 pixels"),
+        ({"sample_size": None}, "sample_size is null, but it must be a number of pixels up to 8192"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type is .fourier., but fewstep's networks take timesteps"),
     ],
 )

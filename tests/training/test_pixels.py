@@ -20,6 +20,7 @@ from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import NoiseLevel, clean_level, schedule_from_config
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import UsageError
+from fewstep.lora.files import open_lora
 from fewstep.models.load import load_model
 from fewstep.models.model import Model
 from fewstep.models.text import no_text
@@ -281,6 +282,21 @@ def test_a_lora_of_a_model_in_pixel_space(fewstep, images: Path, tiny_pixels_fol
         assert drawn.code == 0, drawn.err
     one, other = (Image.open(tmp_path / name).tobytes() for name in ("image-0.png", "image-0-2.png"))
     assert one != other
+
+
+def test_the_teacher_draws_what_it_is_distilled_on(fewstep, tiny_pixels_folder: Path, tmp_path: Path) -> None:
+    common = {"model": tiny_pixels_folder, "out": tmp_path / "run", "rank": 2}
+    done = fewstep("distill", *TINY, "--method", "cd", "--synthetic", "--images", "4", **common)
+    assert done.code == 0, done.err
+    assert f"draw with it: fewstep sample --model {tiny_pixels_folder}" in done.err.replace("python -m ", "")
+    recipe = open_lora(tmp_path / "run" / "lora.safetensors").recipe
+    assert recipe is not None
+    assert recipe.training["synthetic"]["guidance_scale"] == 1
+    assert recipe.training["synthetic"]["prompts"] is None
+    (tmp_path / "list.txt").write_text("a cat")
+    common["out"] = tmp_path / "other"
+    done = fewstep("distill", *TINY, "--method", "cd", "--synthetic", prompts=tmp_path / "list.txt", **common)
+    assert done.error == f"--prompts: {tiny_pixels_folder} draws without a prompt"
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def check_pixels(path: Path, config: Any) -> None:
         raise _unfit(path, "time_embedding_type", config.time_embedding_type, "fewstep's networks take timesteps")
     sides = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size]
     if None in sides or max(sides) > LARGEST:
-        raise _unfit(path, "sample_size", config.sample_size, f"the largest is {LARGEST} pixels")
+        raise _unfit(path, "sample_size", config.sample_size, f"it must be a number of pixels up to {LARGEST}")
 
 
 def _unfit(path: Path, key: str, value: Any, expected: str) -> FewstepError:

@@ -136,12 +136,13 @@ def artist_of(config: DistillConfig, model: Model) -> Artist:
 def origin_of(config: DistillConfig, model: Model) -> dict[str, object]:
     """How the pictures were made, for the recipe of the result."""
     plan = artist_of(config, model).plan
+    prompts = default_list(model) if config.prompt_file is None else config.prompt_file.name
     return {
         "solver": plan.solver_name,
         "steps": plan.steps,
         "guidance_scale": plan.guidance_scale,
         "precision": config.precision,
-        "prompts": default_list(model) if config.prompt_file is None else config.prompt_file.name,
+        "prompts": prompts if model.takes_text else None,
     }
 
 

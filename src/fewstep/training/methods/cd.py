@@ -14,7 +14,7 @@ from fewstep.training.methods.consistency import (
     distilling_players,
     recipe_of,
 )
-from fewstep.training.methods.method import CONSISTENCY, Method
+from fewstep.training.methods.method import CONSISTENCY, SYNTHETIC, Method
 from fewstep.training.networks import Networks
 from fewstep.training.players import Player
 
@@ -30,7 +30,7 @@ class CD:
     model: Model
     config: DistillConfig
 
-    reads: ClassVar[frozenset[str]] = CONSISTENCY | {"psi"}
+    reads: ClassVar[frozenset[str]] = CONSISTENCY | SYNTHETIC | {"psi"}
     with_teacher: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -56,6 +56,8 @@ def check_model(model: Model, config: DistillConfig) -> None:
     """Raise UsageError for a model that cannot be the teacher, and for a Psi that does not suit its schedule."""
     refuse_zero_snr(config.psi, model.schedule)
     refuse_embedded_guidance(model)
+    if not model.takes_text and config.prompt_file is not None:
+        raise UsageError(f"{option('prompt_file')}: {model.path} draws without a prompt", "leave it out")
     if not model.takes_text and guidance_range(config) != (1, 1):
         raise UsageError(
             f"{option('method')} {config.method} distils guidance, but {model.path} takes no text to guide by",
