@@ -14,6 +14,7 @@ from fewstep.errors import FewstepError, Interrupted
 from fewstep.hub import resolved
 from fewstep.hub.resolve import fetched, reachable
 from fewstep.models.load import load_model
+from fewstep.session import Session
 from tests.hub.stand_in import BROKEN, COMMIT, Repository, StandIn, repository_of
 
 LORA = b"lora" * 2000
@@ -79,6 +80,8 @@ def test_a_model_in_pixel_space_comes(hub, tiny_pixels_folder: Path, at_the_top:
     folder = resolved("tiny/pixels")
     came = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert came == {*files, "README.md"}
+    with Session("tiny/pixels", device="cpu") as session:  # on the engine auto, which must be torch
+        assert not session.facts.takes_text
     model = load_model("tiny/pixels")
     assert model.unet_sha256() == load_model(str(tiny_pixels_folder)).unet_sha256()
     fetched.cache_clear()

@@ -9,6 +9,7 @@ from fewstep.engines.engine import OPTIONAL, Capabilities, Engine, Facts, Networ
 from fewstep.errors import FewstepError, UsageError
 from fewstep.models.exported import exported_for
 from fewstep.models.load import pick_device, takes_text
+from fewstep.models.weights import model_path
 
 DEFAULT = "torch"  # it runs everything, everywhere, and changes LoRAs at once
 ON_CPU = "openvino"  # the fastest on a CPU
@@ -62,7 +63,7 @@ def suits_openvino(where: Where) -> bool:
         openvino.ENGINE.start(where)
     except FewstepError:
         return False
-    return takes_text(where.model)
+    return takes_text(str(model_path(where.model)))
 
 
 def for_changing_loras(name: str) -> str:

@@ -118,11 +118,6 @@ class Artist:
 
 def artist_of(config: DistillConfig, model: Model) -> Artist:
     """The model as the artist that `config` asks for. Raises UsageError for a model that cannot be one."""
-    if not model.takes_text:
-        raise UsageError(
-            f"{option('synthetic')} draws after captions, but {model.path} takes no text",
-            f"give it images with {option('data')}",
-        )
     if model.inpaints:
         raise UsageError(
             f"{option('synthetic')}: {model.path} is for inpainting, and the masks it learns from need real images",
