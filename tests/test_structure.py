@@ -42,11 +42,13 @@ FLOORS = {
     "evaluate": 6,
     "commands": 7,
     "api": 8,
-    "cli": 8,
-    "__main__": 9,
-    "recipes": 10,
-    "benchmarks": 10,
-    "studies": 11,
+    "client": 8,
+    "server": 8,
+    "cli": 9,
+    "__main__": 10,
+    "recipes": 11,
+    "benchmarks": 11,
+    "studies": 12,
 }
 
 

@@ -1,6 +1,7 @@
 """fewstep: turn any Stable Diffusion model into a 4-step generator.
 
     Session, sample                      draw
+    Client                               draw on a server, which `fewstep serve` starts
     distill, finetune, merge, compare    as the commands of these names: of their config, or of its fields
     accelerate, FewstepScheduler         in diffusers' pipelines
     Where, Draw, *Config                 what these take, as values
@@ -18,6 +19,7 @@ _HOMES = {  # module: the public names in it
     "session": ("Picture", "PictureRecipe", "Session"),
     "session.session": ("sample",),
     "api": ("compare", "distill", "finetune", "merge"),
+    "client": ("Client", "RemotePicture"),
     "bridge.accelerate": ("accelerate",),
     "bridge.scheduler": ("FewstepScheduler",),
     "configs": ("CompareConfig", "DistillConfig", "Draw", "FinetuneConfig", "MergeConfig", "SampleConfig", "Where"),
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from fewstep.api import compare, distill, finetune, merge
     from fewstep.bridge.accelerate import accelerate
     from fewstep.bridge.scheduler import FewstepScheduler
+    from fewstep.client import Client, RemotePicture
     from fewstep.configs import (
         CompareConfig,
         DistillConfig,
@@ -57,6 +60,7 @@ else:
 
 
 __all__ = [
+    "Client",
     "CompareConfig",
     "DistillConfig",
     "Draw",
@@ -69,6 +73,7 @@ __all__ = [
     "PictureRecipe",
     "Preview",
     "Progress",
+    "RemotePicture",
     "SampleConfig",
     "Session",
     "Where",

@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> the name of its config, and 
     "compare": ("CompareConfig", "compare"),
     "bench": ("BenchConfig", "bench"),
     "export": ("ExportConfig", "export"),
+    "serve": ("ServeConfig", "server"),
     "list": ("ListConfig", "list"),
     "doctor": ("DoctorConfig", "doctor"),
 }
@@ -80,7 +81,8 @@ def runner(module: str, name: str) -> Command:
 
     def run(config: Config) -> None:
         with doing("loading PyTorch and diffusers"):
-            command = getattr(import_module(f"fewstep.commands.{module}"), name)
+            place = module if module == "server" else f"commands.{module}"
+            command = getattr(import_module(f"fewstep.{place}"), name)
         show(command(config), getattr(config, "as_json", False))
 
     return run

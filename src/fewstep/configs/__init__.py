@@ -48,6 +48,7 @@ _HOMES = {  # file: the names in it
         "SumOutput",
     ),
     "help": ("describe",),
+    "serving": ("ServeConfig",),
     "training": (
         "AdapterConfig",
         "DistillConfig",
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
         SumOutput,
     )
     from fewstep.configs.help import describe
+    from fewstep.configs.serving import ServeConfig
     from fewstep.configs.training import AdapterConfig, DistillConfig, FinetuneConfig, ModelAndData, TrainingConfig
     from fewstep.configs.where import DType, Loras, Where
 else:
@@ -133,6 +135,7 @@ __all__ = [
     "Precision",
     "ResizeConfig",
     "SampleConfig",
+    "ServeConfig",
     "Solver",
     "SumOutput",
     "TrainingConfig",

@@ -81,7 +81,7 @@ class Drawing(Config, Generic[File]):
 
 def no_prompt() -> UsageError:
     """The refusal to draw nothing."""
-    return UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox"')
+    return UsageError("no prompt was given", 'write what to draw: fewstep sample "a red fox"', "prompts")
 
 
 class Draw(Drawing[bytes]):

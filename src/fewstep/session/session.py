@@ -250,14 +250,19 @@ class Session:
                 note(text)
         return self.pictures(draw, plan)
 
-    def pictures(self, draw: Draw, plan: Plan, lap: Lap = untimed) -> Iterator[Picture]:
+    def pictures(
+        self, draw: Draw, plan: Plan, lap: Lap = untimed, seeds: Sequence[int] | None = None
+    ) -> Iterator[Picture]:
         """The pictures of `draw`, with a plan that was made before.
 
-        lap: called at the end of each part. The text of all batches is embedded first, as one part.
+        lap: called at the end of each part. The text of all batches is embedded first, as one part. seeds: of each
+        picture, in place of those that count up.
         """
-        return self._pictures(draw, plan, canvas_of(draw, self.engine), lap)
+        if seeds is None:
+            seeds = range(draw.seed, draw.seed + len(draw.prompts) * draw.count)
+        return self._pictures(draw, plan, canvas_of(draw, self.engine), lap, seeds)
 
-    def _pictures(self, draw: Draw, plan: Plan, canvas: Canvas, lap: Lap) -> Iterator[Picture]:
+    def _pictures(self, draw: Draw, plan: Plan, canvas: Canvas, lap: Lap, every: Sequence[int]) -> Iterator[Picture]:
         engine, plugged = self.engine, self._plugged
         embeddings = {text: self._conditioning(text, canvas) for text in dict.fromkeys(draw.prompts)}
         empty = self._conditioning(draw.negative_prompt, canvas) if plan.guided or draw.nag_scale > 1 else None
@@ -270,7 +275,7 @@ class Session:
             for first, part in batches(prompts, draw.batch_size):
                 if self._plugged is not plugged:
                     raise FewstepError("other LoRAs were plugged in while pictures were drawn", "finish drawing first")
-                seeds = tuple(draw.seed + first + i for i in range(len(part)))
+                seeds = tuple(every[first : first + len(part)])
                 shape = engine.facts.latent_shape(canvas.height, canvas.width)
                 batch = PictureBatch(
                     concatenate([embeddings[prompt] for prompt in part]),
