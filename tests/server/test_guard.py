@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from fewstep.errors import FewstepError, UsageError
-from fewstep.server import serve
+from fewstep.server import check_open, serve
 from fewstep.server.app import new_app
 from fewstep.server.offer import Offer, public_name
 from fewstep.server.running import bound
@@ -50,8 +50,8 @@ def test_a_key_is_asked_for_and_is_never_told(caplog) -> None:
 def test_other_machines_need_a_key_or_a_word() -> None:
     with pytest.raises(UsageError, match="can be reached from other machines"):
         serve(config(host="0.0.0.0"))
-    config(host="0.0.0.0", without_key=True).check_open()
-    config(host="0.0.0.0", api_key="x").check_open()
+    check_open(config(host="0.0.0.0", without_key=True))
+    check_open(config(host="0.0.0.0", api_key="x"))
 
 
 def test_files_outside_the_page_are_not_served(http) -> None:

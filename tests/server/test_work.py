@@ -8,7 +8,7 @@ import torch
 
 from fewstep.configs import Draw, Where, build
 from fewstep.errors import FewstepError
-from fewstep.server.work import Busy, Drawn, Failed, Job, Queue, Step, Unit, Worker
+from fewstep.server.work import Busy, Failed, Job, PictureDone, Queue, StepDone, Unit, Worker
 from fewstep.session import Session
 
 WHERE = build(Where, dtype="fp32", device="cpu")
@@ -38,7 +38,7 @@ def drawn(batches: Sequence[Sequence[Job]], batch_size: int = 8) -> list[list[ob
 
 
 def pixels(told: Sequence[object]) -> list[torch.Tensor]:
-    return [message.picture.pixels for message in told if isinstance(message, Drawn)]
+    return [message.picture.pixels for message in told if isinstance(message, PictureDone)]
 
 
 # --- the queue ----------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_steps_are_told_and_previews_only_to_those_who_ask() -> None:
     asks, plain = job("a", steps=3), job("b", steps=3)
     asks.previews = True
     told = drawn([[asks, plain]])
-    shown = [[message.image is not None for message in one if isinstance(message, Step)] for one in told]
+    shown = [[message.image is not None for message in one if isinstance(message, StepDone)] for one in told]
     assert shown == [[True, True, False], [False, False, False]]
 
 

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from fewstep.configs.base import Typed
 from fewstep.configs.where import Where
-from fewstep.errors import UsageError, option
 
 
 class ServeConfig(Where):
@@ -14,6 +13,8 @@ class ServeConfig(Where):
 
     excludes = {"api_key": "without_key"}  # noqa: RUF012
 
+    controlnet: str | None = None
+    """The folder or hub id of a ControlNet, which draws after the control image of a request."""
     host: str = "127.0.0.1"
     """The address to listen at. Other machines can reach 0.0.0.0, which needs --api-key or --without-key."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -51,14 +52,6 @@ class ServeConfig(Where):
     def where(self) -> Where:
         """What pictures are drawn with when a request names nothing."""
         return Where.model_construct(**{name: getattr(self, name) for name in Where.model_fields})
-
-    def check_open(self) -> None:
-        """Raise UsageError if other machines could draw and nothing says that they may."""
-        if self.host not in LOOPBACK and not (self.api_key or self.without_key):
-            raise UsageError(
-                f"{option('host')} {self.host} can be reached from other machines",
-                f"give {option('api_key')}, or {option('without_key')} to let everyone draw",
-            )
 
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fewstep.configs import Draw
 from fewstep.errors import UsageError
-from fewstep.server.asking import Desk, Ready, Wish, base64_of, draw_of, picture_of
-from fewstep.server.work import Step
+from fewstep.server.asking import Desk, PictureRequest, Ready, base64_of, draw_of, picture_of
+from fewstep.server.work import StepDone
 
 SAMPLERS = {  # their name -> our solver
     "LCM": "lcm",
@@ -67,7 +67,7 @@ class Image2Image(Text2Image):
 
 
 @dataclass
-class State:
+class WorkState:
     """What /progress tells, and the options that a client has set."""
 
     step: int = 0
@@ -79,7 +79,9 @@ class State:
 
 def routes(desk: Desk) -> APIRouter:
     """The routes."""
-    router, state = APIRouter(prefix="/sdapi/v1", tags=["A1111"]), State()
+    router, state = APIRouter(prefix="/sdapi/v1", tags=["A1111"]), WorkState()
+    add_state(router, desk, state)
+    add_lists(router, desk)
 
     @router.post("/txt2img")
     async def txt2img(request: Request, asked: Text2Image) -> Response:
@@ -98,6 +100,12 @@ def routes(desk: Desk) -> APIRouter:
         if asked.mask:
             start["mask"] = picture_of(asked.mask, "mask")
         return await reply(desk, state, request, asked, start)
+
+    return router
+
+
+def add_state(router: APIRouter, desk: Desk, state: WorkState) -> None:
+    """The routes about work under way, and settings."""
 
     @router.get("/progress")
     async def progress() -> dict[str, Any]:
@@ -131,6 +139,10 @@ def routes(desk: Desk) -> APIRouter:
         state.options.update({name: value for name, value in values.items() if name == "sd_model_checkpoint"})
         return {}
 
+
+def add_lists(router: APIRouter, desk: Desk) -> None:
+    """The routes that list what requests may name."""
+
     @router.get("/sd-models")
     async def models() -> list[dict[str, Any]]:
         """The models that requests may name."""
@@ -153,27 +165,25 @@ def routes(desk: Desk) -> APIRouter:
         return [{"name": name.lower(), "label": name, "aliases": None, "default_rho": -1.0, "need_inner_model": False}
                 for name in SCHEDULERS]  # fmt: skip
 
-    return router
-
 
 def checkpoint(name: Any) -> str:
     """A model's name without the hash that A1111 writes behind it."""
     return str(name).partition(" [")[0]
 
 
-async def reply(desk: Desk, state: State, request: Request, asked: Text2Image, start: dict[str, Any]) -> Response:
+async def reply(desk: Desk, state: WorkState, request: Request, asked: Text2Image, start: dict[str, Any]) -> Response:
     """Pictures, and what they were drawn with."""
     if (name := asked.sampler_name or asked.sampler_index) and solver_of(name) is None:
         return JSONResponse({"detail": "Sampler not found"}, 404)
     prompt, loras = loras_in(asked.prompt)
     draw = drawing(asked, prompt, start)
     chosen = asked.override_settings.get("sd_model_checkpoint") or state.options.get("sd_model_checkpoint")
-    wish = Wish(draw, checkpoint(chosen) if chosen else None, loras)
+    wish = PictureRequest(draw, checkpoint(chosen) if chosen else None, loras)
     interrupted, ready = state.interrupted, list[Ready]()
     state.drawing += 1
     try:
         async for one in desk.pictures(request, wish):
-            if isinstance(one, Step):
+            if isinstance(one, StepDone):
                 state.step, state.steps = one.step, one.steps
             else:
                 ready.append(one)

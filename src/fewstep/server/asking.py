@@ -15,7 +15,7 @@ from fewstep.configs import Draw, ServeConfig, build
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.images import encoded
 from fewstep.server.offer import Offer
-from fewstep.server.work import Drawn, Failed, Job, Late, Message, Queue, Step
+from fewstep.server.work import Failed, Job, Late, Message, PictureDone, Queue, StepDone
 from fewstep.session import PictureRecipe
 
 KINDS = ("PNG", "JPEG", "WEBP")  # of pictures in requests
@@ -23,7 +23,7 @@ SIDES = 8192  # of a picture in a request, in pixels
 UNITS = {"prompts": "letters", "width": "pixels", "outpaint": "pixels"}  # of limits that are not plain numbers
 
 
-class Wish(NamedTuple):
+class PictureRequest(NamedTuple):
     """What a request asks for."""
 
     draw: Draw
@@ -55,7 +55,7 @@ class Desk:
     offer: Offer
     queue: Queue
 
-    def pictures(self, request: Request, wish: Wish) -> AsyncIterator[Step | Ready]:
+    def pictures(self, request: Request, wish: PictureRequest) -> AsyncIterator[StepDone | Ready]:
         """Steps and pictures, as they come.
 
         This call raises UsageError for what is beyond the limits or not offered, and Busy if too many wait. The
@@ -74,14 +74,14 @@ class Desk:
         self.queue.put(job)
         return self._listen(job, inbox, loop.time() + self.config.deadline_s)
 
-    async def _listen(self, job: Job, inbox: "asyncio.Queue[Message]", until: float) -> AsyncIterator[Step | Ready]:
+    async def _listen(self, job: Job, inbox: "asyncio.Queue[Message]", until: float) -> AsyncIterator[StepDone | Ready]:
         ready, clock = 0, asyncio.get_running_loop().time
         try:
             while ready < job.pictures:
                 message = await arrived(inbox, until - clock())
                 if isinstance(message, Failed):
                     raise message.error
-                if isinstance(message, Drawn):
+                if isinstance(message, PictureDone):
                     ready += 1
                     yield Ready(message.number, message.picture.image, self.offer.public(message.picture.recipe))
                 else:
@@ -89,7 +89,7 @@ class Desk:
         finally:
             job.abandoned = True
 
-    async def all(self, request: Request, wish: Wish) -> list[Ready]:
+    async def all(self, request: Request, wish: PictureRequest) -> list[Ready]:
         """All pictures, in order. It stops as soon as the client is gone."""
         drawing = asyncio.ensure_future(gathered(self.pictures(request, wish)))
         leaving = asyncio.ensure_future(left(request))
@@ -133,7 +133,7 @@ async def arrived(inbox: "asyncio.Queue[Message]", seconds: float) -> Message:
         raise Late from None
 
 
-async def gathered(pictures: AsyncIterator[Step | Ready]) -> list[Ready]:
+async def gathered(pictures: AsyncIterator[StepDone | Ready]) -> list[Ready]:
     """All pictures, in order."""
     ready = [one async for one in pictures if isinstance(one, Ready)]
     return sorted(ready, key=lambda one: one.number)

@@ -6,7 +6,7 @@ REGISTRY = CollectorRegistry()
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 REQUESTS = Counter("fewstep_requests", "Requests answered.", ("route", "status"), registry=REGISTRY)
-DRAWN = Counter("fewstep_pictures", "Pictures drawn.", registry=REGISTRY)
+PICTURES = Counter("fewstep_pictures", "Pictures drawn.", registry=REGISTRY)
 WAITING = Gauge("fewstep_waiting_pictures", "Pictures that wait to be drawn.", registry=REGISTRY)
 BATCH = Histogram(
     "fewstep_batch_pictures", "Pictures drawn at once.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=REGISTRY

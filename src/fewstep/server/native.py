@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from fewstep.configs import Draw, describe
 from fewstep.errors import FewstepError, UsageError
 from fewstep.images import SUFFIXES
-from fewstep.server.asking import Desk, Ready, Wish, base64_of, compressed, draw_of, picture_of
+from fewstep.server.asking import Desk, PictureRequest, Ready, base64_of, compressed, draw_of, picture_of
 from fewstep.server.errors import document_of
-from fewstep.server.work import Step
+from fewstep.server.work import StepDone
 
 EVENTS, JSON = "text/event-stream", "application/json"
 PICTURES = ("image", "mask", "control_image")
@@ -43,7 +43,7 @@ def drawing_fields() -> dict[str, Any]:
     return fields
 
 
-class Asked(BaseModel):
+class SampleRequest(BaseModel):
     """What a request has beside the fields of Draw."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -54,12 +54,12 @@ class Asked(BaseModel):
     previews: bool = Field(False, description="Send what pictures look like after each step, in a stream of events.")
 
 
-def sample_body() -> type[Asked]:
-    """The body of /v1/sample: Asked, and the fields of Draw."""
-    return create_model("SampleBody", __base__=Asked, **drawing_fields())
+def sample_body() -> type[SampleRequest]:
+    """The body of /v1/sample: SampleRequest, and the fields of Draw."""
+    return create_model("SampleBody", __base__=SampleRequest, **drawing_fields())
 
 
-def draw_in(body: Asked) -> Draw:
+def draw_in(body: SampleRequest) -> Draw:
     """The Draw of a request's body. Raises UsageError naming a bad field."""
     values = {name: value for name, value in body if name in Draw.model_fields and name in body.model_fields_set}
     pictures = {name: picture_of(values[name], name) for name in PICTURES if name in values}
@@ -70,12 +70,12 @@ def routes(desk: Desk) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["fewstep"])
 
-    async def sample(request: Request, body: Asked) -> Response:
+    async def sample(request: Request, body: SampleRequest) -> Response:
         """Draw pictures. The `Accept` header chooses the answer: JSON, an image (of one picture), or a stream of events
         (`text/event-stream`: `step`, `picture`, and at last `done` or `error`).
         """
         accept = request.headers.get("accept", "")
-        wish = Wish(draw_in(body), body.model, body.loras, body.previews and EVENTS in accept)
+        wish = PictureRequest(draw_in(body), body.model, body.loras, body.previews and EVENTS in accept)
         if EVENTS in accept:
             return StreamingResponse(events(desk.pictures(request, wish), body.format), media_type=EVENTS)
         ready = await desk.all(request, wish)
@@ -111,11 +111,11 @@ def entry(ready: Ready, kind: str) -> dict[str, Any]:
     return {"number": ready.number, "image": base64_of(ready.file(kind)), "format": kind, "recipe": ready.recipe}
 
 
-async def events(drawing: AsyncIterator[Step | Ready], kind: str) -> AsyncIterator[str]:
+async def events(drawing: AsyncIterator[StepDone | Ready], kind: str) -> AsyncIterator[str]:
     """Steps, pictures, and the end, as server-sent events."""
     try:
         async for one in drawing:
-            if isinstance(one, Step):
+            if isinstance(one, StepDone):
                 image = one.image and base64_of(compressed(one.image, "jpeg", PREVIEW_QUALITY))
                 yield event("step", {"number": one.number, "step": one.step, "steps": one.steps, "image": image})
             else:

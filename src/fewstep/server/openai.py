@@ -14,9 +14,9 @@ from starlette.datastructures import UploadFile as Upload
 
 from fewstep.configs import Draw
 from fewstep.errors import FewstepError, UsageError
-from fewstep.server.asking import Desk, Ready, Wish, base64_of, compressed, draw_of, opening
+from fewstep.server.asking import Desk, PictureRequest, Ready, base64_of, compressed, draw_of, opening
 from fewstep.server.errors import document_of
-from fewstep.server.work import Step
+from fewstep.server.work import StepDone
 
 EVENTS = "text/event-stream"
 QUALITY = 100  # of JPEG and WebP, unless output_compression says otherwise
@@ -32,7 +32,7 @@ MOST = 8  # steps of a higher quality, where the usual ones are fewer
 Format = Literal["png", "jpeg", "webp"]
 
 
-class Asked(BaseModel):
+class ImagesRequest(BaseModel):
     """The fields of both routes, and what local servers usually take beside them."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -89,7 +89,7 @@ def routes(desk: Desk) -> APIRouter:
         return JSONResponse(model(name))
 
     @router.post("/v1/images/generations", responses={200: {"content": {"application/json": {}, EVENTS: {}}}})
-    async def generate(request: Request, asked: Asked) -> Response:
+    async def generate(request: Request, asked: ImagesRequest) -> Response:
         """Draw pictures of a prompt."""
         return await reply(desk, request, asked, "image_generation", {})
 
@@ -123,18 +123,18 @@ def model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "fewstep"}
 
 
-def asked_in(fields: dict[str, Any]) -> Asked:
+def asked_in(fields: dict[str, Any]) -> ImagesRequest:
     """The fields of a form. Raises what FastAPI raises for a JSON body."""
     try:
-        return Asked.model_validate(fields)
+        return ImagesRequest.model_validate(fields)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
 
 
-async def reply(desk: Desk, request: Request, asked: Asked, event: str, start: dict[str, Any]) -> Response:
+async def reply(desk: Desk, request: Request, asked: ImagesRequest, event: str, start: dict[str, Any]) -> Response:
     """Pictures as one JSON document, or as a stream of events. start: the picture to begin from, and its mask."""
     asked.check()
-    wish = Wish(drawing(asked, start), asked.model, asked.loras, bool(asked.stream and asked.partial_images))
+    wish = PictureRequest(drawing(asked, start), asked.model, asked.loras, bool(asked.stream and asked.partial_images))
     if asked.stream:
         pictures = stream(desk.pictures(request, wish), asked, event, asked.partial_images or 0)
         return StreamingResponse(pictures, media_type=EVENTS)
@@ -145,7 +145,7 @@ async def reply(desk: Desk, request: Request, asked: Asked, event: str, start: d
     )
 
 
-def drawing(asked: Asked, start: dict[str, Any]) -> Draw:
+def drawing(asked: ImagesRequest, start: dict[str, Any]) -> Draw:
     """The request to draw."""
     width, height = size_of(asked.size)
     return draw_of(
@@ -164,7 +164,7 @@ def size_of(text: str | None) -> tuple[int | None, int | None]:
     return int(found[1]), int(found[2])
 
 
-def steps_of(asked: Asked) -> int | None:
+def steps_of(asked: ImagesRequest) -> int | None:
     """As many as were asked for; by quality half or twice the four of an accelerated model; None are the usual ones."""
     if asked.num_inference_steps is not None:
         return asked.num_inference_steps
@@ -172,19 +172,19 @@ def steps_of(asked: Asked) -> int | None:
     return None if share is None else min(int(4 * share), MOST)
 
 
-def file_of(ready: Ready, asked: Asked) -> bytes:
+def file_of(ready: Ready, asked: ImagesRequest) -> bytes:
     """The picture in the format that was asked for."""
     return ready.file(asked.kind, QUALITY if asked.output_compression is None else asked.output_compression)
 
 
-def described(ready: Ready, asked: Asked) -> dict[str, Any]:
+def described(ready: Ready, asked: ImagesRequest) -> dict[str, Any]:
     """What an answer says of its pictures."""
     quality = asked.quality if asked.quality in ("low", "medium", "high") else "medium"
     size = f"{ready.image.width}x{ready.image.height}"
     return {"background": "opaque", "output_format": asked.kind, "quality": quality, "size": size}
 
 
-def usage(asked: Asked, ready: list[Ready]) -> dict[str, Any]:
+def usage(asked: ImagesRequest, ready: list[Ready]) -> dict[str, Any]:
     """What it cost: the prompt's words, and the network's rows of all pictures."""
     words, rows = len(asked.prompt.split()), round(sum(one.recipe["nfe"] for one in ready))
     return {
@@ -195,7 +195,9 @@ def usage(asked: Asked, ready: list[Ready]) -> dict[str, Any]:
     }
 
 
-async def stream(pictures: AsyncIterator[Step | Ready], asked: Asked, event: str, partials: int) -> AsyncIterator[str]:
+async def stream(
+    pictures: AsyncIterator[StepDone | Ready], asked: ImagesRequest, event: str, partials: int
+) -> AsyncIterator[str]:
     """Partial pictures, spread over the steps, and then each whole one, as server-sent events."""
     try:
         async for one in pictures:
@@ -210,10 +212,10 @@ async def stream(pictures: AsyncIterator[Step | Ready], asked: Asked, event: str
         yield sent("error", document_of(error, SPELLINGS))
 
 
-def partial_index(step: Step, partials: int) -> int | None:
+def partial_index(step: StepDone, partials: int) -> int | None:
     """The number of the partial picture that this step gives; None if it gives none. They are spread evenly."""
-    shown = min(partials, step.steps - 1)
-    at = [round((i + 1) * step.steps / (shown + 1)) for i in range(shown)]
+    count = min(partials, step.steps - 1)
+    at = [round((i + 1) * step.steps / (count + 1)) for i in range(count)]
     return at.index(step.step) if step.step in at else None
 
 

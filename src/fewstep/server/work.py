@@ -14,7 +14,7 @@ from PIL import Image
 from fewstep.configs import Draw, Where
 from fewstep.errors import FewstepError
 from fewstep.events import Event, Preview
-from fewstep.server.metrics import BATCH, DRAWING_S, DRAWN, WAITED_S, WAITING
+from fewstep.server.metrics import BATCH, DRAWING_S, PICTURES, WAITED_S, WAITING
 from fewstep.session import Picture, Session
 
 LOGGER = logging.getLogger("fewstep.server")
@@ -40,7 +40,7 @@ class Abandoned(Exception):
     """Nobody waits for any picture of a batch."""
 
 
-class Step(NamedTuple):
+class StepDone(NamedTuple):
     """A picture has taken a step."""
 
     number: int  # of the picture in its request
@@ -49,7 +49,7 @@ class Step(NamedTuple):
     image: Image.Image | None  # what it looks like so far, for a request that wants to see it
 
 
-class Drawn(NamedTuple):
+class PictureDone(NamedTuple):
     """A picture is ready."""
 
     number: int
@@ -62,10 +62,10 @@ class Failed(NamedTuple):
     error: FewstepError
 
 
-Message = Step | Drawn | Failed
+Message = StepDone | PictureDone | Failed
 
 
-class Kind(NamedTuple):
+class BatchKind(NamedTuple):
     """What pictures must have in common to be drawn together."""
 
     model: str
@@ -92,10 +92,10 @@ class Job:
         return len(self.draw.prompts) * self.draw.count
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> BatchKind:
         """What others must share to be drawn beside it."""
         alike = self.draw.model_copy(update={"prompts": ("",), "seed": 0, "count": 1, "batch_size": 1})
-        return Kind(self.model, self.loras, alike)
+        return BatchKind(self.model, self.loras, alike)
 
     def units(self) -> "Iterator[Unit]":
         """Its pictures one by one."""
@@ -107,7 +107,7 @@ class Unit(NamedTuple):
     """One picture of a request."""
 
     job: Job
-    kind: Kind
+    kind: BatchKind
     number: int
     prompt: str
     seed: int
@@ -223,8 +223,8 @@ class Worker(threading.Thread):
         draw = kind.draw.model_copy(update={"prompts": prompts, "batch_size": len(batch)})
         pictures = session.pictures(draw, session.plan(draw), seeds=seeds)
         for unit, picture in zip(batch, pictures, strict=True):
-            DRAWN.inc()
-            unit.job.tell(Drawn(unit.number, picture))
+            PICTURES.inc()
+            unit.job.tell(PictureDone(unit.number, picture))
 
     def _ready(self, model: str, loras: tuple[str, ...] | None) -> Session:
         """The session with this model and these LoRAs; None are the server's own."""
@@ -233,7 +233,7 @@ class Worker(threading.Thread):
                 self._session.close()
                 self._session = None
             where = self.where.model_copy(update={"model": model, "loras": self._own(model)})
-            self._session, self._plugged = Session.open(where, self._heard), None
+            self._session, self._plugged = Session.open(where, self._receive), None
         if loras != self._plugged:
             self._session.plug(self._own(model) if loras is None else loras)
             self._plugged = loras
@@ -243,7 +243,7 @@ class Worker(threading.Thread):
         """The LoRAs of a model when a request names none: the server's for its first model, else the model's."""
         return self.where.loras if model == self.where.model else None
 
-    def _heard(self, event: Event) -> None:
+    def _receive(self, event: Event) -> None:
         """Pass a step on to those who wait for it. Raises Abandoned, which ends the batch, if nobody does."""
         if not isinstance(event, Preview):
             return
@@ -253,7 +253,7 @@ class Worker(threading.Thread):
         images = event.images() if seen else []
         for i, unit in enumerate(self._batch):
             image = images[i] if seen and unit.job.previews else None
-            unit.job.tell(Step(unit.number, event.step, event.steps, image))
+            unit.job.tell(StepDone(unit.number, event.step, event.steps, image))
 
 
 def fail(batch: Sequence[Unit], error: FewstepError) -> None:
