@@ -5,6 +5,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -31,8 +32,15 @@ def http() -> Iterator[TestClient]:
 @pytest.fixture(scope="session")
 def address() -> Iterator[str]:
     """The address of a server that answers on a real port."""
+    with serving(gather_ms=20) as found:
+        yield found
+
+
+@contextmanager
+def serving(**changes: Any) -> Iterator[str]:
+    """The address of a server of this config, inside the block."""
     listening = bound("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(new_app(config(gather_ms=20)), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(new_app(config(**changes)), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     until(lambda: server.started)

@@ -1,0 +1,179 @@
+"""The page, in a real browser: type and see, sliders, compare, recipes, the server gone; nothing leaves the machine."""
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from fewstep.server.app import new_app
+from fewstep.server.running import bound
+from tests.server.conftest import config, png, until
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE_MS = 60_000
+PICTURE = ".stage img"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if BROWSER is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """The page, with its first picture. A complaint in its console and a request to elsewhere fail the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    complaints: list[str] = []
+    places: set[str] = set()
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: places.add(urlsplit(request.url).netloc))
+    page.goto(address)
+    page.locator(PICTURE).wait_for()
+    yield page
+    context.close()
+    assert complaints == []
+    assert places <= {urlsplit(address).netloc, ""}
+
+
+def source(page: Page, number: int = 0) -> str:
+    """The picture that is shown."""
+    return page.locator(PICTURE).nth(number).get_attribute("src") or ""
+
+
+def changed(page: Page, old: str) -> str:
+    """The next picture that is shown."""
+    expect(page.locator(PICTURE).first).not_to_have_attribute("src", old, timeout=PATIENCE_MS)
+    return source(page)
+
+
+def test_a_picture_follows_what_is_typed(page: Page) -> None:
+    first = source(page)
+    page.get_by_label("Prompt").fill("a green dragon")
+    expect(page.locator(PICTURE)).to_have_attribute("alt", "a green dragon", timeout=PATIENCE_MS)
+    assert source(page) != first
+
+
+def test_sliders_change_the_picture_and_back(page: Page) -> None:
+    first = source(page)
+    slider = page.get_by_label("high-contrast")
+    slider.fill("0.8")
+    second = changed(page, first)
+    slider.fill("0")
+    third = changed(page, second)
+    assert third.split(",")[0] == first.split(",")[0]
+    page.get_by_label("Steps").fill("2")
+    changed(page, third)
+
+
+def test_compare_shows_many_steps_beside_few_with_times(page: Page) -> None:
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator(PICTURE)).to_have_count(2, timeout=PATIENCE_MS)
+    expect(page.locator("figcaption").nth(1)).to_contain_text(re.compile(r"DDIM, 32 steps, [\d.]+ times as long"))
+    assert source(page, 0) != source(page, 1)
+
+
+def test_a_kept_picture_survives_reload_and_gives_its_command(page: Page) -> None:
+    page.get_by_label("Prompt").fill("a castle")
+    expect(page.locator(PICTURE)).to_have_attribute("alt", "a castle", timeout=PATIENCE_MS)
+    page.get_by_label("Prompt").press("Enter")
+    page.locator(".gallery img").wait_for()
+    page.reload()
+    page.locator(".gallery button").click()
+    page.get_by_role("button", name="Copy as command").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    typed = page.evaluate("() => navigator.clipboard.readText()")
+    assert typed.startswith("fewstep sample 'a castle' --lora lcm:1 --steps 4")
+    page.get_by_role("button", name="Copy as Python").click()
+    code = page.evaluate("() => navigator.clipboard.readText()")
+    compile(code, "copied", "exec")
+    assert 'session.draw("a castle", steps=4' in code
+
+
+def test_a_dropped_picture_loads_its_recipe(page: Page, http, tmp_path: Path) -> None:
+    body = {"prompts": ["a blue whale"], "seed": 5, "steps": 2, "loras": ["lcm:1", "noto-mono:0.5"]}
+    file = http.post("/v1/sample", json=body, headers={"accept": "image/png"}).content
+    drop(page, file)
+    expect(page.get_by_label("Prompt")).to_have_value("a blue whale")
+    assert page.get_by_label("Seed").input_value() == "5"
+    assert page.get_by_label("Steps").input_value() == "2"
+    assert page.get_by_label("noto-mono").input_value() == "0.5"
+    drop(page, png())  # which has none: it is one to start from
+    expect(page.locator("img.start")).to_be_visible()
+    expect(page.get_by_label("Strength")).to_be_visible()
+
+
+def drop(page: Page, file: bytes) -> None:
+    """Let a file fall onto the page."""
+    page.evaluate(
+        """bytes => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], 'a.png', {type: 'image/png'}));
+            document.querySelector('main').dispatchEvent(
+                new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}));
+        }""",
+        list(file),
+    )
+
+
+def test_a_sketch_is_drawn_from(page: Page) -> None:
+    first = source(page)
+    page.get_by_role("button", name="Sketch").click()
+    box = page.locator("canvas").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 100, box["y"] + 90, steps=5)
+    page.mouse.up()
+    changed(page, first)
+    expect(page.get_by_label("Strength")).to_be_visible()
+
+
+def test_it_fits_a_phone_and_both_themes(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    grounds = set()
+    for _ in range(2):
+        page.get_by_role("button", name="Light or dark").click()
+        grounds.add(page.evaluate("() => getComputedStyle(document.body).backgroundColor"))
+    assert len(grounds) == 2
+
+
+def test_a_server_that_is_gone_is_said_and_a_wrong_value_too(browser: Browser) -> None:
+    listening = bound("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(new_app(config()), log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(f"http://127.0.0.1:{port}")
+    page.locator(PICTURE).wait_for()
+    page.get_by_label("Width").fill("30")
+    page.get_by_label("Width").press("Tab")
+    expect(page.get_by_role("alert")).to_contain_text("not a multiple of 8", timeout=PATIENCE_MS)
+    page.get_by_label("Width").fill("")
+    page.get_by_label("Width").press("Tab")
+    expect(page.get_by_role("alert")).to_have_count(0, timeout=PATIENCE_MS)
+    server.should_exit = True
+    thread.join(30)
+    listening.close()
+    page.get_by_label("Prompt").fill("a boat")
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer", timeout=PATIENCE_MS)
+    page.close()
