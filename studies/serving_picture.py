@@ -13,7 +13,7 @@ from fewstep.server.running import bound
 from studies.pages import DOCS
 
 PROMPTS = ("a happy robot", "a red apple", "a castle", "a green dragon")  # the last is the one that is shown
-SIZE = {"width": 1180, "height": 820}
+WIDTH, HEIGHT = 1180, 820
 QUALITY = 82
 PATIENCE_S = 120
 
@@ -37,7 +37,7 @@ def take(address: str) -> None:
     """Take the picture of the page at that address."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE, color_scheme="light")
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         page.set_default_timeout(1000 * PATIENCE_S)
         page.goto(address)
         for prompt in PROMPTS:
