@@ -37,8 +37,9 @@ def base(tmp_path: Path) -> SampleConfig:
     """A config in which everything may be changed, with files that are there."""
     for name in ("image", "mask", "control", "lora.safetensors", "model.safetensors"):
         (tmp_path / name).write_bytes(name.encode())
-    (tmp_path / "controlnet").mkdir()
-    (tmp_path / "controlnet" / "config.json").write_text("{}")
+    for name in ("controlnet", "decoder"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
     return SampleConfig(
         prompts=("a red fox",),
         model=str(tmp_path / "model.safetensors"),
@@ -47,6 +48,7 @@ def base(tmp_path: Path) -> SampleConfig:
         mask=tmp_path / "mask",
         controlnet=str(tmp_path / "controlnet"),
         control_image=tmp_path / "control",
+        decoder=str(tmp_path / "decoder"),
     )
 
 
@@ -102,7 +104,7 @@ def test_another_value_of_a_field_has_another_key_unless_it_cannot_matter(base, 
     assert (key_with(other) == key_with(base)) == (name in IRRELEVANT)
 
 
-@pytest.mark.parametrize("name", ["model", "loras", "image", "mask", "controlnet", "control_image"])
+@pytest.mark.parametrize("name", ["model", "loras", "image", "mask", "controlnet", "control_image", "decoder"])
 def test_files_are_in_the_key_by_content_and_not_by_name(base, name, tmp_path):
     before, value = key_with(base), getattr(base, name)
     path = parse_reference(value[0]).path if name == "loras" else Path(value)
@@ -110,7 +112,7 @@ def test_files_are_in_the_key_by_content_and_not_by_name(base, name, tmp_path):
     if name == "loras":
         named: Any = (f"{moved}:0.8",)
     else:
-        named = type(value)(moved) if name in ("model", "controlnet") else moved
+        named = type(value)(moved) if name in ("model", "controlnet", "decoder") else moved
     config = base.model_copy(update={name: named})
     assert key_with(config) == before
     ((moved / "config.json") if moved.is_dir() else moved).write_text("something else")

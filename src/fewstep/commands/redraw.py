@@ -16,7 +16,7 @@ from fewstep.session.recipe import StartFacts, read_recipe
 
 AS_THEY_ARE = (
     "negative_prompt", "seed", "model", "live_lora", "solver", "eta", "gamma", "steps", "grid", "guidance_scale",
-    "nag_scale", "strength", "outpaint", "controlnet", "sketch", "control_scale", "engine", "dtype",
+    "nag_scale", "strength", "outpaint", "controlnet", "sketch", "control_scale", "engine", "dtype", "decoder",
     "no_safety_checker",
 )  # fmt: skip
 TOGETHER = {  # typed option -> entries of the recipe that it makes void
@@ -66,7 +66,7 @@ def fields_of(recipe: PictureRecipe) -> dict[str, Any]:
     }
     if recipe["grid"] in TRAINING_GRIDS:
         own["k"] = recipe["k"]
-    return own | {name: given[name] for name in AS_THEY_ARE if given[name] is not None}
+    return own | {name: given[name] for name in AS_THEY_ARE if given.get(name) is not None}
 
 
 def typed_lora(lora: LoraFacts) -> str:

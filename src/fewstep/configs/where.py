@@ -43,5 +43,10 @@ class Where(Config):
     device: DrawingDevice = "auto"
     controlnet: str | None = None
     """The folder or hub id of a ControlNet, which draws after --control-image."""
+    decoder: str = "auto"
+    """What makes pixels of latents. full: the model's autoencoder, whole pictures at once. tiled: the same in
+    overlapping tiles, which takes little memory. auto: full, but tiled for pictures of more than 1536 x 1536 pixels.
+    tiny: TAESD, which is many times as fast and draws fine details less exactly; it comes from the hub. Or the folder
+    or hub id of another AutoencoderTiny."""
     no_safety_checker: bool = False
     """Do without the safety checker that the model's folder brings."""

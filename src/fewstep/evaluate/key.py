@@ -18,10 +18,12 @@ from fewstep.configs import Draw
 from fewstep.hub import resolved
 from fewstep.io import sha256_bytes, sha256_file
 from fewstep.session import Plan, Session
+from fewstep.session.decoders import NAMES
 from fewstep.session.loras import LoraFacts
 
 IRRELEVANT = frozenset({"batch_size", "device"})  # the surroundings contain the machine
 BY_CONTENT = frozenset({"model", "loras"})  # hashed by their content in the session, not by name
+PLACES = frozenset({"controlnet", "decoder"})  # fields that may name a folder, or one of the hub
 SAFETY = ("safety_checker", "feature_extractor")  # parts of a model's folder that may turn a picture black
 ROOT = Path(fewstep.__file__).parent
 
@@ -60,7 +62,7 @@ def _by_content(name: str, value: Any) -> Any:
     """The value of a field for the key. Files and folders are replaced by a hash of their content."""
     if isinstance(value, bytes):
         return sha256_bytes(value)
-    return content_sha256(resolved(value)) if name == "controlnet" and value else value
+    return content_sha256(resolved(value)) if name in PLACES and value and value not in NAMES else value
 
 
 def content_sha256(path: Path) -> str:

@@ -74,6 +74,7 @@ _RULES = (  # for diffusers' and CLIP's configs; a name means the same in both
     (_or_null(_SIZE), "norm_num_groups time_embedding_dim addition_time_embed_dim num_class_embeds encoder_hid_dim"),
     (_or_null(_SIZE), "time_cond_proj_dim projection_class_embeddings_input_dim"),
     (_each(_SIZE), "block_out_channels layers_per_block cross_attention_dim"),
+    (_each(_SIZE), "encoder_block_out_channels decoder_block_out_channels num_encoder_blocks num_decoder_blocks"),
     (_or_null(_each(_SIZE)), "attention_head_dim num_attention_heads conditioning_embedding_out_channels"),
     (_or_null(_each(_whole(0))), "transformer_layers_per_block reverse_transformer_layers_per_block"),
     (_or_null(_pair(_whole(1, 2**14))), "sample_size"),
@@ -131,9 +132,10 @@ def layers_of_config(config: Mapping[str, Any]) -> int:
     towers = [config, *(config[key] for key in ("text_config", "vision_config") if isinstance(config.get(key), dict))]
     most = max(tower.get("num_hidden_layers", 0) for tower in towers)
     blocks = len(_flat(config.get("block_out_channels", [])))
+    tiny = sum(sum(_flat(config.get(key, []))) for key in ("num_encoder_blocks", "num_decoder_blocks"))
     resnets = _spread(config.get("layers_per_block", 1), blocks)
     transformers = _spread(config.get("transformer_layers_per_block") or 1, blocks)
-    return int(most) + sum(n * (1 + depth) for n, depth in zip(resnets, transformers, strict=False))
+    return int(most) + tiny + sum(n * (1 + depth) for n, depth in zip(resnets, transformers, strict=False))
 
 
 def _flat(value: Any) -> list[int]:

@@ -19,6 +19,7 @@ from fewstep.engines import Engine
 from fewstep.errors import FewstepError, option
 from fewstep.images import to_image
 from fewstep.session.canvas import Canvas, Keeping
+from fewstep.session.decoders import Decode
 from fewstep.session.plan import Plan
 from fewstep.session.recipe import PictureRecipe
 
@@ -102,18 +103,18 @@ def draw_latents(
     return latents, evaluations.rows
 
 
-def decoded(engine: Engine, latents: Tensor) -> Tensor:
+def decoded(decode: Decode, latents: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) on the CPU. Raises FewstepError for latents that are not finite; they would give black."""
     if not latents.isfinite().all():
         hint = f"use {option('dtype')} fp32 or bf16, or a lower {option('guidance_scale')}"
         raise FewstepError("the network's output is not finite", hint)
     parts = torch.split(latents, max(1, DECODED_AT_ONCE // latents[0, 0].numel()))
-    return torch.cat([engine.decode(part) for part in parts]).cpu()
+    return torch.cat([decode(part) for part in parts]).cpu()
 
 
-def previewed(engine: Engine, latents: Tensor) -> list[Image.Image]:
+def previewed(decode: Decode, latents: Tensor) -> list[Image.Image]:
     """Preview pictures of an estimate of x_0, (B, C, h, w)."""
-    return [to_image(pixels) for pixels in decoded(engine, latents)]
+    return [to_image(pixels) for pixels in decoded(decode, latents)]
 
 
 def batches(prompts: Sequence[str], size: int) -> list[tuple[int, Sequence[str]]]:

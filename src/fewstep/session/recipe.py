@@ -49,6 +49,7 @@ class PictureRecipe(TypedDict):
     height: int
     engine: str
     dtype: str
+    decoder: NotRequired[str]  # earlier versions had only full
     no_safety_checker: bool
     fewstep: str  # the version of fewstep
 

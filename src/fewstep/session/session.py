@@ -20,6 +20,7 @@ from fewstep.io import sha256_bytes
 from fewstep.lora.recipe import Recipe
 from fewstep.models.exported import exported_for
 from fewstep.session.canvas import Canvas, canvas_of, strength_of
+from fewstep.session.decoders import decoder_of
 from fewstep.session.drawing import (
     Lap,
     Picture,
@@ -59,6 +60,7 @@ class Session:
         dtype: str = "auto",
         device: str = "auto",
         controlnet: str | None = None,
+        decoder: str = "auto",
         no_safety_checker: bool = False,
         live_lora: bool = False,
         sink: Sink | None = None,
@@ -76,6 +78,7 @@ class Session:
             dtype=dtype,
             device=device,
             controlnet=controlnet,
+            decoder=decoder,
             no_safety_checker=no_safety_checker,
             live_lora=live_lora,
         )
@@ -106,11 +109,10 @@ class Session:
                 )
             engine = engine or open_engine(self._where_on(self._engine_name))
         self._engine: Engine | None = engine
+        self._decode = decoder_of(where.decoder, engine)
         self._shelf = Shelf(where.model, engine.shapes, engine.facts.prediction_type, engine.original_weight)
         self._plugged: tuple[PluggedLora, ...] = ()
-        self._embedded: dict[
-            tuple[str, int, int], Conditioning
-        ] = {}  # of text, height and width; the last used is last
+        self._embedded: dict[tuple[str, int, int], Conditioning] = {}  # by text, height, width; the last used is last
         self._default = where.loras is None  # whether the LoRAs follow the solver
         self.plug(where.loras)
 
@@ -285,7 +287,7 @@ class Session:
                 on_estimate = partial(self._tell, seeds, len(prompts), first, len(plan.timesteps))
                 latents, rows = draw_latents(engine, network, plan, canvas, batch, on_estimate)
                 lap("network")
-                pixels = decoded(engine, latents)
+                pixels = decoded(self._decode, latents)
                 lap("decoder")
                 for x, prompt, seed in zip(pixels, part, seeds, strict=True):
                     picture = self._seen(canvas.kept(x), prompt, seed)
@@ -301,7 +303,7 @@ class Session:
         batch = PictureBatch(conditioning, empty, noise)
         with engine.network(NetworkOptions()) as network:
             latents, _ = draw_latents(engine, network, plan, Canvas(size, size), batch, lambda step, x_0: None)
-        return decoded(engine, latents)
+        return decoded(self._decode, latents)
 
     def _conditioning(self, text: str, canvas: Canvas) -> Conditioning:
         """The conditioning of one prompt and the canvas. The last TEXTS are remembered until LoRAs are plugged."""
@@ -316,10 +318,9 @@ class Session:
 
     def _tell(self, seeds: tuple[int, ...], pictures: int, first: int, steps: int, step: int, x_0: Tensor) -> None:
         """Send progress and a preview after a step of the batch that begins with picture number `first`."""
-        engine = self.engine
         with self._telling():
             tell(Progress("drawing", first * steps + step * len(seeds), pictures * steps, "step"))
-            tell(Preview(seeds, step, steps, partial(previewed, engine, x_0)))
+            tell(Preview(seeds, step, steps, partial(previewed, self._decode, x_0)))
 
     def _seen(self, pixels: Tensor, prompt: str, seed: int) -> Tensor:
         """The pixels (3, H, W), or black and a note if the model's safety checker hides the picture."""
@@ -361,6 +362,7 @@ class Session:
             "height": canvas.height,
             "engine": self._engine_name,
             "dtype": self.engine.dtype,
+            "decoder": where.decoder,
             "no_safety_checker": where.no_safety_checker,
             "fewstep": __version__,
         }
@@ -394,6 +396,7 @@ def sample(
     dtype: str = "auto",
     device: str = "auto",
     controlnet: str | None = None,
+    decoder: str = "auto",
     no_safety_checker: bool = False,
     live_lora: bool = False,
     sink: Sink | None = None,
@@ -411,6 +414,7 @@ def sample(
         dtype=dtype,
         device=device,
         controlnet=controlnet,
+        decoder=decoder,
         no_safety_checker=no_safety_checker,
         live_lora=live_lora,
         sink=sink,
