@@ -11,7 +11,7 @@ EngineName = Annotated[
     str,
     Field(
         description="What runs the networks. auto is openvino on a CPU, if it is installed and has what you ask for,"
-        " else torch; compare, tune and demo change LoRAs often, and there it is torch. onnx is ONNX Runtime. openvino"
+        " else torch; compare, tune, demo and serve change LoRAs often, and there it is torch. onnx is ONNX Runtime. openvino"
         " and onnx build the networks anew for LoRAs that they have not met, in seconds to minutes; they keep what they"
         " built."
     ),

@@ -13,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 
 from fewstep import __version__
 from fewstep.configs import ServeConfig
+from fewstep.engines import for_changing_loras
 from fewstep.server import a1111, errors, metrics, native, openai
 from fewstep.server.asking import Desk
 from fewstep.server.guard import Guard
@@ -26,7 +27,8 @@ MB = 1_000_000
 def new_app(config: ServeConfig, load: bool = True) -> FastAPI:
     """The application. load: open the model before the first request."""
     offer, queue = Offer.of(config), Queue(config.queue)
-    worker = Worker(queue, config.where, config.batch_size, config.gather_ms / 1000)
+    where = config.where.model_copy(update={"engine": for_changing_loras(config.engine)})
+    worker = Worker(queue, where, config.batch_size, config.gather_ms / 1000)
     if load:
         worker.open()
 
