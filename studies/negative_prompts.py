@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fewstep.session import Picture, Session
 from studies.pages import write_page
@@ -39,14 +40,22 @@ class WayMeasures(NamedTuple):
 
 def measured(pictures: Sequence[Picture], time_s: float) -> WayMeasures:
     """The measures of these pictures."""
-    pixels = torch.stack([(picture.pixels + 1) / 2 for picture in pictures])
-    ink = (pixels.min(1).values < 0.9).float()  # the drawing, without its white ground
-    red = pixels[:, 0] - pixels[:, 1:].mean(1)
-    each = (red * ink).sum((1, 2)) / ink.sum((1, 2)).clamp(min=1)
-    ends = ((pixels <= 0.002) | (pixels >= 0.998)).float().mean(1) * ink
-    clipped = float((ends.sum((1, 2)) / ink.sum((1, 2)).clamp(min=1)).mean())
+    pixels = torch.stack([picture.pixels for picture in pictures])
+    each, ends = redness(pixels), (pixels.abs() >= 0.996).float().mean(1)
+    clipped = float(of_drawing(ends, pixels).mean())
     error = float(each.std() / len(each) ** 0.5)
     return WayMeasures(float(each.mean()), error, clipped, pictures[0].recipe["nfe"], time_s / len(pictures))
+
+
+def redness(pixels: Tensor) -> Tensor:
+    """R - (G + B) / 2 of each picture's drawing, for values in [0, 1], (N,). pixels: (N, 3, H, W) in [-1, 1]."""
+    return of_drawing((pixels[:, 0] - pixels[:, 1:].mean(1)) / 2, pixels)
+
+
+def of_drawing(values: Tensor, pixels: Tensor) -> Tensor:
+    """The mean of the values (N, H, W) over each picture's drawing, without its white ground, (N,)."""
+    ink = (pixels.min(1).values < 0.8).float()
+    return (values * ink).sum((1, 2)) / ink.sum((1, 2)).clamp(min=1)
 
 
 def draw(**options: Any) -> WayMeasures:

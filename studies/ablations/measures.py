@@ -1,35 +1,24 @@
 """What pictures of the trainings are: measures of each, their spread over seeds, and a sheet."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from itertools import starmap
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from fewstep import __version__
-from fewstep.data.prompts import Prompt
 from fewstep.evaluate.row_pictures import RowPictures
 from fewstep.io import read_json, write_bytes
 from fewstep.metrics.estimate import CONFIDENCE, student_t
-from fewstep.metrics.features import features_of
-from fewstep.metrics.kid import kid_of_prompts
-from fewstep.metrics.networks import load_inception
-from fewstep.metrics.sharpness import sharpness
-from fewstep.models.load import pick_device
 from fewstep.sheets import SheetRow, grid, small_jpeg
 from studies.ablations.arms import BASE, Arm
 from studies.ablations.config import AblationsConfig
-from studies.ablations.runs import STYLELESS, Planned, Run
-from studies.lab import Lab, names, take
+from studies.ablations.runs import Planned
+from studies.bench import TEACHER_STEPS, Bench, sharp
+from studies.trainings import STYLELESS, Run
 
 STEPS, FEWER = 4, 2  # of the sampler; agreement is taken at both
-TEACHER_STEPS = 100
-OTHER_NOISE = 1_000_000  # seeds of the teacher's pictures begin here
 SHEET_PROMPTS, CELL = 8, 96  # pictures in a row of the sheet, and their pixels
 ROW_BYTES = 8_000  # of the sheet's file
 
@@ -49,70 +38,6 @@ MEASURES = {
     "sharpness": Measure("sharpness", 1, 2, 0),
     "agreement_fewer": Measure(f"agreement %, {FEWER} steps", 100, 1, 1),
 }
-
-
-class Teacher(NamedTuple):
-    """What the students of one guidance are judged by."""
-
-    features: Tensor  # (N, D) of Inception
-    agreement: float
-    sharpness: float
-
-
-class Bench:
-    """Names of things, and what pictures of them are measured with."""
-
-    def __init__(self, config: AblationsConfig) -> None:
-        self.config, self.lab = config, Lab(config.device, config.precision, config.batch_size)
-        every = names()
-        self.prompts: tuple[Prompt, ...] = take(every, config.images)
-        self.numbers = torch.arange(config.images) % len(every)  # of each picture's prompt
-        self.teachers: dict[float, Teacher] = {}
-
-    @cached_property
-    def inception(self) -> Any:
-        """The network of KID."""
-        return load_inception(pick_device(self.config.device))
-
-    def draw(self, title: str, count: int | None = None, **options: Any) -> RowPictures:
-        """A picture of each prompt, or of the first so many."""
-        texts = [prompt.text for prompt in self.prompts[:count]]
-        return self.lab.draw(texts, self.config.model, title=title, **options)
-
-    def draw_teacher(self, guidance_scale: float, count: int | None = None, seed: int = 0) -> RowPictures:
-        """The teacher's pictures."""
-        title, how = f"teacher at guidance {guidance_scale:g}", {"solver": "ddim", "steps": TEACHER_STEPS}
-        return self.draw(title, count, guidance_scale=guidance_scale, seed=seed, **how)
-
-    def teacher(self, guidance_scale: float) -> Teacher:
-        """At that guidance, of other noise than the students'."""
-        if guidance_scale not in self.teachers:
-            pictures = self.draw_teacher(guidance_scale, seed=OTHER_NOISE)
-            self.teachers[guidance_scale] = Teacher(self.features(pictures), self.agreement(pictures), sharp(pictures))
-        return self.teachers[guidance_scale]
-
-    def features(self, pictures: RowPictures) -> Tensor:
-        """Inception's."""
-        return features_of(self.inception, pictures)
-
-    def agreement(self, pictures: RowPictures) -> float:
-        """The share of pictures that show what was asked for."""
-        return self.lab.agreement(pictures, self.prompts).value
-
-    def measured(self, pictures: RowPictures, fewer: RowPictures, guidance_scale: float) -> dict[str, float]:
-        """Each of MEASURES. fewer: pictures in FEWER steps."""
-        teacher = self.teacher(guidance_scale)
-        return {
-            "kid_t": kid_of_prompts(self.features(pictures), teacher.features, self.numbers, self.numbers).value,
-            "agreement": self.agreement(pictures),
-            "sharpness": sharp(pictures) / teacher.sharpness,
-            "agreement_fewer": self.agreement(fewer),
-        }
-
-
-def sharp(pictures: RowPictures) -> float:
-    """The mean of the pictures' sharpness."""
-    return float(sharpness(pictures.batches()).mean())
 
 
 def measure(config: AblationsConfig, plan: Sequence[Planned], samples: int) -> dict[str, Any]:
@@ -139,7 +64,7 @@ def measure(config: AblationsConfig, plan: Sequence[Planned], samples: int) -> d
             f"{guidance:g}": {"agreement": teacher.agreement, "sharpness": 1.0}
             for guidance, teacher in bench.teachers.items()
         },
-        "not_distilled": bench.measured(plain, plain_fewer, base_guidance),
+        "not_distilled": measured(bench, plain, plain_fewer, base_guidance),
         "arms": found,
     }
 
@@ -151,7 +76,7 @@ def measured_arm(bench: Bench, arm: Arm, runs: Sequence[Run]) -> dict[str, Any]:
         pictures, fewer = (
             bench.draw(f"{run.name}, {steps} steps", steps=steps, lora=(str(run.lora),)) for steps in (STEPS, FEWER)
         )
-        rows.append(bench.measured(pictures, fewer, arm.guidance_scale))
+        rows.append(measured(bench, pictures, fewer, arm.guidance_scale))
     speeds = [read_json(run.mark, "the run's speed")["images_per_s"] for run in runs]
     return {
         "name": arm.name,
@@ -159,6 +84,16 @@ def measured_arm(bench: Bench, arm: Arm, runs: Sequence[Run]) -> dict[str, Any]:
         "bytes": runs[0].lora.stat().st_size,
         "images_per_s": median(speeds),
         "runs": rows,
+    }
+
+
+def measured(bench: Bench, pictures: RowPictures, fewer: RowPictures, guidance_scale: float) -> dict[str, float]:
+    """Each of MEASURES. fewer: pictures in FEWER steps. guidance_scale: of the teacher."""
+    return {
+        "kid_t": bench.kid_t(pictures, guidance_scale).value,
+        "agreement": bench.agreement(pictures).value,
+        "sharpness": sharp(pictures) / bench.teacher(guidance_scale).sharpness,
+        "agreement_fewer": bench.agreement(fewer).value,
     }
 
 

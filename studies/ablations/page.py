@@ -10,7 +10,8 @@ from fewstep.evaluate.report import text_table
 from fewstep.io import read_json, write_bytes
 from fewstep.metrics.estimate import CONFIDENCE
 from studies.ablations.arms import BASE
-from studies.ablations.measures import FEWER, MEASURES, STEPS, TEACHER_STEPS
+from studies.ablations.measures import FEWER, MEASURES, STEPS
+from studies.bench import TEACHER_STEPS
 from studies.pages import DOCS, paragraph, template
 
 Figures = Mapping[str, Any]

@@ -3,14 +3,14 @@
 from fewstep.data.cache import encode
 from fewstep.data.sources import list_samples
 from fewstep.errors import FewstepError, UsageError
-from fewstep.io import sha256_file, write_bytes, write_json
+from fewstep.io import write_bytes, write_json
 from fewstep.models.load import load_model, pick_device
-from fewstep.models.model import parts_sha256
 from studies.ablations.arms import Arm, arms
 from studies.ablations.config import AblationsConfig
 from studies.ablations.measures import measure
 from studies.ablations.page import page
-from studies.ablations.runs import Planned, drawings, runs_of, train
+from studies.ablations.runs import Planned, runs_of
+from studies.trainings import drawings, inputs, train
 
 
 def run(config: AblationsConfig) -> None:
@@ -18,7 +18,7 @@ def run(config: AblationsConfig) -> None:
     chosen_arms = chosen(config)
     data = config.data or drawings()
     model, samples = load_model(config.model, device=pick_device(config.device)), list_samples(data).samples
-    of = f"{parts_sha256(model.path)} {sha256_file(data) if data.is_file() else data}"
+    of = inputs(model, data)
     encode(samples, model, model.size)  # once, before several runs would all do it
     plan = [Planned(arm, runs_of(arm, config, data, of)) for arm in chosen_arms]
     del model

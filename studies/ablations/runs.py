@@ -1,65 +1,13 @@
-"""The training runs, each a process, kept and found again."""
+"""The arms' trainings."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fewstep.configs import DistillConfig, build, option_name
-from fewstep.data.prompts import OF
-from fewstep.errors import FewstepError
-from fewstep.io import cache_dir, sha256_bytes, write_bytes, write_json
+from fewstep.configs import DistillConfig, build
+from fewstep.io import cache_dir
 from studies.ablations.arms import BASE, Arm
 from studies.ablations.config import AblationsConfig
-from studies.pages import DOCS
-
-SRC = DOCS.parent / "src"
-STYLELESS = 2  # one caption in so many names no style, as all prompts do that runs are judged by
-NOT_THE_RESULTS = {  # model's and data's hashes are
-    *("model", "data", "out", "resume", "checkpoint_every", "log_every", "tracker", "sampler"),
-}
-
-
-class Run(NamedTuple):
-    """One training run."""
-
-    name: str
-    config: DistillConfig
-
-    @property
-    def log(self) -> Path:
-        """What it writes."""
-        return self.config.out / "log.txt"
-
-    @property
-    def mark(self) -> Path:
-        """The file that says it is finished, and how fast it was."""
-        return self.config.out / "finished.json"
-
-    @property
-    def lora(self) -> Path:
-        """What it leaves."""
-        return self.config.out / "lora.safetensors"
-
-
-def drawings() -> Path:
-    """Every third drawing of the emoji recipe's data set, half of them captioned by name alone; written if changed."""
-    folder = cache_dir() / "emoji" / "images"
-    table, whole = folder / "ablations.jsonl", folder / "base.jsonl"
-    if not whole.is_file():
-        raise FewstepError(f"there is no {whole}", "run python -m recipes.emoji.dataset, or give --data")
-    rows = [json.loads(line) for line in whole.read_text(encoding="utf-8").splitlines()[::3]]
-    for row in rows[::STYLELESS]:
-        row["text"] = row["text"].partition(OF)[2] or row["text"]
-    content = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
-    if not table.is_file() or table.read_bytes() != content:
-        write_bytes(table, content)
-    return table
+from studies.trainings import Run, placed
 
 
 def run_of(arm: Arm, seed: int, config: AblationsConfig, data: Path, of: str) -> Run:
@@ -68,11 +16,7 @@ def run_of(arm: Arm, seed: int, config: AblationsConfig, data: Path, of: str) ->
     options = {"train_steps": steps, "batch_size": config.batch_size, "warmup": steps // 15} | BASE | arm.changes
     options |= {"precision": config.precision, "device": config.device, "checkpoint_every": 50, "resume": True}
     described = build(DistillConfig, model=config.model, data=data, out=cache_dir() / "ablations", **options, seed=seed)
-    what = described.model_dump(
-        mode="json", exclude=NOT_THE_RESULTS, exclude_defaults=True
-    )  # those of a new option too
-    folder = sha256_bytes(of.encode(), json.dumps(what, sort_keys=True).encode())[:16]
-    return Run(f"{arm.name}, seed {seed}", described.model_copy(update={"out": described.out / folder}))
+    return Run(f"{arm.name}, seed {seed}", placed(described, of))
 
 
 def runs_of(arm: Arm, config: AblationsConfig, data: Path, of: str) -> tuple[Run, ...]:
@@ -90,60 +34,3 @@ class Planned(NamedTuple):
     def finished(self) -> bool:
         """Whether all of them are."""
         return all(run.mark.is_file() for run in self.runs)
-
-
-def command(config: DistillConfig) -> list[str]:
-    """The run as a command."""
-    typed = [sys.executable, "-m", "fewstep", "distill"]
-    for field, value in config.model_dump(exclude_unset=True).items():
-        typed += [option_name(field)] if value is True else [option_name(field), str(value)]
-    return typed
-
-
-def train(runs: Sequence[Run], processes: int) -> None:
-    """Train those that are not finished, so many at a time; when stopped, each keeps a checkpoint to go on from."""
-    waiting = [run for run in runs if not run.mark.is_file()]
-    say(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before; each has a log.txt in its folder"
-        f" under {cache_dir() / 'ablations'}")  # fmt: skip
-    running: dict[subprocess.Popen[bytes], tuple[Run, float]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < processes:
-                run = waiting.pop(0)
-                running[started(run)] = run, time.monotonic()
-            ended = [child for child in running if child.poll() is not None]
-            for child in ended:
-                run, since = running.pop(child)
-                say(f"[{len(runs) - len(waiting) - len(running)}/{len(runs)}] "
-                    + ending(run, child.returncode, time.monotonic() - since))  # fmt: skip
-            time.sleep(0 if ended else 0.2)
-    finally:
-        for child in running:
-            child.terminate()
-        for child in running:
-            child.wait()
-
-
-def started(run: Run) -> subprocess.Popen[bytes]:
-    """Its process; Ctrl-C reaches it through `train` alone, since a second signal would not let it save."""
-    run.config.out.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
-    with run.log.open("ab") as log:
-        return subprocess.Popen(
-            command(run.config), env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-
-
-def ending(run: Run, code: int, seconds: float) -> str:
-    """How it ended, in a line; if well, it is marked as finished, and its checkpoints go."""
-    if code:
-        return f"{run.name}: failed with exit code {code}, see {run.log}"
-    last = json.loads((run.config.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    shutil.rmtree(run.config.out / "checkpoints", ignore_errors=True)
-    write_json(run.mark, {"images_per_s": last["images_per_s"]})
-    return f"{run.name}: {run.config.train_steps} steps, {last['images_per_s']:.1f} images/s, {seconds:.0f} s"
-
-
-def say(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)

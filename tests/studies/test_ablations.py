@@ -13,7 +13,7 @@ from PIL import Image
 from fewstep.configs import build
 from fewstep.diffusion.schedule import lcm_grid, skipping_grid
 from fewstep.errors import FewstepError, UsageError
-from studies import ablations
+from studies import ablations, bench, trainings
 from tests.tiny import tiny_model
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -38,7 +38,7 @@ def runs(of: str = "model data", **changes: object) -> dict:
 def patched(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
     """Other globals for the study's functions."""
     for name, value in values.items():
-        for module in (ablations.arms, ablations.measures, ablations.run, ablations.runs):
+        for module in (ablations.measures, ablations.run, bench, trainings):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
 
@@ -93,7 +93,7 @@ def test_other_runs_lie_elsewhere(changes) -> None:
 
 def test_a_run_is_the_command_that_trains_it() -> None:
     run = runs()["rank 4", 2]
-    typed = ablations.runs.command(run.config)
+    typed = trainings.command(run.config)
     assert typed[1:4] == ["-m", "fewstep", "distill"]
     assert "--resume" in typed
     for option, value in {"--steps": "160", "--rank": "4", "--seed": "2", "--out": str(run.config.out)}.items():
@@ -132,7 +132,7 @@ def test_a_failed_run_is_one_line_and_the_others_go_on(tmp_path, monkeypatch, ca
     patched(monkeypatch, command=lambda config: [sys.executable, "-S", "-c", does[config.out]])
     old.config.out.mkdir(parents=True)
     old.mark.write_text("{}")
-    ablations.runs.train([bad, good, old], processes=2)
+    trainings.train([bad, good, old], processes=2)
     lines = capfd.readouterr().err.splitlines()
     assert "3 runs, 1 of them finished before" in lines[0]
     assert f"{bad.name}: failed with exit code 3, see {bad.log}" in "\n".join(lines)
@@ -155,20 +155,20 @@ def test_what_stops_the_command_stops_its_runs(tmp_path, monkeypatch) -> None:
     )
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        ablations.runs.train(list(runs().values())[:2], processes=2)
+        trainings.train(list(runs().values())[:2], processes=2)
     assert time.monotonic() - begun < 50
 
 
 def test_every_third_drawing_is_taken_and_half_of_these_name_no_style(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
     with pytest.raises(FewstepError, match=re.escape("base.jsonl\n\nhint: run python -m recipes.emoji.dataset")):
-        ablations.runs.drawings()
+        trainings.drawings()
     folder = tmp_path / "emoji" / "images"
     folder.mkdir(parents=True)
     whole = folder / "base.jsonl"
 
     def captions() -> list[str]:
-        return [json.loads(line)["text"] for line in ablations.runs.drawings().read_text("utf-8").splitlines()]
+        return [json.loads(line)["text"] for line in trainings.drawings().read_text("utf-8").splitlines()]
 
     whole.write_text("".join(f'{{"text": "flat emoji of é {i}"}}\n' for i in range(12)), "utf-8")
     assert captions() == ["é 0", "flat emoji of é 3", "é 6", "flat emoji of é 9"]
