@@ -74,7 +74,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_engine_is_one_file(toy, fewstep, tmp_path):
-    assert engine_names() == ["onnx", "openvino", "torch", "toy"]
+    assert engine_names() == ["compiled", "onnx", "openvino", "torch", "toy"]
     with Session("nothing", engine="toy") as session:
         first, second = session.draw(["a cat", "a dog"], steps=2, solver="ddim", guidance_scale=1)
     assert first.pixels.shape == (3, 16, 16)
@@ -95,7 +95,7 @@ def test_what_it_cannot_do_is_refused_before_it_loads(toy, monkeypatch):
 def test_an_unknown_engine_is_refused_with_those_there_are():
     with pytest.raises(UsageError, match="unknown engine 'steam'") as caught:
         Session("nothing", engine="steam")
-    assert caught.value.hint == "known ones: auto, onnx, openvino, torch"
+    assert caught.value.hint == "known ones: auto, compiled, onnx, openvino, torch"
 
 
 @pytest.mark.parametrize("instruction", [*BF16_INSTRUCTIONS, None])

@@ -18,6 +18,7 @@ from fewstep.io import write_json
 from fewstep.models.exported import MANIFEST, manifest
 from fewstep.models.graphs import SOURCES, Graph, graph_names, graph_of
 from fewstep.models.load import RECIPE_FILE, load_model
+from fewstep.models.quiet import quiet
 from fewstep.session.plan import Plan
 
 STORED = {"openvino": "fp16", "onnx": "fp32"}  # the type of weights that auto means
@@ -32,6 +33,7 @@ def exporter(to: str, dtype: str) -> Runtime:
     return OpenVINO("cpu", "fp32", half) if to == "openvino" else ONNX("cpu", "fp32", half)
 
 
+@quiet()
 def write_graphs(runtime: Runtime, model: Path, folder: Path) -> dict[str, float]:
     """Write the networks of a model folder, and what belongs to them, to `folder`.
 

@@ -13,7 +13,7 @@ EngineName = Annotated[
         description="What runs the networks. auto is openvino on a CPU, if it is installed and has what you ask for,"
         " else torch; compare, tune, demo and serve change LoRAs often, and there it is torch. onnx is ONNX Runtime."
         " openvino and onnx build the networks anew for LoRAs that they have not met, in seconds to minutes; they keep"
-        " what they built."
+        " what they built. compiled is torch.compile, for GPUs."
     ),
 ]
 BF16_PSNR = 40  # dB, of emoji's pictures in bf16 to those in fp32: the median; a test holds it

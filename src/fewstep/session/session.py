@@ -238,6 +238,7 @@ class Session:
                 if self._plugged:
                     engine.plug([one.term for one in self._plugged])
             self._engine, self._engine_name = engine, DEFAULT
+            self._decode, self._embedded = decoder_of(self.where.decoder, engine), {}
 
     def draw(self, prompts: str | Sequence[str] | Draw, **options: Unpack[DrawOptions]) -> Iterator[Picture]:
         """The pictures of the prompts, one by one as they are drawn. Picture number i has seed `seed + i`.

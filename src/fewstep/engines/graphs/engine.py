@@ -32,6 +32,7 @@ from fewstep.models.load import DTYPES, load_exported, load_model, takes_text
 from fewstep.models.model import Model, parts_sha256
 from fewstep.models.network import UNetNetwork
 from fewstep.models.plugging import Folding, Share, WeightedAdapter, shares_of
+from fewstep.models.quiet import quiet
 from fewstep.models.weights import stored_weights
 
 KEPT = "engines"  # folder of the cache that holds what was built
@@ -186,6 +187,7 @@ class GraphEngine(ABC):
             return dict.fromkeys(parts, parts_sha256(path))
         return {part: parts_sha256(path, (part,)) for part in parts}
 
+    @quiet()
     def _build(self, name: str) -> None:
         """Build the graph, and the others that every picture needs, so that the model is loaded only once."""
         begun = time.perf_counter()
