@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.configs import DistillConfig, option_name
-from fewstep.errors import FewstepError
 from fewstep.data.prompts import OF
+from fewstep.errors import FewstepError
 from fewstep.io import cache_dir, sha256_bytes, sha256_file, write_bytes, write_json
 from fewstep.models.model import Model, parts_sha256
 from studies.pages import DOCS
