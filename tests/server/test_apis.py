@@ -6,9 +6,11 @@ import json
 import re
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 import pytest
+import webuiapi
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -292,6 +294,20 @@ def test_a1111_tells_what_there_is(http) -> None:
     assert http.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "emoji"
     assert http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "emoji [abc]"}).status_code == 200
     assert http.post("/sdapi/v1/interrupt").status_code == 200
+
+
+def test_a1111s_own_client_works_as_it_is(address) -> None:
+    place = urlsplit(address)
+    api = webuiapi.WebUIApi(host=place.hostname, port=place.port)
+    how = {"steps": 2, "cfg_scale": 1, "sampler_name": "LCM", "width": 128, "height": 128}
+    found = api.txt2img(prompt="a cat <lora:high-contrast:0.6> <lora:lcm:1>", seed=3, batch_size=2, **how)
+    assert [image.size for image in found.images] == [(128, 128)] * 2
+    assert found.info["all_seeds"] == [3, 4]
+    assert api.img2img(images=[found.image], prompt="a cat", denoising_strength=0.6, **how).image.size == (128, 128)
+    assert api.util_get_model_names() == ["emoji"]
+    api.util_set_model("emoji")
+    assert api.util_get_current_model() == "emoji"
+    assert [one["name"] for one in api.get_loras()] == ["lcm", "high-contrast", "noto-mono"]
 
 
 # --- many at once -------------------------------------------------------------------------------------------
