@@ -28,6 +28,7 @@ from fewstep.families import FAMILIES
 from fewstep.models.load import load_model
 from fewstep.models.model import Model
 from tests.evaluate.functions import end, fail, refuse
+from tests.session.test_decoders import tiny_autoencoder
 
 QUICK = ["--rounds", 1, "--pictures", 1, "--largest-batch", 2, "--device", "cpu", "--dtype", "fp32"]
 
@@ -90,11 +91,18 @@ def test_every_arrangement_has_its_row(
 @pytest.mark.usefixtures("_here")
 def test_json_and_alone_and_two_sides(fewstep: Any, tiny_sdxl_folder: Path, tmp_path: Path) -> None:
     """SDXL's kind, without LoRA: LCM's solver, two rows a step with guidance."""
-    options = {"guidance_scale": 2, "width": 24, "steps": 2, "model": tiny_sdxl_folder, "out": tmp_path / "out"}
+    options = {
+        "engine": "torch",
+        "guidance_scale": 2,
+        "width": 24,
+        "steps": 2,
+        "model": tiny_sdxl_folder,
+        "out": tmp_path / "out",
+    }
     done = fewstep("bench", *QUICK, "--alone", "--json", **options)
     assert done.code == 0, done.err
     document = json.loads(done.out)
-    assert [row["arrangement"] for row in document["rows"]] == ["fewstep auto"]
+    assert [row["arrangement"] for row in document["rows"]] == ["fewstep torch"]
     assert document["rows"][0]["times_as_fast"] == {GUIDE: None, TUNED: None}
     assert (document["width"], document["height"], document["lora"], document["steps"]) == (24, 16, [], 2)
     assert (
@@ -235,7 +243,20 @@ def plan_of(steps: int = 4) -> BenchPlan:
             self.steps = steps
 
     empty: Any = None
-    return BenchPlan(Path(), Path(), (), empty, Steps(), "epsilon", 50, "cpu", "fp32", Flops(10, 20, 10))  # type: ignore[arg-type]
+    return BenchPlan(
+        Path(),
+        Path(),
+        (),
+        empty,
+        Steps(),
+        "epsilon",
+        50,
+        "cpu",
+        "fp32",
+        "full",
+        Flops(10, 20, 10),
+        Flops(10, 20, 10),  # type: ignore[arg-type]
+    )
 
 
 def turn_with(*seconds: float, dtype: str = "fp32") -> Turn:
@@ -263,7 +284,7 @@ def test_what_is_missing_is_marked() -> None:
     document = {
         "rows": [row], "flops": {"picture": 1, "text": 1, "step": 1, "decoder": 1}, "matmul_flops_per_s": {},
         "lora": [], "random": True, "model": "sd15", "width": 8, "height": 8, "steps": 4, "solver": "lcm",
-        "guidance_scale": 1.0, "rounds": 1, "machine": "m", "instructions": [], "versions": {},
+        "guidance_scale": 1.0, "decoder": "auto", "rounds": 1, "machine": "m", "instructions": [], "versions": {},
     }  # fmt: skip
     text = markdown(document)
     assert "* fewstep openvino: openvino is not installed; pip install openvino" in text
@@ -288,6 +309,28 @@ def test_an_engine_that_cannot_open_is_a_line_below_the_table(
     assert done.code == 0, done.err
     assert "* fewstep torch: the engine torch needs a package; pip install it" in done.out
     assert f"| {GUIDE} " in done.out
+
+
+@pytest.mark.usefixtures("_here")
+def test_another_decoder_has_a_floor_of_its_own_and_pictures_are_compared_with_fp32(
+    fewstep: Any, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    folder = tiny_autoencoder(tmp_path / "taesd")
+    options = {"model": tiny_model_folder, "out": tmp_path / "out", "engine": "torch", "pictures": 1, "rounds": 1}
+    common = ["bench", "--largest-batch", 1, "--device", "cpu", "--alone", "--accuracy"]
+    rows = {}
+    for name, more in (("same", {"dtype": "fp32"}), ("half", {"dtype": "bf16"}), ("tiny", {"decoder": folder})):
+        done = fewstep(*common, **options, **more)
+        assert done.code == 0, done.err
+        assert "PSNR (dB)" in done.out
+        [rows[name]] = json.loads((tmp_path / "out" / "bench.json").read_text())["rows"]
+    assert rows["same"]["psnr_db"] == 100
+    assert 20 < rows["half"]["psnr_db"] < 100
+    assert rows["tiny"]["psnr_db"] < 20  # another random network
+    flops = json.loads((tmp_path / "out" / "bench.json").read_text())["flops"]
+    assert flops["decoder"] == count_flops(load_model(str(tiny_model_folder)), 16, 16, 1).decoder
+    rates = json.loads((tmp_path / "out" / "bench.json").read_text())["matmul_flops_per_s"]
+    assert rows["tiny"]["floor_s"] != pytest.approx(flops["picture"] / rates["fp32"])
 
 
 # --- what is typed ------------------------------------------------------------------------------------------

@@ -23,6 +23,11 @@ class BenchConfig(Config):
     engine: Annotated[tuple[str, ...], Field(min_length=1), Typed(several=True)] = ("auto",)
     """What runs the networks: one engine or several, as in torch,openvino. fewstep list names them. One that is not
     installed is marked in the table."""
+    decoder: str = "auto"
+    """fewstep's decoder, as sample takes it: auto, full, tiled, tiny, or an AutoencoderTiny. diffusers takes full."""
+    accuracy: bool = False
+    """Also draw one picture in fp32 in torch, and say how near the others of fewstep are to it: their PSNR. Random
+    weights say little about it."""
     alone: bool = False
     """Leave diffusers out."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 4

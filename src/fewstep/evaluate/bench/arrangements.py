@@ -35,6 +35,7 @@ class Opened(NamedTuple):
     draw: Callable[[int], TimedBatch]  # so many pictures together
     dtype: str  # of the network
     device: torch.device
+    engine: str = ""  # of fewstep: what auto stands for
 
 
 def opened(name: str, plan: BenchPlan) -> Opened:
@@ -46,8 +47,9 @@ def opened(name: str, plan: BenchPlan) -> Opened:
 
 def open_fewstep(plan: BenchPlan, engine: str) -> Opened:
     """fewstep with an engine."""
-    where = build(Where, model=str(plan.folder), loras=plan.loras, engine=engine, dtype=plan.dtype, device=plan.device)
-    session, prompts = Session.open(where), different(plan)
+    options = {"engine": engine, "dtype": plan.dtype, "device": plan.device, "decoder": plan.decoder}
+    session = Session.open(build(Where, model=str(plan.folder), loras=plan.loras, **options))
+    prompts = different(plan)
 
     def draw(pictures: int) -> TimedBatch:
         request = plan.draw.model_copy(update={"prompts": (next(prompts),), "count": pictures, "batch_size": pictures})
@@ -55,7 +57,8 @@ def open_fewstep(plan: BenchPlan, engine: str) -> Opened:
         images = [picture.image for picture in session.pictures(request, plan.plan, watch)]
         return TimedBatch(images, watch.seconds)
 
-    return Opened(draw, session.engine.dtype, session.engine.device)
+    name = type(session.engine).__module__.rpartition(".")[2]  # an engine's file is named as people type it
+    return Opened(draw, session.engine.dtype, session.engine.device, name)
 
 
 def open_diffusers(plan: BenchPlan, tuned: bool) -> Opened:

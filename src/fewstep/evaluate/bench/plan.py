@@ -19,6 +19,7 @@ from fewstep.models.network import UNetNetwork
 from fewstep.models.random_weights import random_folder, random_lora
 from fewstep.models.single_file import save_folder
 from fewstep.session import Plan, Session
+from fewstep.session.decoders import Tiny, decoder_of
 from fewstep.session.loras import default_loras
 
 PROMPT = "a red fox"
@@ -49,7 +50,9 @@ class BenchPlan(NamedTuple):
     points: int  # timesteps of the training grid
     device: str
     dtype: str  # of fewstep
-    flops: Flops
+    decoder: str  # of fewstep
+    flops: Flops  # with the model's own decoder
+    own_flops: Flops  # with fewstep's decoder
 
 
 @telling(ignore)
@@ -87,7 +90,10 @@ def planned(config: BenchConfig, spare: Path) -> BenchPlan:
     if not folder.is_dir():
         folder = spare / "model"
         save_folder(parts, folder)
-    flops = count_flops(parts, draw.height or 0, draw.width or 0, plan.nfe // plan.steps)
+    flops = own = count_flops(parts, draw.height or 0, draw.width or 0, plan.nfe // plan.steps)
+    decoder = decoder_of(config.decoder, session.engine)
+    if isinstance(decoder, Tiny):
+        own = flops._replace(decoder=tiny_flops(decoder, parts.latent_shape(draw.height or 0, draw.width or 0)))
     return BenchPlan(
         folder,
         spare,
@@ -98,7 +104,9 @@ def planned(config: BenchConfig, spare: Path) -> BenchPlan:
         len(facts.schedule) // plan.k,
         config.device,
         config.dtype,
+        config.decoder,
         flops,
+        own,
     )
 
 
@@ -123,6 +131,13 @@ def count_flops(model: Model, height: int, width: int, rows: int) -> Flops:
             step=_counted(UNetNetwork(unet), torch.zeros(rows, channels, h, w), torch.zeros(rows), conditioning),
             decoder=_counted(vae.decode, torch.zeros(1, channels, h, w)),
         )
+
+
+def tiny_flops(decoder: Tiny, latents: tuple[int, int, int]) -> int:
+    """The operations of a tiny decoder for one picture with latents (C, h, w)."""
+    with torch.device("meta"), torch.no_grad():
+        network = type(decoder.network).from_config(decoder.network.config)
+        return _counted(network.decode, torch.zeros(1, *latents))
 
 
 def _counted(network: Any, *inputs: Tensor | Conditioning) -> int:

@@ -17,11 +17,14 @@ from fewstep.evaluate.bench.process import in_own_process
 from fewstep.evaluate.bench.turn import REST, Turn, TurnPlan, matmul_rate, taken
 from fewstep.evaluate.protocol import machine, versions
 from fewstep.evaluate.row_pictures import PARTS
-from fewstep.events import counted, doing
+from fewstep.events import counted, doing, note
+from fewstep.images import image_size, read_image
 from fewstep.io import cache_dir, scratch
+from fewstep.metrics.psnr import psnr
 from fewstep.models.load import DTYPES, pick_device
 
 ALL_PARTS = (*PARTS, REST)
+EQUAL_DB = 100.0  # of pictures that are equal
 DECISIVE = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx", "arm", "sve", "neon")
 Rates = Mapping[str, float]  # precision -> floating-point operations a second in matrix products
 Round = tuple[dict[str, Turn], Rates]  # the turns by arrangement
@@ -37,6 +40,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         with doing("preparing the model"):
             plan = in_own_process(planned, config, spare)
         rounds = take_turns(config, plan, device)
+        exact = exact_picture(plan) if config.accuracy else None
     return {
         "fewstep": __version__,
         "versions": versions(),
@@ -50,10 +54,11 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "guidance_scale": plan.plan.guidance_scale,
         "width": plan.draw.width,
         "height": plan.draw.height,
+        "decoder": config.decoder,
         "rounds": config.rounds,
         "flops": plan.flops._asdict() | {"picture": plan.flops.total(plan.plan.steps)},
         "matmul_flops_per_s": {name: median(rates[name] for _, rates in rounds) for name in rounds[0][1]},
-        "rows": [row_of(name, rounds, plan) for name in rounds[0][0]],
+        "rows": [row_of(name, rounds, plan, exact) for name in rounds[0][0]],
     }
 
 
@@ -88,13 +93,30 @@ def turn_of(name: str, plan: BenchPlan, what: TurnPlan) -> Turn:
         return Turn(missing=error.whole)
 
 
+def exact_picture(plan: BenchPlan) -> bytes | None:
+    """The first picture in fp32 in torch with the model's own decoder, as a PNG; None if it could not be drawn."""
+    turn = turn_of(f"{OWN}torch", plan._replace(dtype="fp32", decoder="full"), TurnPlan(0, ()))
+    if turn.missing:
+        note(f"no picture in fp32 to compare with: {turn.missing}")
+    return turn.png or None
+
+
+def psnr_db(exact: bytes, other: bytes) -> float:
+    """The PSNR of two PNG files in dB; 100 for equal ones."""
+    one, two = (read_image(file, *image_size(file))[None] for file in (exact, other))
+    return min(float(psnr(one, two)), EQUAL_DB)
+
+
 def doubling(largest: int) -> tuple[int, ...]:
     """1, 2, 4, ... up to `largest`."""
     return tuple(2**i for i in range(largest.bit_length()))
 
 
-def row_of(name: str, rounds: Sequence[Round], plan: BenchPlan) -> dict[str, Any]:
-    """What the turns of an arrangement add up to: medians, and ratios of what was measured in the same round."""
+def row_of(name: str, rounds: Sequence[Round], plan: BenchPlan, exact: bytes | None = None) -> dict[str, Any]:
+    """What the turns of an arrangement add up to: medians, and ratios of what was measured in the same round.
+
+    exact: the picture in fp32 that those of fewstep are compared with.
+    """
     own = [turns[name] for turns, _ in rounds]
     missing = next((turn.missing for turn in own if turn.missing), "")
     if missing:
@@ -102,12 +124,15 @@ def row_of(name: str, rounds: Sequence[Round], plan: BenchPlan) -> dict[str, Any
     pictures = [one for turn in own for one in turn.pictures]
     parts = {part: median(one[part] for one in pictures) for part in ALL_PARTS}
     best = max(own[0].rates, key=own[0].rates.__getitem__)
-    dtype, operations = own[0].dtype, plan.flops.total(plan.plan.steps)
+    dtype, of_fewstep = own[0].dtype, name.startswith(OWN)
+    operations = (plan.own_flops if of_fewstep else plan.flops).total(plan.plan.steps)
     peaks = [turn.peak_bytes for turn in own if turn.peak_bytes is not None]
     return {
         "arrangement": name,
         "missing": "",
+        "engine": own[0].engine,
         "dtype": dtype,
+        "psnr_db": psnr_db(exact, own[0].png) if exact and of_fewstep else None,
         "load_s": median(turn.load for turn in own),
         "first_s": median(turn.first for turn in own),
         "picture_s": median(sum(one.values()) for one in pictures),

@@ -13,6 +13,7 @@ from fewstep.evaluate.bench.plan import BenchPlan
 from fewstep.events import ignore, telling
 from fewstep.models.quiet import quiet
 
+PICTURE = "picture.png"
 REST = "rest"  # the part that is not text, network or decoder
 LONG_S = 60.0  # a picture that takes longer is drawn once
 GAIN = 1.02  # times as many pictures a second, for which a larger batch is tried
@@ -36,6 +37,8 @@ class Turn(NamedTuple):
     rates: dict[int, float] = {}  # noqa: RUF012  pictures drawn together -> pictures a second
     peak_bytes: int | None = None  # of memory, of the GPU's if there is one, with single pictures; None = not known
     dtype: str = ""
+    engine: str = ""  # of fewstep: what auto stands for
+    png: bytes = b""  # the first picture's file
     missing: str = ""  # what is not installed, or went wrong
 
 
@@ -51,18 +54,20 @@ def taken(arrangement: str, plan: BenchPlan, what: TurnPlan) -> Turn:
             return Turn(missing=" ".join(str(error).split()))
         load = time.perf_counter() - begun
         first = sum(picture(ready, plan.spare).values())
-        many = 1 if first > LONG_S else what.pictures
+        png = (plan.spare / PICTURE).read_bytes()
+        many = min(what.pictures, 1) if first > LONG_S else what.pictures
         pictures = tuple(picture(ready, plan.spare) for _ in range(many))
         peak = peak_bytes(ready.device)
-        alone = min(sum(one.values()) for one in pictures)
-        return Turn(load, first, pictures, rates_of(ready, what.batches, alone), peak, ready.dtype)
+        alone = min((sum(one.values()) for one in pictures), default=first)
+        rates = rates_of(ready, what.batches, alone)
+        return Turn(load, first, pictures, rates, peak, ready.dtype, ready.engine, png)
 
 
 def picture(ready: Opened, folder: Path) -> dict[str, float]:
     """Part -> seconds of a picture, from the prompt to its file."""
     begun = time.perf_counter()
     batch = ready.draw(1)
-    batch.images[0].save(folder / "picture.png")
+    batch.images[0].save(folder / PICTURE)
     parts = dict(batch.seconds)
     return parts | {REST: time.perf_counter() - begun - sum(parts.values())}
 
