@@ -121,6 +121,15 @@ def test_a_turn_runs_in_a_process_of_its_own(tiny_model_folder: Path, tmp_path: 
     assert (tmp_path / "picture.png").is_file()
 
 
+def test_what_is_on_the_hub_is_fetched_before_processes_begin(monkeypatch: pytest.MonkeyPatch, lora: Path) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(run, "resolved", asked.append)
+    run.fetch(config(model="sdxl", loras=(str(lora),)))
+    run.fetch(config(random="sd15"))
+    run.fetch(config())
+    assert asked == ["sdxl"]
+
+
 # --- processes ----------------------------------------------------------------------------------------------
 
 
@@ -356,6 +365,7 @@ def test_bad_input(fewstep: Any, tiny_model_folder: Path, tiny_pixels_folder: Pa
     assert error == "unknown engine 'steam'"
     assert set(engine_names()) <= set(hint.removeprefix("known ones: ").split(", "))
     assert "sd3" in refused("--random", "sd3")[0]
+    assert refused("--model", tiny_model_folder, "--lora", tmp_path / "none.st", code=1)[0].startswith("LoRA file not")
     assert "is a model in pixel space" in refused("--model", tiny_pixels_folder)[0]
     assert "not found" in refused("--model", tmp_path / "none", code=1)[0]
     (tmp_path / "file").write_text("")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fewstep import __version__
+from fewstep.assets import MODEL
 from fewstep.configs import BenchConfig
 from fewstep.engines import engine_kind, engine_names
 from fewstep.errors import FewstepError
@@ -18,10 +19,13 @@ from fewstep.evaluate.bench.turn import REST, Turn, TurnPlan, matmul_rate, taken
 from fewstep.evaluate.protocol import machine, versions
 from fewstep.evaluate.row_pictures import PARTS
 from fewstep.events import counted, doing, note
+from fewstep.hub import resolved
 from fewstep.images import image_size, read_image
 from fewstep.io import cache_dir, scratch
+from fewstep.lora.files import open_lora
 from fewstep.metrics.psnr import psnr
 from fewstep.models.load import DTYPES, pick_device
+from fewstep.models.references import parse_reference
 
 ALL_PARTS = (*PARTS, REST)
 EQUAL_DB = 100.0  # of pictures that are equal
@@ -36,6 +40,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         if engine not in engine_names():
             engine_kind(engine)  # which refuses any other name but auto
     device = pick_device(config.device)
+    fetch(config)
     with scratch(cache_dir() / "bench") as spare:
         with doing("preparing the model"):
             plan = in_own_process(planned, config, spare)
@@ -60,6 +65,14 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         "matmul_flops_per_s": {name: median(rates[name] for _, rates in rounds) for name in rounds[0][1]},
         "rows": [row_of(name, rounds, plan, exact) for name in rounds[0][0]],
     }
+
+
+def fetch(config: BenchConfig) -> None:
+    """Download what is not on this machine yet, here, where progress is shown. Raises FewstepError for a bad LoRA."""
+    if config.random is None and config.model != MODEL:
+        resolved(config.model)
+    for lora in config.loras or ():
+        open_lora(parse_reference(lora).file)
 
 
 def arrangements(config: BenchConfig) -> list[str]:
