@@ -138,9 +138,9 @@ def run(config: ServeBenchmarkConfig) -> None:
 def tell(clients: int, answers: Answers, best: float, memory: float) -> None:
     """A line of the table."""
     cuts = quantiles(answers.latencies_s, n=100)
-    told = ", ".join(f"{count} x {status}" for status, count in sorted(answers.statuses.items()))
+    statuses = ", ".join(f"{count} x {status}" for status, count in sorted(answers.statuses.items()))
     print(
-        f"| {clients} | {told} | {answers.rate:.1f} | {answers.rate / best:.2f} |"
+        f"| {clients} | {statuses} | {answers.rate:.1f} | {answers.rate / best:.2f} |"
         f" {cuts[49]:.2f} | {cuts[94]:.2f} | {cuts[98]:.2f} | {memory:.0f} |"
     )
 
