@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> the name of its config, and 
     "compare": ("CompareConfig", "compare"),
     "bench": ("BenchConfig", "bench"),
     "export": ("ExportConfig", "export"),
+    "stream": ("StreamConfig", "stream"),
     "serve": ("ServeConfig", "server"),
     "list": ("ListConfig", "list"),
     "doctor": ("DoctorConfig", "doctor"),

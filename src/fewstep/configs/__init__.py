@@ -49,6 +49,7 @@ _HOMES = {  # file: the names in it
     ),
     "help": ("describe",),
     "serving": ("ServeConfig",),
+    "streaming": ("StreamConfig",),
     "training": (
         "AdapterConfig",
         "DistillConfig",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     )
     from fewstep.configs.help import describe
     from fewstep.configs.serving import ServeConfig
+    from fewstep.configs.streaming import StreamConfig
     from fewstep.configs.training import AdapterConfig, DistillConfig, FinetuneConfig, ModelAndData, TrainingConfig
     from fewstep.configs.where import DType, Loras, Where
 else:
@@ -137,6 +139,7 @@ __all__ = [
     "SampleConfig",
     "ServeConfig",
     "Solver",
+    "StreamConfig",
     "SumOutput",
     "TrainingConfig",
     "TuneConfig",

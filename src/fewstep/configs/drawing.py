@@ -59,11 +59,6 @@ class SampleConfig(Output, Drawing[Path], Where):
             )
         return self
 
-    @property
-    def where(self) -> Where:
-        """What it is drawn with."""
-        return Where.model_construct(**{name: getattr(self, name) for name in Where.model_fields})
-
     def draw(self, read: Callable[[Path], bytes]) -> Draw:
         """What is drawn, with the pictures it starts from as `read` reads them."""
         values = {name: getattr(self, name) for name in Draw.model_fields}

@@ -48,10 +48,5 @@ class ServeConfig(Where):
     max_body_mb: Annotated[float, Field(gt=0, le=1000)] = 32.0
     """Largest request, in MB."""
 
-    @property
-    def where(self) -> Where:
-        """What pictures are drawn with when a request names nothing."""
-        return Where.model_construct(**{name: getattr(self, name) for name in Where.model_fields})
-
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -50,3 +50,8 @@ class Where(Config):
     or hub id of another AutoencoderTiny."""
     no_safety_checker: bool = False
     """Do without the safety checker that the model's folder brings."""
+
+    @property
+    def where(self) -> "Where":
+        """These fields alone, of a config that has more."""
+        return Where.model_construct(**{name: getattr(self, name) for name in Where.model_fields})

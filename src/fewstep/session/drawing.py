@@ -15,7 +15,7 @@ from fewstep.diffusion.sampler import sample as sample_latents
 from fewstep.diffusion.sampler import sampling_levels
 from fewstep.diffusion.schedule import NoiseLevel
 from fewstep.diffusion.solvers.base import Noise
-from fewstep.engines import Engine
+from fewstep.engines import Engine, Facts
 from fewstep.errors import FewstepError, option
 from fewstep.images import to_image
 from fewstep.session.canvas import Canvas, Keeping
@@ -63,6 +63,24 @@ class Watching:
         return self.x_0
 
 
+def denoiser_of(
+    facts: Facts,
+    network: Network,
+    plan: Plan,
+    conditioning: Conditioning,
+    empty: Conditioning | None,
+    evaluations: Evaluations,
+) -> Denoiser:
+    """The denoiser that the plan's solver asks. conditioning, empty: for B pictures. evaluations: counts the rows."""
+    guidance_scale = plan.guidance_scale
+    if plan.embeds_guidance:
+        conditioning, guidance_scale = with_guidance(conditioning, guidance_scale), 1.0
+    denoise: Denoiser = GuidedDenoiser(network, facts.prediction, conditioning, empty, guidance_scale, evaluations)
+    if facts.clip is not None:
+        denoise = ClippedDenoiser(denoise, facts.clip)
+    return ConsistencyDenoiser(denoise) if plan.consistency else denoise
+
+
 @torch.no_grad()
 def draw_latents(
     engine: Engine,
@@ -77,20 +95,11 @@ def draw_latents(
     Drawing begins from noise, or from the canvas with the noise of the first level.
     """
     facts, evaluations = engine.facts, Evaluations()
-    conditioning, guidance_scale = batch.conditioning, plan.guidance_scale
-    if plan.embeds_guidance:
-        conditioning, guidance_scale = with_guidance(conditioning, guidance_scale), 1.0
-    denoise: Denoiser = GuidedDenoiser(
-        network, facts.prediction, conditioning, batch.empty, guidance_scale, evaluations
-    )
-    if facts.clip is not None:
-        denoise = ClippedDenoiser(denoise, facts.clip)
+    denoise = denoiser_of(facts, network, plan, batch.conditioning, batch.empty, evaluations)
     levels = sampling_levels(facts.schedule, plan.timesteps, device=engine.device)
     x = batch.noise()
     if canvas.start is not None:
         x = levels[0].alpha * canvas.start + levels[0].sigma * x
-    if plan.consistency:
-        denoise = ConsistencyDenoiser(denoise)
     if canvas.latents is not None and canvas.area is not None and not facts.inpaints:
         denoise = Keeping(denoise, canvas.latents, canvas.area)
     watching = Watching(denoise)

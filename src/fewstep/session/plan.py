@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fewstep.configs import Draw
 from fewstep.diffusion.schedule import (
     NoiseSchedule,
     lcm_grid,
@@ -287,3 +288,17 @@ def refuse_zero_snr(name: str, schedule: NoiseSchedule) -> None:
     """Raise UsageError for a solver that divides by alpha, on a schedule that begins at pure noise (trap 10)."""
     if solver_named(name).divides_by_alpha and schedule.zero_terminal_snr:
         raise UsageError(f"{name} divides by alpha, which is 0 where this model starts", "use dpm-solver++ instead")
+
+
+def without_text(draw: Draw, model: str) -> Draw:
+    """The request with guidance off, for a model that takes no text.
+
+    Raises UsageError for text, and for guidance, neither of which it can follow. model: its name, for errors.
+    """
+    hint = f"leave it out; {option('seed')} and {option('count')} choose the pictures"
+    if text := next((prompt for prompt in draw.prompts if prompt), ""):
+        raise UsageError(f"{model} draws without a prompt, but got {text!r}", hint, "prompts")
+    for name, off in (("negative_prompt", ""), ("guidance_scale", 1)):
+        if getattr(draw, name) not in (off, None):
+            raise UsageError(f"{option(name)}: {model} draws without a prompt, so there is nothing to guide", hint)
+    return draw.model_copy(update={"guidance_scale": 1.0})

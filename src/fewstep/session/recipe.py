@@ -8,6 +8,7 @@ from typing_extensions import TypedDict  # pydantic cannot read typing's on Pyth
 
 from fewstep.errors import FewstepError
 from fewstep.images import recipe_in
+from fewstep.io import sha256_bytes
 from fewstep.session.loras import LoraFacts
 
 
@@ -66,3 +67,8 @@ def read_recipe(picture: Path) -> PictureRecipe:
             f"the recipe in {picture} cannot be read ({place}: {first['msg'][0].lower()}{first['msg'][1:]})",
             f"fewstep {recipe['fewstep']} drew the picture: use that version",
         ) from None
+
+
+def started_from(picture: bytes | None) -> StartFacts | None:
+    """The entry in a recipe for a picture to start from; None without one."""
+    return None if picture is None else {"sha256": sha256_bytes(picture)}

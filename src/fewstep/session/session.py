@@ -1,22 +1,23 @@
 """The Session. All commands and programs draw with it. It is opened once, used many times, and closed at the end."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Self, Unpack
 
+from PIL import Image
 from torch import Tensor
 
 from fewstep import __version__
 from fewstep.configs import Draw, DrawOptions, Where, build, draw_of
+from fewstep.configs.draw import picture_bytes
 from fewstep.diffusion.guidance import Conditioning, concatenate
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.diffusion.solvers.base import Noise
 from fewstep.engines import DEFAULT, Engine, Facts, NetworkOptions, check_supported, chosen, open_engine
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import Preview, Progress, Sink, note, tell, telling
-from fewstep.io import sha256_bytes
 from fewstep.lora.recipe import Recipe
 from fewstep.models.exported import exported_for
 from fewstep.session.canvas import Canvas, canvas_of, strength_of
@@ -31,8 +32,9 @@ from fewstep.session.drawing import (
     previewed,
 )
 from fewstep.session.loras import LoraFacts, PluggedLora, Shelf, default_loras, recipes_of
-from fewstep.session.plan import Plan, plan_sampling
-from fewstep.session.recipe import PictureRecipe, StartFacts
+from fewstep.session.plan import Plan, plan_sampling, without_text
+from fewstep.session.recipe import PictureRecipe, started_from
+from fewstep.session.streaming import ANY_FRAME, Stream, check_stream
 
 TEXTS = 64  # whose embeddings a session remembers; 40 MB for SDXL
 
@@ -267,11 +269,7 @@ class Session:
 
     def _pictures(self, draw: Draw, plan: Plan, canvas: Canvas, lap: Lap, every: Sequence[int]) -> Iterator[Picture]:
         engine, plugged = self.engine, self._plugged
-        embeddings = {text: self._conditioning(text, canvas) for text in dict.fromkeys(draw.prompts)}
-        empty = self._conditioning(draw.negative_prompt, canvas) if plan.guided or draw.nag_scale > 1 else None
-        if empty is not None and draw.nag_scale > 1:
-            embeddings = {text: one._replace(negative=empty.text) for text, one in embeddings.items()}
-            empty = empty._replace(negative=empty.text)
+        embeddings, empty = self._conditionings(draw, plan, canvas)
         lap("text")
         prompts = [prompt for prompt in draw.prompts for _ in range(draw.count)]
         with engine.network(NetworkOptions(draw.nag_scale, draw.control_scale)) as network:
@@ -294,6 +292,29 @@ class Session:
                     picture = self._seen(canvas.kept(x), prompt, seed)
                     yield Picture(picture, self._recipe(draw, plan, canvas, prompt, seed, rows / len(part)))
 
+    def stream(
+        self, frames: Iterable[bytes | Image.Image], prompt: str | Draw, **options: Unpack[DrawOptions]
+    ) -> Iterator[Picture]:
+        """The pictures of a sequence of frames, each drawn from its frame (image-to-image), in order.
+
+        As many frames are under way at once as there are steps (see `Stream`). Each picture is the one that `draw`
+        makes of its frame. This call raises all errors of the request.
+        """
+        draw = draw_of(prompt, {**options, "image": ANY_FRAME})
+        plan = self.plan(draw)
+        check_stream(draw, plan)
+        return self._stream(frames, draw, plan)
+
+    def _stream(self, frames: Iterable[bytes | Image.Image], draw: Draw, plan: Plan) -> Iterator[Picture]:
+        engine, canvas = self.engine, canvas_of(draw.model_copy(update={"image": None}), self.engine)
+        [prompt] = draw.prompts
+        embeddings, empty = self._conditionings(draw, plan, canvas)
+        with engine.network(NetworkOptions(draw.nag_scale)) as network:
+            stream = Stream(engine, network, draw, plan, embeddings[prompt], empty)
+            for frame in stream.results(map(picture_bytes, frames)):
+                picture = self._seen(decoded(self._decode, frame.x)[0], prompt, draw.seed)
+                yield Picture(picture, self._recipe(frame.draw, plan, frame.canvas, prompt, draw.seed, plan.nfe))
+
     def paint(self, plan: Plan, conditioning: Conditioning, noise: Noise) -> Tensor:
         """Pixels (B, 3, H, W) on the CPU for one batch, from embeddings and noise instead of prompts and seeds.
 
@@ -305,6 +326,17 @@ class Session:
         with engine.network(NetworkOptions()) as network:
             latents, _ = draw_latents(engine, network, plan, Canvas(size, size), batch, lambda step, x_0: None)
         return decoded(self._decode, latents)
+
+    def _conditionings(
+        self, draw: Draw, plan: Plan, canvas: Canvas
+    ) -> tuple[dict[str, Conditioning], Conditioning | None]:
+        """The conditioning of each prompt, and of the empty or negative one where something reads it."""
+        embeddings = {text: self._conditioning(text, canvas) for text in dict.fromkeys(draw.prompts)}
+        empty = self._conditioning(draw.negative_prompt, canvas) if plan.guided or draw.nag_scale > 1 else None
+        if empty is not None and draw.nag_scale > 1:
+            embeddings = {text: one._replace(negative=empty.text) for text, one in embeddings.items()}
+            empty = empty._replace(negative=empty.text)
+        return embeddings, empty
 
     def _conditioning(self, text: str, canvas: Canvas) -> Conditioning:
         """The conditioning of one prompt and the canvas. The last TEXTS are remembered until LoRAs are plugged."""
@@ -367,25 +399,6 @@ class Session:
             "no_safety_checker": where.no_safety_checker,
             "fewstep": __version__,
         }
-
-
-def without_text(draw: Draw, model: str) -> Draw:
-    """The request with guidance off, for a model that takes no text.
-
-    Raises UsageError for text, and for guidance, neither of which it can follow. model: its name, for errors.
-    """
-    hint = f"leave it out; {option('seed')} and {option('count')} choose the pictures"
-    if text := next((prompt for prompt in draw.prompts if prompt), ""):
-        raise UsageError(f"{model} draws without a prompt, but got {text!r}", hint, "prompts")
-    for name, off in (("negative_prompt", ""), ("guidance_scale", 1)):
-        if getattr(draw, name) not in (off, None):
-            raise UsageError(f"{option(name)}: {model} draws without a prompt, so there is nothing to guide", hint)
-    return draw.model_copy(update={"guidance_scale": 1.0})
-
-
-def started_from(picture: bytes | None) -> StartFacts | None:
-    """The entry in a recipe for a picture to start from; None without one."""
-    return None if picture is None else {"sha256": sha256_bytes(picture)}
 
 
 def sample(
