@@ -100,11 +100,17 @@ def test_a_folder_of_another_version_or_without_a_part_is_refused(tmp_path, expo
 
 
 def test_a_network_that_differs_is_not_exported(tmp_path, monkeypatch, tiny_model_folder, fast):
-    real = torch.onnx.export
-    monkeypatch.setattr(torch.onnx, "export", lambda module, *rest, **options: real(spoilt(module), *rest, **options))
+    real, paths = torch.onnx.export, []
+
+    def exported(module, arguments, path, **options):
+        paths.append(path)
+        return real(spoilt(module), arguments, path, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", exported)
     with pytest.raises(FewstepError, match="text_encoder gives other outputs in onnx than in torch"):
         export(build(ExportConfig, model=str(tiny_model_folder), loras=(str(fast),), out=tmp_path / "out", to="onnx"))
     assert list(tmp_path.iterdir()) == []
+    assert all(isinstance(path, str) for path in paths)  # torch takes more than 2 GiB of weights only so
 
 
 def spoilt(module: torch.nn.Module) -> torch.nn.Module:

@@ -87,7 +87,7 @@ class ONNX:
             torch.onnx.export(
                 module,
                 (),
-                folder / FILE,
+                str(folder / FILE),  # a Path is refused for more than 2 GiB of weights
                 kwargs=dict(graph.example),
                 input_names=list(graph.example),
                 output_names=list(graph.outputs),

@@ -31,7 +31,7 @@ from fewstep.models.graphs import ENCODER, SOURCES, TEXT_GRAPHS, Graph, graph_na
 from fewstep.models.load import DTYPES, load_exported, load_model, takes_text
 from fewstep.models.model import Model, parts_sha256
 from fewstep.models.network import UNetNetwork
-from fewstep.models.plugging import Folding, Share, WeightedAdapter, shares_of
+from fewstep.models.plugging import Folding, Share, StoredWeights, WeightedAdapter, shares_of
 from fewstep.models.quiet import quiet
 from fewstep.models.weights import stored_weights
 
@@ -136,10 +136,14 @@ class GraphEngine(ABC):
     # --- LoRAs ---------------------------------------------------------------------------------------------------
 
     def original_weight(self, module: str) -> Tensor:
-        weight = stored_weights(self.outline.path)(module)
+        weight = self._stored(module)
         if weight is None:
             raise FewstepError(f"{self.outline.path} has no weight for {module}", "use a LoRA made for this model")
         return weight
+
+    @cached_property
+    def _stored(self) -> StoredWeights:
+        return stored_weights(self.outline.path)
 
     def plug(self, terms: Sequence[WeightedAdapter]) -> None:
         """Take these LoRAs from now on. A network is built when it first runs with them."""
@@ -196,7 +200,7 @@ class GraphEngine(ABC):
         with doing(f"building the networks for {self.runtime.name}"):
             model = load_model(str(self.outline.path), safety=False)
             if self._terms:
-                Folding(model.layers(), stored_weights(model.path)).plug(self._terms)
+                Folding(model.layers(), self._stored).plug(self._terms)
             for one, folder in missing.items():
                 with atomic_folder(folder) as temporary:
                     self.runtime.write(graph_of(model, one), temporary)
