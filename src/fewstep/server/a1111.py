@@ -179,19 +179,18 @@ async def reply(desk: Desk, state: WorkState, request: Request, asked: Text2Imag
     draw = drawing(asked, prompt, start)
     chosen = asked.override_settings.get("sd_model_checkpoint") or state.options.get("sd_model_checkpoint")
     wish = PictureRequest(draw, checkpoint(chosen) if chosen else None, loras)
-    interrupted, ready = state.interrupted, list[Ready]()
+    interrupted = state.interrupted
+
+    def stops(one: StepDone | Ready) -> bool:
+        if isinstance(one, StepDone):
+            state.step, state.steps = one.step, one.steps
+        return state.interrupted != interrupted
+
     state.drawing += 1
     try:
-        async for one in desk.pictures(request, wish):
-            if isinstance(one, StepDone):
-                state.step, state.steps = one.step, one.steps
-            else:
-                ready.append(one)
-            if state.interrupted != interrupted:
-                break
+        ready = await desk.all(request, wish, stops)
     finally:
         state.drawing -= 1
-    ready.sort(key=lambda one: one.number)
     images = [base64_of(one.file("png")) for one in ready] if asked.send_images else []
     info = {
         "prompt": asked.prompt,

@@ -2,8 +2,8 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from fewstep.images import encoded
 from fewstep.server.offer import Offer
 from fewstep.server.work import Failed, Job, Late, Message, PictureDone, Queue, StepDone
 from fewstep.session import PictureRecipe
+from fewstep.session.canvas import sides
 
 KINDS = ("PNG", "JPEG", "WEBP")  # of pictures in requests
 SIDES = 8192  # of a picture in a request, in pixels
@@ -47,6 +48,14 @@ class Ready:
         return compressed(self.image, kind, quality)
 
 
+Watch = Callable[[StepDone | Ready], bool]
+
+
+def never(one: StepDone | Ready) -> bool:
+    """Whatever comes, go on."""
+    return False
+
+
 @dataclass(frozen=True)
 class Desk:
     """Takes requests for the worker."""
@@ -55,7 +64,7 @@ class Desk:
     offer: Offer
     queue: Queue
 
-    def pictures(self, request: Request, wish: PictureRequest) -> AsyncIterator[StepDone | Ready]:
+    def pictures(self, request: Request, wish: PictureRequest) -> AsyncGenerator[StepDone | Ready]:
         """Steps and pictures, as they come.
 
         This call raises UsageError for what is beyond the limits or not offered, and Busy if too many wait. The
@@ -74,7 +83,9 @@ class Desk:
         self.queue.put(job)
         return self._listen(job, inbox, loop.time() + self.config.deadline_s)
 
-    async def _listen(self, job: Job, inbox: "asyncio.Queue[Message]", until: float) -> AsyncIterator[StepDone | Ready]:
+    async def _listen(
+        self, job: Job, inbox: "asyncio.Queue[Message]", until: float
+    ) -> AsyncGenerator[StepDone | Ready]:
         ready, clock = 0, asyncio.get_running_loop().time
         try:
             while ready < job.pictures:
@@ -89,9 +100,9 @@ class Desk:
         finally:
             job.abandoned = True
 
-    async def all(self, request: Request, wish: PictureRequest) -> list[Ready]:
-        """All pictures, in order. It stops as soon as the client is gone."""
-        drawing = asyncio.ensure_future(gathered(self.pictures(request, wish)))
+    async def all(self, request: Request, wish: PictureRequest, stops: Watch = never) -> list[Ready]:
+        """All pictures, in order. It stops as soon as the client is gone, or once `stops` says so of what has come."""
+        drawing = asyncio.ensure_future(gathered(self.pictures(request, wish), stops))
         leaving = asyncio.ensure_future(left(request))
         try:
             await asyncio.wait((drawing, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -107,18 +118,26 @@ class Desk:
         """Raise UsageError for a request beyond the server's limits."""
         config, count = self.config, len(draw.prompts) * draw.count
         longest = max(map(len, (*draw.prompts, draw.negative_prompt)))
-        added = sum(map(int, filter(str.isdigit, (draw.outpaint or "").split(","))))
+        for name in ("image", "mask", "control_image"):
+            check_picture(getattr(draw, name), name, config.max_pixels)
         for field, value, most in (
             ("count", count, config.max_count),
             ("steps", draw.steps or 0, config.max_steps),
             ("prompts", longest, config.max_prompt),
-            ("width", (draw.width or 1) * (draw.height or draw.width or 1), config.max_pixels),
-            ("outpaint", added**2, config.max_pixels),
+            ("width", (draw.width or draw.height or 1) * (draw.height or draw.width or 1), config.max_pixels),
+            ("outpaint", outpainted(draw), config.max_pixels),
         ):
             if value > most:
                 raise UsageError(f"{option(field)}: {value:,} {UNITS.get(field, '')}", f"at most {most:,}")
-        for name in ("image", "mask", "control_image"):
-            check_picture(getattr(draw, name), name, config.max_pixels)
+
+
+def outpainted(draw: Draw) -> int:
+    """Pixels of the canvas that outpainting makes; 0 without it. Raises UsageError for sides that are none."""
+    if draw.outpaint is None or draw.image is None:
+        return 0
+    left, top, right, bottom = sides(draw.outpaint)
+    width, height = Image.open(BytesIO(draw.image), formats=KINDS).size
+    return (left + (draw.width or width) + right) * (top + (draw.height or height) + bottom)
 
 
 class Gone(Exception):
@@ -133,9 +152,15 @@ async def arrived(inbox: "asyncio.Queue[Message]", seconds: float) -> Message:
         raise Late from None
 
 
-async def gathered(pictures: AsyncIterator[StepDone | Ready]) -> list[Ready]:
-    """All pictures, in order."""
-    ready = [one async for one in pictures if isinstance(one, Ready)]
+async def gathered(pictures: AsyncGenerator[StepDone | Ready], stops: Watch) -> list[Ready]:
+    """The pictures, in order, until `stops` says so."""
+    ready = []
+    async with aclosing(pictures):
+        async for one in pictures:
+            if isinstance(one, Ready):
+                ready.append(one)
+            if stops(one):
+                break
     return sorted(ready, key=lambda one: one.number)
 
 
