@@ -70,6 +70,13 @@ def test_openvino_genai_draws_the_same_picture(exported):
 
 
 @both
+def test_auto_is_the_engine_of_the_folder_without_a_note(exported, to, capsys):
+    with Session(str(exported[to][0]), dtype="fp32") as session:
+        assert session.engine.runtime.name == to
+    assert "auto" not in capsys.readouterr().err
+
+
+@both
 def test_what_the_folder_cannot_do_is_refused(fewstep, tmp_path, exported, fast, to):
     folder, _ = exported[to]
     other = next(name for name in GRAPH_FILES if name != to)

@@ -104,7 +104,7 @@ class Session:
         self.where, self.sink = where, sink
         with self._telling():
             self._engine_name = where.engine if engine is not None else chosen(where)
-            if where.engine == "auto" and self._engine_name not in ("auto", DEFAULT):
+            if where.engine == "auto" and self._engine_name not in ("auto", DEFAULT, exported_for(where.model)):
                 note(
                     f"{option('engine')} auto is {self._engine_name} here, the fastest for this model on this machine;"
                     f" {option('engine')} {DEFAULT} overrules it"
