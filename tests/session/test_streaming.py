@@ -80,7 +80,7 @@ def test_no_frames_give_no_pictures(session) -> None:
         ({"mask": Image.new("L", (16, 16))}, "mask"),
         ({"control_image": Image.new("L", (16, 16))}, "control_image"),
     ],
-    ids=str,
+    ids=["multistep", "count", "mask", "control_image"],
 )
 def test_what_a_sequence_cannot_have_is_refused_at_once(session, options, words) -> None:
     with pytest.raises(UsageError, match=words):
