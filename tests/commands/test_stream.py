@@ -91,6 +91,11 @@ def test_what_is_no_frame_is_one_line_and_nothing_is_written(fewstep, model, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_controlnet_is_refused(fewstep, model, tmp_path) -> None:
+    done = fewstep("stream", "--model", model, "--prompt", "a", "--frames", tmp_path, "--controlnet", "x", *CPU)
+    assert "does not take --controlnet" in done.error
+
+
 def test_a_missing_package_names_its_install_line(monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "av", None)

@@ -39,6 +39,8 @@ class Way(NamedTuple):
 
 def stream(config: StreamConfig) -> Result:
     """The pictures of every frame, saved as they are drawn."""
+    if config.controlnet is not None:
+        raise UsageError(f"stream does not take {option('controlnet')}", "leave it out")
     where = config.where.model_copy(update={"engine": for_changing_loras(config.engine)})
     own = {name: getattr(config, name) for name in Draw.model_fields if name in StreamConfig.model_fields}
     draw = build(Draw, prompts=(config.prompt,), image=ANY_FRAME, **own)

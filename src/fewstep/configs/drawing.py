@@ -20,7 +20,7 @@ class Output(Config):
     taken is numbered."""
     format: Literal["png", "jpeg", "webp"] = "png"
     """Kind of file. png keeps every pixel as it was drawn; jpeg and webp are smaller, of quality 95. Each carries its
-    recipe, which --redraw and inspect read."""
+    recipe, which inspect shows and sample draws again."""
     sheet: bool = False
     """Also write a contact sheet: all pictures on one, over their prompts and seeds."""
     as_json: bool = False

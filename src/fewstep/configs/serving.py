@@ -13,8 +13,6 @@ class ServeConfig(Where):
 
     excludes = {"api_key": "without_key"}  # noqa: RUF012
 
-    controlnet: str | None = None
-    """The folder or hub id of a ControlNet, which draws after the control image of a request."""
     host: str = "127.0.0.1"
     """The address to listen at. Other machines can reach 0.0.0.0, which needs --api-key or --without-key."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

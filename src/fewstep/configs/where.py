@@ -42,7 +42,7 @@ class Where(Config):
     dtype: DType = "auto"
     device: DrawingDevice = "auto"
     controlnet: str | None = None
-    """The folder or hub id of a ControlNet, which draws after --control-image."""
+    """The folder or hub id of a ControlNet, which draws after a control image."""
     decoder: str = "auto"
     """What makes pixels of latents. full: the model's autoencoder, whole pictures at once. tiled: the same in
     overlapping tiles, which takes little memory. auto: full, but tiled for pictures of more than 1536 x 1536 pixels.
