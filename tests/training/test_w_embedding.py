@@ -161,7 +161,9 @@ class ToldNetworks:
 def test_the_method_tells_the_student_the_scale_that_guides_the_teacher(off: float, small: bool) -> None:
     """The right student's loss is nothing but rounding, whatever scales are drawn; one of other scales has more."""
     config = distilling(k=K, loss="l2", target="student", guidance_scale=1.0, guidance_scale_max=8.0)
-    method: Any = LCD(SimpleNamespace(schedule=SCHEDULE, prediction=X0(), embeds_guidance=False), config)
+    method: Any = LCD(
+        SimpleNamespace(schedule=SCHEDULE, prediction=X0(), embeds_guidance=False, takes_text=True), config
+    )
     player = method.players(ToldNetworks(off))["student"]
     rows = 12
     batch = SimpleNamespace(
@@ -203,9 +205,9 @@ def student(tmp_path_factory, tiny_model_folder: Path, tiny_data_folder: Path) -
 def latents_by_us(model: Path, seed: int, **options: object) -> tuple[Tensor, dict[str, Any]]:
     """Latents of one picture, and its recipe."""
     with session(model) as opened:
-        engine: Any = opened.engine
-        found, decode = [], engine.decode
-        engine.decode = lambda latents: (found.append(latents), decode(latents))[1]
+        watched: Any = opened
+        found, decode = [], watched._decode
+        watched._decode = lambda latents: (found.append(latents), decode(latents))[1]
         (picture,) = opened.draw("a red cat", seed=seed, **options)
         return found[0], dict(picture.recipe)
 

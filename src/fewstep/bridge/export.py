@@ -61,7 +61,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if not takes_text(config.model):
         raise UsageError(
             f"{config.model} is a model in pixel space, which export does not write",
-            "distil it with distill --full: its result is a folder for diffusers",
+            f"distil it with {option('full')}: its result is a folder for diffusers",
         )
     runtime = None if config.to == "diffusers" else exporter(config.to, config.dtype)
     loras = config.loras or default_loras(config.model, "auto")
