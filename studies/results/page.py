@@ -175,10 +175,14 @@ def protocol(document: Document) -> str:
         return "Nothing is measured yet."
     first, lines = protocols[0], []
     models = {p["model"]["name"]: p["model"]["sha256"][:12] for p in protocols}
-    how = f"{first['size']} px, {first['dtype']}, batches of {first['batch_size']}; {first['machine']}"
+    machines = list(dict.fromkeys(p["machine"] for p in protocols))
+    how = f"{first['size']} px, {first['dtype']}, batches of {first['batch_size']}"
+    how += f"; {machines[0]}" if len(machines) == 1 else ""
     lines.append(f"models: {', '.join(f'{name} (sha256 {sha})' for name, sha in models.items())}; {how}")
     for name, piece in document.items():
-        lines.append(f"{name}: " + "; ".join(counts(one["protocol"]) for one in piece.values()))
+        machine = next(one["protocol"]["machine"] for one in piece.values())
+        place = f"; {machine}" if len(machines) > 1 else ""
+        lines.append(f"{name}: " + "; ".join(counts(one["protocol"]) for one in piece.values()) + place)
     networks = {net["label"]: net["sha256"][:12] for p in protocols for net in p["networks"].values()}
     lines.append("networks: " + ", ".join(f"{label} (sha256 {sha})" for label, sha in networks.items()))
     versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())

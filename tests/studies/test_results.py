@@ -125,6 +125,18 @@ def figures() -> dict:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
+def test_pieces_that_different_machines_measured_name_theirs() -> None:
+    job = build(CompareConfig)
+    one, other = ({"protocol": protocol_of(job) | {"machine": name}} for name in ("this machine", "that one"))
+    alike = results.page.protocol({"names": {"a": one}, "typed": {"b": one}})
+    assert alike.count("this machine") == 1
+    lines = results.page.protocol({"names": {"a": one}, "typed": {"b": other}}).splitlines()
+    assert [line.rpartition("; ")[2] for line in lines if line.startswith(("* names", "* typed"))] == [
+        "this machine",
+        "that one",
+    ]
+
+
 def test_the_page_is_what_its_figures_make() -> None:
     assert results.page.page(figures()) == (DOCS / "results.md").read_text(encoding="utf-8")
 
