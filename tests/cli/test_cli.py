@@ -157,7 +157,7 @@ def test_a_termination_signal_is_ctrl_c(capsys, tmp_path):
     def asked_to_end(config):
         with atomic_path(tmp_path / "file") as temporary:
             temporary.write_text("half")
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # to this very thread: another one would let it sleep first
             time.sleep(5)
 
     before = signal.getsignal(signal.SIGTERM)
