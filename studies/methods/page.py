@@ -90,9 +90,9 @@ def learnt(document: Figures) -> list[str]:
     """What the figures say, in a few sentences."""
     named: list[tuple[str, Figures | None]] = [(name, row_of(document, name, JUDGED)) for name in (LCD.name, FOUR.name)]
     named.append((f"{EMBEDDED.name} at scale {GUIDANCE:g}", row_of(document, EMBEDDED.name, JUDGED, GUIDANCE)))
-    values = [f"{name} has a KID-T x 1000 of {text_of(row)}" for name, row in named if row]
+    values = [f"{text_of(row)} for {name}" for name, row in named if row]
     plain = row_of(document, PLAIN, JUDGED)
-    lines = [f"In {JUDGED} steps {', '.join(values)}; {PLAIN} it is {text_of(plain)}."] if plain and values else []
+    lines = [f"In {JUDGED} steps KID-T x 1000 is {'; '.join([*values, f'{text_of(plain)} {PLAIN}'])}."] if plain else []
     scales = [(scale, row_of(document, EMBEDDED.name, JUDGED, scale)) for scale in SCALES]
     shares = [f"{found(row, 'agreement').value:.0%} at {scale:g}" for scale, row in scales if row]
     if shares:
