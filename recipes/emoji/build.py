@@ -106,10 +106,15 @@ def run(config: BuildConfig) -> None:
     selected = [config.only] if config.only else names[: names.index(config.until) + 1 if config.until else None]
     for name in selected:
         for command in plan[name]:
-            print(f"\n== {name}: python {shlex.join(command)}", file=sys.stderr, flush=True)
-            done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": PATHS}, check=False)
-            if done.returncode:
-                raise FewstepError(f"stage {name} ended with exit code {done.returncode}", "see its messages above")
+            run_stage(name, command)
+
+
+def run_stage(name: str, command: Sequence[str]) -> None:
+    """Run a stage's command, which is printed first. Raises FewstepError if it fails."""
+    print(f"\n== {name}: python {shlex.join(command)}", file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": PATHS}, check=False)
+    if done.returncode:
+        raise FewstepError(f"stage {name} ended with exit code {done.returncode}", "see its messages above")
 
 
 if __name__ == "__main__":

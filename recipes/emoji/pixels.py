@@ -9,9 +9,6 @@ runs. If you stop it, run it again. It takes about an hour on two cores, and les
 """
 
 import json
-import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +20,9 @@ from pydantic import Field
 
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Precision
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import UsageError
 from fewstep.io import atomic_folder, cache_dir, write_bytes
-from recipes.emoji.build import PATHS
+from recipes.emoji.build import run_stage
 from recipes.emoji.built import read_metadata
 
 SIZE = 32  # pixels
@@ -120,10 +117,7 @@ def run(config: PixelsConfig) -> None:
     data = table_of(config)
     write_fresh(config.out / "fresh")
     for name, command in stages(config, data).items():
-        print(f"\n== {name}: python {shlex.join(command)}", file=sys.stderr, flush=True)
-        done = subprocess.run([sys.executable, *command], env=os.environ | {"PYTHONPATH": PATHS}, check=False)
-        if done.returncode:
-            raise FewstepError(f"stage {name} ended with exit code {done.returncode}", "see its messages above")
+        run_stage(name, command)
 
 
 if __name__ == "__main__":

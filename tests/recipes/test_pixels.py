@@ -15,6 +15,7 @@ from fewstep.cli import main, main_of
 from fewstep.cli.app import new_app
 from fewstep.errors import FewstepError, UsageError
 from fewstep.models.load import load_model
+from recipes.emoji import build as build_stages
 from recipes.emoji import pixels
 from recipes.emoji.pixels import PixelsConfig, stages, table_of, write_fresh
 from studies import pixels as study
@@ -97,7 +98,7 @@ def test_a_whole_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             return Done(main(command[3:]))
         return Done(main_of(study.PixelStudyConfig, study.run, [*command[3:], "--out", str(page)]))
 
-    monkeypatch.setattr(pixels, "subprocess", SimpleNamespace(run=here))
+    monkeypatch.setattr(build_stages, "subprocess", SimpleNamespace(run=here))
     common = {"folder": images, "out": tmp_path / "models", "group": "all", "share": 2 / 8000, "device": "cpu"}
     pixels.run(PixelsConfig(images=40, precision="fp32", **common))
     figures = json.loads(page.with_suffix(".json").read_text())
@@ -114,6 +115,6 @@ def test_a_whole_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_failing_stage_stops_the_others(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "subprocess", SimpleNamespace(run=lambda command, **_: Done(3)))
+    monkeypatch.setattr(build_stages, "subprocess", SimpleNamespace(run=lambda command, **_: Done(3)))
     with pytest.raises(FewstepError, match="stage teacher ended with exit code 3"):
         pixels.run(PixelsConfig(group="all", folder=images, out=tmp_path / "models"))

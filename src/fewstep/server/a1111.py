@@ -1,4 +1,4 @@
-"""The API of AUTOMATIC1111's web UI, as its clients speak it. What it has and fewstep has not is refused by name."""
+"""The API of AUTOMATIC1111's web UI, as its clients speak it. Samplers and schedulers that are not here are refused."""
 
 import json
 import random
@@ -63,7 +63,6 @@ class Image2Image(Text2Image):
     init_images: list[str] = Field(default_factory=list)
     mask: str | None = None
     denoising_strength: Annotated[float, Field(gt=0, le=1)] | None = None
-    inpainting_mask_invert: int = 0
 
 
 @dataclass

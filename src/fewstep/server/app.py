@@ -1,7 +1,6 @@
 """The server's application: its routes, and the worker that runs as long as it does."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,7 +36,7 @@ def new_app(config: ServeConfig, load: bool = True) -> FastAPI:
         worker.start()
         yield
         queue.close()
-        await in_thread(worker)
+        await asyncio.to_thread(worker.join)
 
     app = FastAPI(
         title="fewstep",
@@ -69,8 +68,3 @@ def new_app(config: ServeConfig, load: bool = True) -> FastAPI:
 
     app.mount("/page", StaticFiles(directory=PAGE))
     return app
-
-
-async def in_thread(worker: threading.Thread) -> None:
-    """Wait for the worker without blocking the loop."""
-    await asyncio.to_thread(worker.join)
