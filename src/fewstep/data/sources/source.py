@@ -23,6 +23,10 @@ class Sample(Protocol):
     def size(self) -> tuple[int, int] | None:
         """Height and width in pixels of the image as it is seen; None if the image must be read to tell."""
 
+    @property
+    def stamp(self) -> str | None:
+        """What is another if the image is, such as its file's path, size and time; None if only its content tells."""
+
     def open(self) -> bytes:
         """The content of the image's file. Raises FewstepError if it cannot be read."""
 
@@ -52,6 +56,15 @@ class FileSample(NamedTuple):
     def key(self) -> str:
         """The path."""
         return str(self.path)
+
+    @property
+    def stamp(self) -> str | None:
+        """The whole path, the size and the time of the file; None if it cannot be looked at."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return f"{self.path.absolute()} {found.st_size} {found.st_mtime_ns}"
 
     def open(self) -> bytes:
         """The file's content. Raises FewstepError naming the file if it cannot be read."""
