@@ -18,7 +18,7 @@ test: .venv/ready
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto -m "not long" || $(BIN)/pytest -m "not long" --last-failed  # a process may die of a native library
+	$(BIN)/pytest -n auto -m "not long"
 
 test-all: .venv/ready
 	$(BIN)/pytest

@@ -1,5 +1,6 @@
 """The engines openvino and onnx agree with torch, keep what they built, and refuse in one line what they cannot do."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +221,28 @@ def test_it_sends_no_telemetry():
     with without("no_such_package"), pytest.raises(ImportError):
         import no_such_package  # noqa: F401
     assert "no_such_package" not in sys.modules
+
+
+TWO_ENGINES_END = """
+import gc, os, signal, sys
+from fewstep.configs import Where
+from fewstep.engines import open_engine
+
+engines = [open_engine(Where(model=sys.argv[1], engine="openvino", dtype="fp32")) for _ in range(2)]
+for engine in engines:
+    engine.embed(["a"], 16, 16)
+while engines:
+    engine = None
+    engines.pop(0)
+    gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_process_survives_a_signal_after_two_engines_of_openvino_have_ended(tiny_model_folder):
+    done = subprocess.run([sys.executable, "-c", TWO_ENGINES_END, tiny_model_folder], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 
 @both

@@ -5,6 +5,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,17 @@ def library() -> ModuleType:
     return package
 
 
+@cache
+def core() -> Any:
+    """The process's only openvino.Core.
+
+    Each Core's CPU plugin gives the thread another stack for signals, and puts back the one before it when it ends. If
+    two end in the order in which they began, the thread is left with a stack that is gone, and the next signal, such as
+    that a child process has ended, kills the process.
+    """
+    return library().Core()
+
+
 @contextmanager
 def without(module: str) -> Iterator[None]:
     """Inside the block, importing the module fails, unless it was imported before."""
@@ -68,7 +80,7 @@ class OpenVINO:
         half: store weights in half precision; None = unless it computes in float32.
         """
         self._package = library()
-        self._core = self._package.Core()
+        self._core = core()
         if device not in DEVICES:
             raise UsageError(
                 f"the engine openvino does not run on {option('device')} {device}", "use cpu, gpu, or the engine torch"
