@@ -60,7 +60,9 @@ def test_configs_do_not_change():
 def test_configs_survive_json():
     config = build(DistillConfig, **DISTILL, guidance_scale_max=9.5, init_lora="x.safetensors")
     assert build(DistillConfig, **json.loads(config.model_dump_json())) == config
-    assert config.data == Path("d")
+    assert config.data == "d"
+    assert build(DistillConfig, **DISTILL | {"data": Path("d")}) == build(DistillConfig, **DISTILL)
+    assert build(DistillConfig, **DISTILL | {"data": "s3://bucket/{00..99}.tar"}).data == "s3://bucket/{00..99}.tar"
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,9 @@ def run(config: DistillConfig) -> None:
     check_folder(config)
     model = load_model(config.model, device=pick_device(config.device))
     method = kind(model, config)
-    vae, file = Path(config.model) / "vae", None if config.data.is_dir() else config.data
-    packed = packed_latents(config.data, vae, file, cache_dir() / "emoji", model.device)
+    source, vae = Path(config.data), Path(config.model) / "vae"
+    file = None if source.is_dir() else source
+    packed = packed_latents(source, vae, file, cache_dir() / "emoji", model.device)
     captions = captions_of(packed.rows)
     parts = [captions[start : start + AT_ONCE] for start in range(0, len(captions), AT_ONCE)]
     text = torch.cat([model.embed(part).text.half().cpu() for part in parts])

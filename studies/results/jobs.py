@@ -125,7 +125,7 @@ def place(job: CompareConfig) -> Path:
         "model": parts_sha256(shipped_model(job.model) or Path(job.model)),
         "loras": [sha256_file(parse_reference(lora).file) for lora in loras],
         "prompts": [list(prompt) for prompt in prompts_for(job.prompt_file, job.reference).prompts],
-        "reference": job.reference and sha256_file(job.reference),
+        "reference": job.reference and sha256_file(Path(job.reference)),
         "source": source_sha256(Path(comparing.__file__)),
     }
     return cache_dir() / "results" / sha256_bytes(json.dumps(what, sort_keys=True).encode())[:24]

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fewstep.errors import UsageError, is_text, option
 
@@ -30,6 +39,7 @@ DrawingDevice = Annotated[
         " openvino; directml is any GPU under Windows, for the engine onnx."
     ),
 ]
+SourceName = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
 Modules = Literal["all", "transformer", "attention", "cross-attention"]  # that a LoRA adapts
 ModelName = Annotated[
     str,

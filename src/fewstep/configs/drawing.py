@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fewstep.configs.base import Config, DrawingDevice, ModelName, Typed
+from fewstep.configs.base import Config, DrawingDevice, ModelName, SourceName, Typed
 from fewstep.configs.draw import Draw, Drawing, no_prompt
 from fewstep.configs.where import DType, EngineName, Where
 from fewstep.errors import UsageError, option
@@ -99,7 +99,7 @@ class CompareConfig(Config):
     """Guidance of those pictures, and of a preset's rows without the LoRA; by default what the model recommends."""
     seed_sets: Annotated[int, Field(ge=1, le=100)] = 1
     """Times all images are drawn, from other noise each time; 3 show how far FID spreads."""
-    reference: Path | None = None
+    reference: SourceName | None = None
     """Real images with captions for FID and KID, a folder or table as distill takes; without them both are left out."""
     clip_score: bool = False
     """Measure CLIP score too: 100 cos(image, text), by CLIP's weights, which come from the hub or a folder."""
@@ -141,7 +141,7 @@ class TuneConfig(Config):
     """Per pair of weights, of the same prompts and noise for every pair."""
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Network calls of one branch; by default what the acceleration LoRA was trained for."""
-    reference: Path | None = None
+    reference: SourceName | None = None
     """Real images in the style, with captions, a folder or table as distill takes; a style that ships needs none."""
     prompt_file: Path | None = None
     """One a line, or .jsonl with text, style and concept; by default the captions of --reference, or what ships."""

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fewstep.configs.base import Config, Device, MethodName, ModelName, Modules, Precision
+from fewstep.configs.base import Config, Device, MethodName, ModelName, Modules, Precision, SourceName
 from fewstep.errors import UsageError, option
 
 
@@ -13,7 +13,7 @@ class ModelAndData(Config):
     """The model and the images a run starts from (listed first in help)."""
 
     model: ModelName
-    data: Path | None = None
+    data: SourceName | None = None
     """Images with captions: a folder of name.png + name.txt, or a .jsonl or .csv table with file_name and text."""
     size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Pixels of the square training images; by default the model's own size."""
@@ -186,6 +186,6 @@ class DistillConfig(AdapterConfig):
 class FinetuneConfig(AdapterConfig):
     """Teach a model a style or subject from images: a style LoRA, or with --full a fine-tuned model."""
 
-    data: Path
+    data: SourceName
     drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of captions replaced by the empty one, so that guidance keeps working."""

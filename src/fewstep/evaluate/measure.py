@@ -1,7 +1,6 @@
 """The numbers of a row's images: FID, KID, LPIPS to the teacher, agreement, diversity, what EfficientNet says."""
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -68,7 +67,7 @@ class Measures(NamedTuple):
 
 @doing("loading what measures")
 def load_tools(
-    reference: Path | None,
+    reference: str | None,
     prompts: Sequence[Prompt],
     size: int,
     images: int,

@@ -12,7 +12,7 @@ from fewstep.data.sources import Listing, list_samples
 from fewstep.errors import FewstepError, option
 
 
-def prompts_for(file: Path | None, reference: Path | None) -> Prompts:
+def prompts_for(file: Path | None, reference: str | None) -> Prompts:
     """The prompts of a file or of a shipped list; without one, the captions of the reference images, else of the
     shipped drawings.
 
@@ -22,7 +22,8 @@ def prompts_for(file: Path | None, reference: Path | None) -> Prompts:
         return listed_prompts(file)
     if reference is None:
         return shipped_prompts()
-    table = reference if reference.suffix.lower() == ".jsonl" else reference / "metadata.jsonl"
+    path = Path(reference)
+    table = path if path.suffix.lower() == ".jsonl" else path / "metadata.jsonl"
     samples = reference_images(reference, captioned=True).samples
     prompts = list(read_prompts(table)) if table.is_file() else [Prompt(sample.captions[0]) for sample in samples]
     random.Random(0).shuffle(prompts)
@@ -35,7 +36,7 @@ def numbers_of(texts: Sequence[str]) -> Tensor:
     return torch.tensor([number[text] for text in texts])
 
 
-def reference_images(reference: Path, captioned: bool = False) -> Listing:
+def reference_images(reference: str, captioned: bool = False) -> Listing:
     """The images of --reference, and notes about files that are left out. Errors name --reference.
 
     captioned: whether captions are needed. If not, a folder may hold only images.
