@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from fewstep.configs import TrainingConfig
 from fewstep.errors import FewstepError, UsageError
 from fewstep.training.checkpoint import newest_checkpoint
-from fewstep.training.loop import Data, Run, learning_rate
+from fewstep.training.loop import Data, Run
 from fewstep.training.players import Loss
+from fewstep.training.rates import learning_rate
 
 WARM_UP = 3  # calls before the capture, which compile the step and choose its kernels
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import FewstepError, UsageError
 from fewstep.training.checkpoint import newest_checkpoint
 from fewstep.training.draws import Order, SampleId, generator, normal, uniform
-from fewstep.training.loop import learning_rate, loop
+from fewstep.training.loop import loop
 from fewstep.training.losses import lcd_loss, pseudo_huber
 from fewstep.training.players import Average, Player, Trainable, average_of
 from fewstep.training.progress import check_folder, only_run, write_config
@@ -229,15 +228,6 @@ def test_draws_depend_on_the_visit_alone() -> None:
     assert torch.equal(normal([generator(a), generator(b)], (3,))[0], normal([generator(a)], (3,))[0])
     assert not torch.equal(normal([generator(a)], (3,)), normal([generator(b)], (3,)))
     assert not torch.equal(normal([generator(a)], (3,)), normal([generator(SampleId(1, 1, 2))], (3,)))
-
-
-def test_the_learning_rate_warms_up_and_decays(tmp_path: Path) -> None:
-    config = build(TrainingConfig, out=tmp_path, train_steps=100, warmup=10, decay="cosine", learning_rate=1.0 - 1e-9)
-    rates = [learning_rate(config, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == pytest.approx(1)
-    assert all(a >= b for a, b in pairwise(rates[9:]))
-    assert rates[-1] < 1e-3
 
 
 def test_an_average_follows_by_its_decay() -> None:

@@ -40,7 +40,7 @@ DrawingDevice = Annotated[
     ),
 ]
 SourceName = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
-Modules = Literal["all", "transformer", "attention", "cross-attention"]  # that a LoRA adapts
+Modules = str  # that a LoRA adapts, as families.is_target takes them
 ModelName = Annotated[
     str,
     Field(

@@ -22,10 +22,13 @@ class ModelAndData(Config):
 class TrainingConfig(Config):
     """What every training run shares."""
 
+    needs = {"power": ("decay", "polynomial"), "cycles": ("decay", "cosine")}  # noqa: RUF012
+    excludes = {"epochs": "train_steps"}  # noqa: RUF012
     may_change: ClassVar[frozenset[str]] = frozenset(
         {
             "out",
             "train_steps",
+            "epochs",
             "resume",
             "checkpoint_every",
             "log_every",
@@ -44,6 +47,8 @@ class TrainingConfig(Config):
     """The run's folder: config.json, metrics.jsonl, checkpoints/, and the result at its top."""
     train_steps: Annotated[int, Field(ge=1)] = 1000
     """Optimiser steps."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over all samples, instead of --steps."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Samples per process and forward pass."""
     accumulate: Annotated[int, Field(ge=1)] = 1
@@ -52,12 +57,20 @@ class TrainingConfig(Config):
     """The peak rate of AdamW."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up."""
-    decay: Literal["constant", "cosine"] = "constant"
-    """How the rate goes on after the warm-up."""
+    decay: Literal["constant", "linear", "polynomial", "cosine"] = "constant"
+    """How the rate goes on after the warm-up: it stays, or falls to 0 in a line, a power of it, or a half cosine."""
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """Only for --decay polynomial: the power of the share of steps that is left."""
+    cycles: Annotated[int, Field(ge=1)] = 1
+    """Only for --decay cosine: how many times the rate falls; in between it starts again at its peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's first-moment decay."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """AdamW's second-moment decay."""
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-8
+    """What AdamW adds to the root of the second moment."""
     gradient_clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest gradient norm; 0 = off."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -82,13 +95,22 @@ class TrainingConfig(Config):
 class AdapterConfig(TrainingConfig, ModelAndData):
     """What distilling and fine-tuning a model on images share."""
 
-    excludes = {"init_lora": "full", "modules": "full"}  # noqa: RUF012
+    excludes = {  # noqa: RUF012
+        **TrainingConfig.excludes,
+        **dict.fromkeys(("init_lora", "modules", "lora_alpha", "lora_dropout"), "full"),
+    }
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
     """Rank of the LoRA."""
     modules: Modules = "all"
-    """What the LoRA adapts: all that LCM-LoRA does, the transformer blocks, their attention, or its part that reads
-    the prompt."""
+    """What the LoRA adapts: all (that LCM-LoRA does), transformer (the transformer blocks), attention (in these) or
+    cross-attention (the part that reads the prompt); or the ends of layers' names, such as to_q,to_k,to_v,to_out.0."""
+    lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    """The LoRA's output is multiplied by this over --rank. By default it is the rank, so the factor is 1. The result
+    holds the factor, and its own weight is 1."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a layer's input features that the student's LoRA does not see, in all places of a picture at once, drawn
+    anew for each sample. The target and the teacher see all."""
     full: bool = False
     """Train all weights of the network instead of a LoRA."""
     init_lora: Path | None = None
@@ -103,6 +125,7 @@ class DistillConfig(AdapterConfig):
     """Turn a model into a few-step one: latent consistency distillation (LCM-LoRA, arXiv 2311.05556)."""
 
     needs = {  # noqa: RUF012
+        **TrainingConfig.needs,
         "huber_c": ("loss", "huber"),
         "target_decay": ("target", "ema"),
         "w_embedding": ("full", True),
@@ -132,9 +155,11 @@ class DistillConfig(AdapterConfig):
     psi: str = "ddim"
     """The ODE solver that steps the teacher: ddim, dpm-solver, dpm-solver-3, dpm-solver++ (its 2S) or heun."""
     k: Annotated[int, Field(ge=1, le=500)] = 20
-    """Skipping step: timesteps between s and t."""
+    """Skipping step: timesteps between s and t. 20 is the published scripts' num_ddim_timesteps of 50, since 1000 / 50
+    = 20."""
     guidance_scale: Annotated[float, Field(ge=1, le=50)] = 8.5
-    """The teacher's, 1 = off; 8.5 is the report's w = 7.5, since guidance_scale = 1 + w."""
+    """The teacher's, 1 = off; 8.5 is the report's w = 7.5, since w = guidance_scale - 1 there and in the published
+    scripts' w_min and w_max."""
     guidance_scale_max: Annotated[float, Field(ge=1, le=50)] | None = None
     """Draw each sample's guidance uniformly between --guidance-scale and this; by default it is fixed."""
     w_embedding: bool = False

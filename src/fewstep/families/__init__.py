@@ -40,8 +40,15 @@ PLACES: dict[Modules, str] = {  # in a module's name
 
 
 def is_target(name: str, modules: Modules = "all") -> bool:
-    """Whether a LoRA of this kind adapts the module of this dotted name. `all` means all that LCM-LoRA adapts."""
-    return f".{name}".endswith(_ENDS) and PLACES[modules] in f".{name}"
+    """Whether a LoRA of these modules adapts the module of this dotted name.
+
+    modules: keys of PLACES, which choose among LCM-LoRA's modules (`all` is all of them), and ends of names, such as
+    attn2.to_k, which choose among all modules, like PEFT's target_modules; separated by commas.
+    """
+    return any(
+        f".{name}".endswith(_ENDS) and PLACES[part] in f".{name}" if part in PLACES else f".{name}".endswith(f".{part}")
+        for part in modules.split(",")
+    )
 
 
 class ModuleShape(NamedTuple):

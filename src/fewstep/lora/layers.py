@@ -1,7 +1,7 @@
 """LoRAs on a network, unfolded: forward hooks add them to the layers' outputs, and each call can switch them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from fewstep.configs import Modules
 from fewstep.families import ModuleShape, is_target
 from fewstep.lora.low_rank import LowRank
 
+Masking = Callable[[str, Tensor], Tensor]  # of a module's name and its input; returns what the updates see of the input
 Switch = tuple[tuple[str, float], ...]  # (adapter name, weight) of the adapters that a forward pass adds
 
 
@@ -37,7 +38,7 @@ def module_shapes(network: nn.Module) -> dict[str, ModuleShape]:
 
 
 def target_shapes(network: nn.Module, modules: Modules = "all") -> dict[str, ModuleShape]:
-    """Dotted name -> shape, for the modules that a LoRA of this kind adapts; `all` are LCM-LoRA's 14 suffixes."""
+    """Dotted name -> shape, for those modules of the network. modules: as in is_target."""
     return {name: shape for name, shape in module_shapes(network).items() if is_target(name, modules)}
 
 
@@ -64,6 +65,7 @@ class LoraLayers(nn.Module):
         """network: the network, or its layers by the names that updates have."""
         super().__init__()
         self.switch: Switch = ()
+        self.masking: Masking | None = None  # for dropout, outside `using` only
         self._layers = layers_of(network) if isinstance(network, nn.Module) else dict(network)
         self._factors: dict[str, dict[str, tuple[nn.Parameter, nn.Parameter]]] = {}  # module -> adapter -> A, B
         self._hooks: list[Any] = []
@@ -88,7 +90,8 @@ class LoraLayers(nn.Module):
                     for factor in factors[adapter]:
                         if factor.device != inputs[0].device:  # the network was moved, or its layers are offloaded
                             factor.data = factor.data.to(inputs[0].device)
-                    output = output + weight * update_output(layer, inputs[0], *factors[adapter])
+                    x = inputs[0] if self.masking is None else self.masking(name, inputs[0])
+                    output = output + weight * update_output(layer, x, *factors[adapter])
             return output
 
         return add_updates
@@ -112,15 +115,15 @@ class LoraLayers(nn.Module):
 
     @contextmanager
     def using(self, *switch: tuple[str, float]) -> Iterator[None]:
-        """Inside the block, add exactly these adapters, at these weights.
+        """Inside the block, add exactly these adapters, at these weights, and without dropout.
 
         A backward pass with gradient checkpointing runs the forward pass again, so it must be inside the block too.
         """
-        before, self.switch = self.switch, switch
+        before, masking, self.switch, self.masking = self.switch, self.masking, switch, None
         try:
             yield
         finally:
-            self.switch = before
+            self.switch, self.masking = before, masking
 
     def remove(self) -> None:
         """Remove the hooks from the network."""

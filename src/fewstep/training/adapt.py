@@ -111,6 +111,8 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         "size": config.size or model.size,
         "rank": None if config.full else config.rank,
         "modules": None if config.full else config.modules,
+        "lora_alpha": None if config.full else config.lora_alpha or config.rank,
+        "lora_dropout": None if config.full else config.lora_dropout,
     }
     if config.init_lora is not None:
         summary["began_from"] = beginning(config.init_lora)

@@ -20,6 +20,7 @@ from fewstep.training.checkpoint import checkpoint_path, keep_newest, resumed, s
 from fewstep.training.draws import Order, SampleId
 from fewstep.training.players import Player, Players, Trainable
 from fewstep.training.progress import TrainingProgress, check_same_run, only_run, stop_requests, write_config
+from fewstep.training.rates import learning_rate
 
 
 class Data(Protocol):
@@ -179,15 +180,6 @@ def check_precision(config: TrainingConfig) -> None:
     on_cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if config.precision == "fp16" and on_cpu:
         raise UsageError(f"{option('precision')} fp16 needs a GPU to train", f"use {option('precision')} bf16, or fp32")
-
-
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The learning rate of step number `step`: linear warm-up, then constant or a half cosine down to zero."""
-    rate = config.learning_rate * min(1.0, (step + 1) / max(config.warmup, 1))
-    if config.decay == "constant":
-        return rate
-    done = max(step - config.warmup, 0) / max(config.train_steps - config.warmup, 1)
-    return rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def train_step(run: Run, data: Data) -> dict[str, float]:

@@ -34,6 +34,7 @@ from fewstep.models.references import LoraReference
 from fewstep.models.single_file import save_folder
 from fewstep.models.stepping import scheduler_of, write_scheduler
 from fewstep.session.plan import plan_sampling
+from fewstep.training.dropout import sample_masking
 from fewstep.training.players import Average, Decay, Trainable, average_of
 
 STUDENT, TARGET, EXPORT = "student", "target", "export"
@@ -95,6 +96,7 @@ class LoraNetworks:
         self.model, self.config, self.layers = model, config, LoraLayers(unet)
         self._network = UNetNetwork(unet)
         self._trainable: dict[str, Trainable] = {}
+        self.scale = (config.lora_alpha or config.rank) / config.rank  # of trained LoRAs; 1 unless --lora-alpha says
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
 
@@ -112,12 +114,12 @@ class LoraNetworks:
         self.layers.add(name, updates, trainable=True)
         self.layers.to(self.model.device)
         parameters = self.layers.parameters_of(name)
-        module = LoraStudent(self._network, self.layers, name)
+        module = LoraStudent(self._network, self.layers, (name, self.scale), self.config)
         self._trainable[name] = Trainable(module, parameters, {EXPORT: average_of(parameters, self.config.ema)})
         return self._trainable[name]
 
     def network(self, name: str) -> Network:
-        return SwitchedNetwork(self._network, self.layers, name)
+        return SwitchedNetwork(self._network, self.layers, (name, self.scale))
 
     def following(self, name: str, decay: Decay) -> Network:
         own = f"{TARGET} of {name}"
@@ -125,20 +127,20 @@ class LoraNetworks:
             own, {module: LowRank(*(x.clone() for x in u)) for module, u in self.layers.updates_of(name).items()}
         )
         self._trainable[name].averages[TARGET] = Average(decay, dict(self.layers.parameters_of(own)))
-        return SwitchedNetwork(self._network, self.layers, own)
+        return SwitchedNetwork(self._network, self.layers, (own, self.scale))
 
     def export(self, out: Path, recipe: Recipe) -> None:
         shadow = self._trainable[STUDENT].averages[EXPORT].shadow
-        modules = {name: LowRank(shadow[f"{name}/A"], shadow[f"{name}/B"]) for name in self.layers.updates_of(STUDENT)}
+        names = self.layers.updates_of(STUDENT)
+        modules = {name: LowRank(shadow[f"{name}/A"], shadow[f"{name}/B"] * self.scale) for name in names}
         save_adapter(out / "lora.safetensors", Adapter(modules), recipe)
 
 
 class SwitchedNetwork:
     """A network that switches on certain LoRAs for each call. Without LoRAs it is the bare network."""
 
-    def __init__(self, network: UNetNetwork, layers: LoraLayers, *adapters: str) -> None:
-        self.network, self.layers = network, layers
-        self.switch = tuple((adapter, 1.0) for adapter in adapters)
+    def __init__(self, network: UNetNetwork, layers: LoraLayers, *switch: tuple[str, float]) -> None:
+        self.network, self.layers, self.switch = network, layers, switch
 
     def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         with self.layers.using(*self.switch):
@@ -148,12 +150,17 @@ class SwitchedNetwork:
 class LoraStudent(nn.Module):
     """The frozen network with a trained LoRA. It stays switched on, because the backward pass may run layers again."""
 
-    def __init__(self, network: UNetNetwork, layers: LoraLayers, adapter: str) -> None:
+    def __init__(
+        self, network: UNetNetwork, layers: LoraLayers, adapter: tuple[str, float], config: AdapterConfig
+    ) -> None:
+        """adapter: the LoRA's name and weight."""
         super().__init__()
-        self.network, self.layers, self.adapter = network, layers, adapter
+        self.network, self.layers, self.adapter, self.config = network, layers, adapter, config
 
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        self.layers.switch = ((self.adapter, 1.0),)
+        rate = self.config.lora_dropout
+        self.layers.switch = (self.adapter,)
+        self.layers.masking = sample_masking(x, rate, self.config.seed) if rate else None
         return self.network(x, t, conditioning)  # type: ignore[no-any-return]
 
 
@@ -202,11 +209,12 @@ class WholeNetworks:
 def initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
     """The student's LoRA at the start: untrained, or --init-lora, which must fit."""
     shapes = target_shapes(model.unet, config.modules)
-    if not shapes:
-        raise UsageError(
-            f"{option('modules')} {config.modules}: the network of {model.path} has no such layers",
-            f"use {option('modules')} all",
-        )
+    for end in config.modules.split(","):
+        if not target_shapes(model.unet, end):
+            raise UsageError(
+                f"{option('modules')} {end}: the network of {model.path} has no such layers",
+                f"use {option('modules')} all",
+            )
     if config.init_lora is None:
         return initial(shapes, config.rank, config.seed)
     modules = module_shapes(model.unet)
@@ -223,7 +231,8 @@ def initial_updates(model: Model, config: AdapterConfig) -> dict[str, LowRank]:
             f"{option('modules')} {config.modules}: {config.init_lora} also adapts others, such as {min(others)}",
             f"leave out {option('modules')}",
         )
-    return dict(adapter.modules)
+    scale = (config.lora_alpha or config.rank) / config.rank
+    return {name: LowRank(A, B / scale) for name, (A, B) in adapter.modules.items()}
 
 
 @doing("writing the model")

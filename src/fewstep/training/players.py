@@ -52,7 +52,8 @@ def adamw(parameters: list[nn.Parameter], config: TrainingConfig, device: torch.
     return torch.optim.AdamW(
         parameters,
         lr=config.learning_rate,
-        betas=(0.9, config.beta2),
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
         weight_decay=config.weight_decay,
         fused=device.type == "cpu",
     )

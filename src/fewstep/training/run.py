@@ -12,6 +12,7 @@ from fewstep.training.methods import Method, method_of
 from fewstep.training.methods.denoising import Denoising
 from fewstep.training.networks import networks_of
 from fewstep.training.progress import check_folder
+from fewstep.training.rates import steps_in
 from fewstep.training.synthetic import default_captions, given_captions, synthetic_pictures
 
 
@@ -35,6 +36,8 @@ def run(config: AdapterConfig, kind: type[Method]) -> Trained:
     material = material_of(config)
     method = kind(load_model(config.model, device=pick_device(config.device)), config)
     encoded, caption = material(method.model)
+    config = config.model_copy(update={"train_steps": steps_in(config, len(encoded))})
+    method = kind(method.model, config)
     train(method, latent_data(encoded, method.model, config), own=True)
     return trained(config, caption if method.model.takes_text else None)
 
