@@ -2,19 +2,22 @@
 
 import json
 import os
+import random
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import httpx
 
-from tests.server.conftest import serving, until
+from tests.server.conftest import png, serving, until
+from tests.tiny import tiny_model
 
 SMALL = {"prompts": "a cat", "steps": 1, "width": 64, "height": 64}
 EVENTS = "Accept: text/event-stream"
@@ -66,7 +69,7 @@ def test_pictures_of_a_client_that_has_left_are_not_drawn() -> None:
 
 
 def test_idle_connections_broken_requests_and_slow_readers_hold_nobody_up(address) -> None:
-    held = [connection(address) for _ in range(200)]
+    held = [connection(address) for _ in range(1000)]
     held += [connection(address, request()[:-3]) for _ in range(5)]  # never sent to its end
     held.append(connection(address, request(count=4, previews=True, steps=4)))  # and never read
     broken = connection(address, b"\x16\x03\x01 no HTTP at all\r\n\r\n")
@@ -74,6 +77,57 @@ def test_idle_connections_broken_requests_and_slow_readers_hold_nobody_up(addres
     for one in (*held, broken):
         one.close()
     assert asked(address) == 200
+
+
+def form() -> bytes:
+    """A whole request to edit a picture, as OpenAI's client sends it."""
+    fields = {"prompt": b"a cat", "size": b"64x64", "num_inference_steps": b"1"}
+    parts = [(f'name="{name}"', value) for name, value in fields.items()]
+    parts += [(f'name="{name}"; filename="{name}.png"', png((64, 64), mode="RGBA")) for name in ("image", "mask")]
+    body = b"".join(
+        b"--edge\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + value + b"\r\n"
+        for head, value in parts
+    )
+    return body + b"--edge--\r\n"
+
+
+def damaged(body: bytes, number: int) -> bytes:
+    """The body with pieces cut out, doubled, or filled with other bytes; a number gives the same each time."""
+    chance = random.Random(number)
+    for _ in range(chance.randint(1, 4)):
+        first, last = sorted(chance.choices(range(len(body) + 1), k=2))
+        last = min(last, first + chance.choice((1, 8, 64, len(body))))
+        piece = chance.choice((b"", body[first:last] * 2, chance.randbytes(last - first), b"\r\n--edge\r\n"))
+        body = body[:first] + piece + body[last:]
+    return body
+
+
+def test_damaged_forms_are_answered_with_4xx_and_the_next_is_drawn(address) -> None:
+    with httpx.Client(
+        base_url=address, timeout=60, headers={"content-type": "multipart/form-data; boundary=edge"}
+    ) as http:
+        whole = form()
+        assert http.post("/v1/images/edits", content=whole).status_code == 200
+        statuses = {http.post("/v1/images/edits", content=damaged(whole, n)).status_code for n in range(100)}
+        assert 400 in statuses
+        assert statuses <= {200, 400, 413, 422}, statuses
+        assert http.post("/v1/images/edits", content=whole).status_code == 200
+
+
+def test_models_that_are_switched_under_load_draw_what_they_draw_alone(tmp_path) -> None:
+    other = str(tiny_model(tmp_path / "other"))
+    wishes = [{"model": model, "seed": seed} for seed in range(4) for model in ("emoji", "other")]
+    with serving(models=(other,), batch_size=1) as address, httpx.Client(base_url=address, timeout=60) as http:
+
+        def drawn(wish: dict[str, object]) -> bytes:
+            answer = http.post("/v1/sample", json={**SMALL, **wish}, headers={"accept": "image/png"})
+            assert answer.status_code == 200, answer.text
+            return answer.content
+
+        alone = [drawn(wish) for wish in wishes]
+        with ThreadPoolExecutor(len(wishes)) as pool:
+            assert list(pool.map(drawn, wishes)) == alone
+    assert len(set(alone)) == len(alone)
 
 
 def test_a_full_queue_answers_429_and_goes_on() -> None:
