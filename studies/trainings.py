@@ -20,7 +20,8 @@ from studies.pages import DOCS
 SRC = DOCS.parent / "src"
 STYLELESS = 2  # one caption in so many names no style, as all prompts do that runs are judged by
 NOT_THE_RESULTS = {  # model's and data's hashes are
-    *("model", "data", "out", "resume", "checkpoint_every", "log_every", "tracker", "sampler"),
+    *("model", "data", "out", "resume", "checkpoint_every", "log_every", "tracker", "project", "sampler"),
+    *("preview_every", "preview_prompts", "preview_images", "preview_clip"),
 }
 
 

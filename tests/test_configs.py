@@ -123,7 +123,8 @@ def test_ranges_of_sampling(field, inside, outside):
         ("method", ("lcd", "tcd", "lcf"), ("gan",)),
         ("loss", ("huber", "l2"), ("l1",)),
         ("target", ("student", "ema"), ("teacher",)),
-        ("tracker", ("tensorboard", "wandb"), ("printer",)),
+        ("tracker", ("tensorboard", "wandb", "mlflow", "comet_ml", "swanlab"), ("printer",)),
+        ("preview_every", (1,), (0, "often")),
         ("precision", ("fp32", "bf16", "fp16"), ("fp8",)),
     ],
 )
@@ -208,6 +209,8 @@ def test_numbers_are_finite(kind, given, field, value):
         (DistillConfig, {"full": True, "lora_alpha": 4}, "lora_alpha and full exclude each other"),
         (FinetuneConfig, {"full": True, "lora_dropout": 0.1}, "lora_dropout and full exclude each other"),
         (FinetuneConfig, {"epochs": 2, "train_steps": 5}, "epochs and train_steps exclude each other"),
+        (FinetuneConfig, {"project": "p"}, "project needs tracker"),
+        (DistillConfig, {"preview_images": 8}, "preview_images needs preview_every"),
         (FinetuneConfig, {"power": 2}, "power needs decay polynomial"),
         (DistillConfig, {"cycles": 2, "decay": "linear"}, "cycles needs decay cosine"),
         (FinetuneConfig, {"full": True, "modules": "attention"}, "modules and full exclude each other"),

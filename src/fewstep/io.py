@@ -116,6 +116,20 @@ def append_line(path: Path, line: str) -> None:
         file.write(line + "\n")
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects in the lines of a file that grows by `append_line`; none if there is no such file.
+
+    A line that was not written to its end, by a process that was killed, is left out.
+    """
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [value for value in found if isinstance(value, dict)]
+
+
 @contextmanager
 def explaining(path: Path) -> Iterator[None]:
     """Turn the system's write errors into FewstepErrors that name `path`."""

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -24,6 +24,13 @@ class Cell(NamedTuple):
     image: Image.Image  # as `small` makes it
     prompt: str
     seed: int
+
+
+class ScoredSheet(NamedTuple):
+    """A sheet, and what its pictures scored."""
+
+    image: Image.Image
+    values: Mapping[str, float]
 
 
 class SheetRow(NamedTuple):

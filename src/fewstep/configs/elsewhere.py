@@ -43,6 +43,10 @@ HERE: dict[str, tuple[str, ...]] = {  # field: what it is called elsewhere
     "checkpoint_every": ("checkpointing_steps", "save_every_n_steps", "save_every_n_epochs", "save_steps"),
     "resume": ("resume_from_checkpoint", "resume_from"),
     "tracker": ("report_to", "log_with"),
+    "project": ("tracker_project_name", "log_tracker_name", "wandb_run_name"),
+    "preview_every": ("validation_steps", "sample_every_n_steps", "validation_epochs", "sample_every_n_epochs"),
+    "preview_prompts": ("validation_prompt", "validation_prompts", "sample_prompts"),
+    "preview_images": ("num_validation_images",),
     "rank": ("lora_rank", "network_dim", "dim", "new_rank", "lora_r"),
     "lora_alpha": ("network_alpha",),
     "lora_dropout": ("network_dropout",),
@@ -67,7 +71,7 @@ HERE: dict[str, tuple[str, ...]] = {  # field: what it is called elsewhere
     "files": ("models", "model", "lora_paths"),
     "into": ("sd_model",),
     "prompts": ("prompt",),
-    "prompt_file": ("from_file", "prompts_file", "validation_prompts"),
+    "prompt_file": ("from_file", "prompts_file"),
 }  # fmt: skip
 
 NOTES: dict[str, str] = {  # how a value is carried over, by the name elsewhere
@@ -78,6 +82,9 @@ NOTES: dict[str, str] = {  # how a value is carried over, by the name elsewhere
     "lora_scale": "as in --lora FILE:0.8",
     "network_mul": "as in --lora FILE:0.8",
     "use_ema": "a decay, 0 for none",
+    "validation_prompt": "a file with a prompt a line",
+    "validation_epochs": "in steps",
+    "sample_every_n_epochs": "in steps",
     "resolution": "in pixels",
     "num_inference_steps": "steps are network calls of one branch",
 }
@@ -114,11 +121,6 @@ NOT_HERE: dict[str, str] = {  # what needs no option, or is not done, by the nam
     "xformers": "leave it out: PyTorch's own attention is as lean",
     "sdpa": "leave it out: it is always used",
     "allow_tf32": "leave it out, and use --precision bf16",
-    "validation_prompt": "leave it out: draw with `fewstep sample --lora OUT` while it trains",
-    "validation_steps": "leave it out: draw with `fewstep sample --lora OUT` while it trains",
-    "validation_epochs": "leave it out: draw with `fewstep sample --lora OUT` while it trains",
-    "num_validation_images": "leave it out: draw with `fewstep sample --lora OUT` while it trains",
-    "sample_prompts": "leave it out: draw with `fewstep sample --lora OUT` while it trains",
     "push_to_hub": "leave it out, and upload --out with `hf upload`",
     "hub_model_id": "leave it out, and upload --out with `hf upload`",
     "hub_token": "leave it out, and upload --out with `hf upload`",

@@ -5,8 +5,12 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fewstep.configs.base import Config, Device, MethodName, ModelName, Modules, Precision, SourceName
+from fewstep.configs.base import ANY, Config, Device, MethodName, ModelName, Modules, Precision, SourceName
 from fewstep.errors import UsageError, option
+
+Tracker = Literal[
+    "tensorboard", "wandb", "mlflow", "comet_ml", "swanlab", "trackio", "aim", "clearml", "dvclive"
+]  # those of accelerate
 
 
 class ModelAndData(Config):
@@ -22,7 +26,11 @@ class ModelAndData(Config):
 class TrainingConfig(Config):
     """What every training run shares."""
 
-    needs = {"power": ("decay", "polynomial"), "cycles": ("decay", "cosine")}  # noqa: RUF012
+    needs = {  # noqa: RUF012
+        "power": ("decay", "polynomial"),
+        "cycles": ("decay", "cosine"),
+        "project": ("tracker", ANY),
+    }
     excludes = {"epochs": "train_steps"}  # noqa: RUF012
     may_change: ClassVar[frozenset[str]] = frozenset(
         {
@@ -33,6 +41,7 @@ class TrainingConfig(Config):
             "checkpoint_every",
             "log_every",
             "tracker",
+            "project",
             "device",
             "learning_rate",
             "precision",
@@ -40,7 +49,7 @@ class TrainingConfig(Config):
     )
 
     places: ClassVar[frozenset[str]] = frozenset(
-        {"model", "data", "init_lora", "prompt_file"}
+        {"model", "data", "init_lora", "prompt_file", "preview_prompts"}
     )  # fields that may name a path
 
     out: Path
@@ -86,8 +95,10 @@ class TrainingConfig(Config):
     """Steps between lines of metrics.jsonl."""
     resume: bool = False
     """Go on from the newest checkpoint in --out."""
-    tracker: Literal["tensorboard", "wandb"] | None = None
-    """Also report metrics to this tracker (its package must be installed)."""
+    tracker: Tracker | None = None
+    """Also report metrics and previews to this tracker (its package must be installed)."""
+    project: str = "fewstep"
+    """The project's name in the tracker."""
     device: Device = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
 
@@ -95,6 +106,11 @@ class TrainingConfig(Config):
 class AdapterConfig(TrainingConfig, ModelAndData):
     """What distilling and fine-tuning a model on images share."""
 
+    may_change = TrainingConfig.may_change | {"preview_every", "preview_prompts", "preview_images", "preview_clip"}
+    needs = {  # noqa: RUF012
+        **TrainingConfig.needs,
+        **dict.fromkeys(("preview_prompts", "preview_images", "preview_clip"), ("preview_every", ANY)),
+    }
     excludes = {  # noqa: RUF012
         **TrainingConfig.excludes,
         **dict.fromkeys(("init_lora", "modules", "lora_alpha", "lora_dropout"), "full"),
@@ -119,13 +135,24 @@ class AdapterConfig(TrainingConfig, ModelAndData):
     """Share of captions replaced by the empty one."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    preview_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between previews, which the last step has too: pictures that the result draws by then, always of the same
+    prompts and noise, a few-step result in 1, 2 and 4 steps. They are in OUT/previews, their scores in quality.jsonl,
+    and the result that scored best stays in OUT/best.safetensors (OUT/best with --full). By default there are none."""
+    preview_prompts: Path | None = None
+    """What the previews draw: a file with a prompt a line, or .jsonl; or a list that ships. By default captions of the
+    training data; for emoji those of the drawings that ship, which agreement can judge."""
+    preview_images: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """How many pictures of each number of steps are drawn and scored; the first 8 are on the sheet."""
+    preview_clip: str | None = None
+    """The folder or hub id of a CLIP model, which scores how well previews fit their prompts."""
 
 
 class DistillConfig(AdapterConfig):
     """Turn a model into a few-step one: latent consistency distillation (LCM-LoRA, arXiv 2311.05556)."""
 
     needs = {  # noqa: RUF012
-        **TrainingConfig.needs,
+        **AdapterConfig.needs,
         "huber_c": ("loss", "huber"),
         "target_decay": ("target", "ema"),
         "w_embedding": ("full", True),

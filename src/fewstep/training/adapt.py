@@ -147,7 +147,12 @@ class Trained(NamedTuple):
 
 def trained(config: AdapterConfig, caption: str | None) -> Trained:
     """The result of the run with this config."""
-    return Trained(config.out / ("model" if config.full else "lora.safetensors"), caption)
+    return Trained(result_in(config.out, config), caption)
+
+
+def result_in(folder: Path, config: AdapterConfig) -> Path:
+    """Where a run's result lies that was exported to a folder."""
+    return folder / ("model" if config.full else "lora.safetensors")
 
 
 def beginning(lora: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fewstep.configs import TrainingConfig
 from fewstep.errors import FewstepError, Interrupted, UsageError, option
 from fewstep.events import note
+from fewstep.sheets import ScoredSheet
 from fewstep.training.checkpoint import checkpoint_path, keep_newest, resumed, save_checkpoint
 from fewstep.training.draws import Order, SampleId
 from fewstep.training.players import Player, Players, Trainable
@@ -106,6 +107,7 @@ def share_only_own(trained: Trainable) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(trained.module, others)  # type: ignore[no-untyped-call]
 
 
+Look = Callable[[int], ScoredSheet | None]  # after each step, in the main process; returns a preview if one is due
 LoopStep = Callable[[Run, Data], dict[str, float]]  # takes a step, returns values to log; see train_step
 
 
@@ -115,12 +117,13 @@ def loop(
     config: TrainingConfig,
     on_checkpoint: Callable[[int], None] = lambda step: None,
     one_step: LoopStep | None = None,
+    look: Look = lambda step: None,
 ) -> None:
     """Train the players in place, each every `every` steps, until config.train_steps steps are finished.
 
     Writes config.json, metrics.jsonl and checkpoints/ under config.out.
     on_checkpoint: called in the main process, with the number of finished steps, after each checkpoint is written.
-    one_step: takes a step; None = train_step.
+    one_step: takes a step; None = train_step. look: sees the players after each step, and must not change them.
 
     On Ctrl-C or a termination signal, saves a checkpoint and raises Interrupted. When the loss is no longer finite,
     saves the last good state and raises FewstepError that names it.
@@ -131,10 +134,12 @@ def loop(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_config(config)
-        run_until_the_end(Run(players, accelerator, config), data, on_checkpoint, one_step or train_step)
+        run_until_the_end(Run(players, accelerator, config), data, on_checkpoint, one_step or train_step, look)
 
 
-def run_until_the_end(run: Run, data: Data, on_checkpoint: Callable[[int], None], one_step: LoopStep) -> None:
+def run_until_the_end(
+    run: Run, data: Data, on_checkpoint: Callable[[int], None], one_step: LoopStep, look: Look
+) -> None:
     """Take the steps of `loop`. With config.resume, begin at the newest checkpoint."""
     config, accelerator = run.config, run.accelerator
     run.prepare()
@@ -150,6 +155,8 @@ def run_until_the_end(run: Run, data: Data, on_checkpoint: Callable[[int], None]
                 for average in player.trainable.averages.values():
                     average.update(player.trainable.parameters, run.step // player.every)
             progress.record(run.step, values)
+            if accelerator.is_main_process and (previewed := look(run.step)) is not None:
+                progress.show(run.step, previewed)
             stop = stopped()
             if stop or run.step % config.checkpoint_every == 0 or run.step == config.train_steps:
                 run.save()

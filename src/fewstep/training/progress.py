@@ -13,17 +13,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from fewstep.assets import ACCELERATION, MODEL, STYLES
 from fewstep.configs import TrainingConfig
 from fewstep.errors import FewstepError, UsageError, option
-from fewstep.events import Progress, tell
+from fewstep.events import Preview, Progress, tell
 from fewstep.io import append_line, explaining, is_file, read_json, write_bytes, write_json
 from fewstep.locks import take
+from fewstep.sheets import ScoredSheet
 
 LOCK = "run.lock"  # in --out while a run writes there
+METRICS, QUALITY = "metrics.jsonl", "quality.jsonl"  # in --out: lines of the training itself, and of its previews
 
 
 def check_folder(config: TrainingConfig) -> None:
@@ -138,7 +141,7 @@ class TrainingProgress:
 
     def __init__(self, config: TrainingConfig, step: int, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
-        self.path = config.out / "metrics.jsonl"
+        self.path = config.out / METRICS
         self.images = config.batch_size * config.accumulate * accelerator.num_processes
         self.start, self.first = time.perf_counter(), step
         self.values: dict[str, list[float]] = {}  # values of the steps since the last line
@@ -147,11 +150,12 @@ class TrainingProgress:
 
     def __enter__(self) -> "TrainingProgress":
         if self.accelerator.is_main_process:
-            keep_lines_until(self.path, self.first)
+            for name in (METRICS, QUALITY):
+                keep_lines_until(self.config.out / name, self.first)
         if self.config.tracker:
             values = json.loads(self.config.model_dump_json())
             plain = {name: x if isinstance(x, str | int | float) else str(x) for name, x in values.items()}
-            self.accelerator.init_trackers("fewstep", plain)
+            self.accelerator.init_trackers(self.config.project, plain)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -175,6 +179,18 @@ class TrainingProgress:
         if self.config.tracker:
             self.accelerator.log(line, step=step)
 
+    def show(self, step: int, previewed: ScoredSheet) -> None:
+        """Report a preview and its scores after `step` steps. Called in the main process."""
+        tell(Preview((0,), step, self.config.train_steps, lambda: [previewed.image]))
+        if not self.config.tracker:
+            return
+        self.accelerator.log(dict(previewed.values), step=step)
+        tracker = self.accelerator.get_tracker(self.config.tracker)
+        if self.config.tracker == "tensorboard":
+            tracker.log_images({"previews": np.asarray(previewed.image)[None]}, step, dataformats="NHWC")
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"previews": [previewed.image]}, step)
+
     def _tell(self, step: int) -> None:
         """Send a progress event, once for all processes."""
         if self.accelerator.is_main_process:
@@ -182,7 +198,7 @@ class TrainingProgress:
 
 
 def keep_lines_until(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl that a resumed run will write again."""
+    """Drop the lines of a file such as metrics.jsonl that a resumed run will write again."""
     if path.exists():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if 0 <= step_of(line) <= step]
@@ -190,7 +206,7 @@ def keep_lines_until(path: Path, step: int) -> None:
 
 
 def step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl; -1 for a half-written line of a killed run."""
+    """The step of a line of such a file; -1 for a half-written line of a killed run."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):

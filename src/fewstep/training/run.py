@@ -1,12 +1,29 @@
 """A training run, from the config to the result, with the method that the config names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
 
 from fewstep.configs import AdapterConfig, DistillConfig, FinetuneConfig
 from fewstep.data.cache import Encoded, captions_of, encode
+from fewstep.errors import FewstepError
+from fewstep.events import note
+from fewstep.io import scratch
 from fewstep.models.load import load_model, pick_device
 from fewstep.models.model import Model
-from fewstep.training.adapt import LatentData, Trained, after, latent_data, trained, training_samples, training_size
+from fewstep.sheets import ScoredSheet
+from fewstep.training.adapt import (
+    LatentData,
+    Trained,
+    after,
+    latent_data,
+    result_in,
+    trained,
+    training_samples,
+    training_size,
+)
 from fewstep.training.loop import check_precision, loop
 from fewstep.training.methods import Method, method_of
 from fewstep.training.methods.denoising import Denoising
@@ -16,56 +33,89 @@ from fewstep.training.rates import steps_in
 from fewstep.training.synthetic import default_captions, given_captions, synthetic_pictures
 
 
-def distill(config: DistillConfig) -> Trained:
+class Previewer(Protocol):
+    """Draws with the result of a run in progress."""
+
+    def __call__(self, step: int, result: Path, captions: Sequence[str]) -> ScoredSheet:
+        """Pictures drawn with `result`, the LoRA or model folder after `step` steps. captions: of the data."""
+
+
+def distill(config: DistillConfig, previewer: Previewer | None = None) -> Trained:
     """Distil config.model on config.data, or on pictures that it draws itself.
 
     Writes lora.safetensors (model/ with --full) to config.out.
     """
-    return run(config, method_of(config))
+    return run(config, method_of(config), previewer)
 
 
-def finetune(config: FinetuneConfig) -> Trained:
+def finetune(config: FinetuneConfig, previewer: Previewer | None = None) -> Trained:
     """Fine-tune config.model on config.data. Writes lora.safetensors (model/ with --full) to config.out."""
-    return run(config, Denoising)
+    return run(config, Denoising, previewer)
 
 
-def run(config: AdapterConfig, kind: type[Method]) -> Trained:
-    """Train config.model with a method of this class."""
+def run(config: AdapterConfig, kind: type[Method], previewer: Previewer | None = None) -> Trained:
+    """Train config.model with a method of this class. previewer: draws every config.preview_every steps."""
     check_folder(config)
     check_precision(config)
     material = material_of(config)
     method = kind(load_model(config.model, device=pick_device(config.device)), config)
-    encoded, caption = material(method.model)
+    encoded, captions = material(method.model)
     config = config.model_copy(update={"train_steps": steps_in(config, len(encoded))})
     method = kind(method.model, config)
-    train(method, latent_data(encoded, method.model, config), own=True)
-    return trained(config, caption if method.model.takes_text else None)
+    train(method, latent_data(encoded, method.model, config), own=True, previewer=previewer, captions=captions)
+    return trained(config, captions[0] if method.model.takes_text else None)
 
 
-def material_of(config: AdapterConfig) -> Callable[[Model], tuple[Encoded, str]]:
-    """A function that encodes the training data for a model, and gives a caption of it too.
+def material_of(config: AdapterConfig) -> Callable[[Model], tuple[Encoded, Sequence[str]]]:
+    """A function that encodes the training data for a model, and gives its captions too.
 
     Files are listed and read now, so that what is wrong with them is found before the model is loaded.
     """
     if isinstance(config, DistillConfig) and config.synthetic:
         given = given_captions(config)
 
-        def drawings(model: Model) -> tuple[Encoded, str]:
+        def drawings(model: Model) -> tuple[Encoded, Sequence[str]]:
             captions = default_captions(model) if given is None else given
-            return synthetic_pictures(config, model, captions), captions[0]
+            return synthetic_pictures(config, model, captions), captions
 
         return drawings
     samples = training_samples(config)
-    return lambda model: (encode(samples, model, training_size(model, config)), captions_of(samples)[0])
+    return lambda model: (encode(samples, model, training_size(model, config)), captions_of(samples))
 
 
-def train(method: Method, data: LatentData, own: bool = False) -> None:
+def train(
+    method: Method,
+    data: LatentData,
+    own: bool = False,
+    previewer: Previewer | None = None,
+    captions: Sequence[str] = (),
+) -> None:
     """Train with the method on encoded data. Writes the result to its config's `out`.
 
     own: whether the method's model belongs to the run. Otherwise it is as before afterwards, also after an error.
+    captions: of the data, for the previewer.
     """
     config = method.config
     recipe = method.recipe(len(data))
     with networks_of(method.model, config, method.with_teacher, own) as networks:
         players = method.players(networks)
-        loop(players, data, config, lambda step: networks.export(config.out, after(recipe, step)))
+
+        def look(step: int) -> ScoredSheet | None:
+            every = config.preview_every
+            if previewer is None or every is None or (step % every and step < config.train_steps):
+                return None
+            with scratch(config.out) as folder:
+                networks.export(folder, after(recipe, step))
+                return previewed(lambda: previewer(step, result_in(folder, config), captions), step)
+
+        loop(players, data, config, lambda step: networks.export(config.out, after(recipe, step)), look=look)
+
+
+def previewed(draw: Callable[[], ScoredSheet], step: int) -> ScoredSheet | None:
+    """What `draw` returns; None, with a note, if it fails: training goes on without previews."""
+    try:
+        return draw()
+    except (FewstepError, OSError, torch.OutOfMemoryError) as error:
+        reason = error.message.marked if isinstance(error, FewstepError) else str(error)
+        note(f"no preview after {step} steps: {reason}")
+        return None
