@@ -111,7 +111,7 @@ def test_a_preview_that_fails_does_not_stop_the_training(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("no memory left")
 
-    monkeypatch.setattr(previews, "drawn", full)
+    monkeypatch.setattr(previews, "pixels_of", full)
     done = fewstep("finetune", *TINY, model=tiny_model_folder, data=tiny_data_folder, out=tmp_path / "run", steps=1,
                    preview_every=1)  # fmt: skip
     assert done.code == 0, done.err

@@ -40,7 +40,7 @@ from fewstep.session import Plan, Session
 from fewstep.sheets import ScoredSheet, SheetRow, grid
 
 STEPS = (1, 2, 4)  # of a few-step result
-SHOWN = 8  # pictures in a row of a sheet
+ON_SHEET = 8  # pictures in a row of a sheet
 BATCH = 8  # pictures drawn at once
 TEACHER_STEPS = 20  # of dpm-solver++
 BETTER = {"kid_t": min, "agreement": max, "clip_score": max}  # measures that may choose the best, the first first
@@ -54,7 +54,7 @@ class TeacherPictures(NamedTuple):
     sharpness: float
 
 
-class Judges(NamedTuple):
+class Scorers(NamedTuple):
     """What scores pictures; None is not here."""
 
     inception: Inception | None = None
@@ -73,7 +73,7 @@ class Previews:
 
     def __post_init__(self) -> None:
         """Raise FewstepError for a CLIP model that cannot be loaded, before anything is trained."""
-        self._judges: Judges | None = None
+        self._scorers: Scorers | None = None
         self._teacher: TeacherPictures | None = None
         if self.config.preview_clip is not None and self.prompts:
             self._clip(self.prompts)
@@ -85,12 +85,12 @@ class Previews:
         """
         prompts = self._prompts(captions)
         with self._session(result) as session:
-            if self._judges is None:
-                self._judges = self._loaded(prompts, session)
+            if self._scorers is None:
+                self._scorers = self._loaded(prompts, session)
             if self.imitates and self._teacher is None:
                 self._teacher = self._teacher_pictures(prompts, session)
             texts = tuple(prompt.text for prompt in prompts)
-            pictures = {steps: drawn(session, *plan) for steps, plan in plans_of(session, texts).items()}
+            pictures = {steps: pixels_of(session, *plan) for steps, plan in plans_of(session, texts).items()}
             usual = min(session.plan(Draw(prompts=texts)).steps, max(pictures))
         values = {
             f"{name}_{steps}": value
@@ -122,16 +122,16 @@ class Previews:
             return None
         return load_judge(self.config.preview_clip, (prompt.text for prompt in prompts), torch.device("cpu"))
 
-    def _loaded(self, prompts: Sequence[Prompt], session: Session) -> Judges:
-        device, judges = session.engine.device, Judges(clip=self._clip(prompts))
+    def _loaded(self, prompts: Sequence[Prompt], session: Session) -> Scorers:
+        device, scorers = session.engine.device, Scorers(clip=self._clip(prompts))
         try:
             if self.imitates and len({prompt.text for prompt in prompts}) >= 2 * FEWEST:
-                judges = judges._replace(inception=load_inception(device))
+                scorers = scorers._replace(inception=load_inception(device))
             if any(prompt.style and prompt.concept for prompt in prompts):
-                judges = judges._replace(efficientnet=load_efficientnet(device), drawings=drawings_for(prompts))
+                scorers = scorers._replace(efficientnet=load_efficientnet(device), drawings=drawings_for(prompts))
         except FewstepError as error:
             note(f"previews are pictures without all scores: {error.whole}")
-        return judges
+        return scorers
 
     def _teacher_pictures(self, prompts: Sequence[Prompt], session: Session) -> TeacherPictures:
         """What the model without LoRAs draws. The pictures stay in the cache, for other runs too."""
@@ -140,7 +140,7 @@ class Previews:
         with Session(self.config.model, (), engine=DEFAULT, device=self.config.device) as teacher:
             around = surroundings(parts_sha256(teacher.facts.path), teacher.engine.device)
             pictures = draw(teacher, teacher.plan(wish), wish, around, "the teacher's pictures")
-        inception = self._judges and self._judges.inception
+        inception = self._scorers and self._scorers.inception
         return TeacherPictures(
             features_of(inception, pictures, "KID-T") if inception else None,
             tone(pictures.batches()),
@@ -149,7 +149,7 @@ class Previews:
 
     def _scores(self, pixels: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
         """Measure -> value, of pictures (N, 3, H, W) of the prompts. Ratios are to the teacher's pictures."""
-        values, judges, teacher = {}, self._judges or Judges(), self._teacher
+        values, scorers, teacher = {}, self._scorers or Scorers(), self._teacher
         if teacher is not None:
             own = tone(torch.split(pixels, BATCH))
             values = {
@@ -157,17 +157,17 @@ class Previews:
                 "contrast": own.contrast / max(teacher.tone.contrast, 1e-9),
                 "saturation": own.saturation / max(teacher.tone.saturation, 1e-9),
             }
-            if judges.inception is not None and teacher.features is not None:
+            if scorers.inception is not None and teacher.features is not None:
                 numbers = numbers_of([prompt.text for prompt in prompts])
-                found = kid_of_prompts(seen(judges.inception, pixels), teacher.features, numbers, numbers)
+                found = kid_of_prompts(seen(scorers.inception, pixels), teacher.features, numbers, numbers)
                 values |= {"kid_t": found.value, "kid_t_error": found.error}
-        if judges.efficientnet is not None and judges.drawings is not None:
-            labelled = labelled_pictures(seen(judges.efficientnet, pixels), prompts)
+        if scorers.efficientnet is not None and scorers.drawings is not None:
+            labelled = labelled_pictures(seen(scorers.efficientnet, pixels), prompts)
             assert labelled is not None, "drawings are loaded for prompts with a style and a concept"
-            values["agreement"] = agreement_with(labelled, judges.drawings).score
-        if judges.clip is not None:
-            features = seen(judges.clip.network, pixels)
-            values["clip_score"] = judges.clip.score(features, (prompt.text for prompt in prompts))
+            values["agreement"] = agreement_with(labelled, scorers.drawings).score
+        if scorers.clip is not None:
+            features = seen(scorers.clip.network, pixels)
+            values["clip_score"] = scorers.clip.score(features, (prompt.text for prompt in prompts))
         return values
 
     def _record(self, step: int, result: Path, values: Mapping[str, float], steps: int) -> None:
@@ -201,7 +201,7 @@ def plans_of(session: Session, texts: tuple[str, ...]) -> dict[int, tuple[Draw, 
     return found
 
 
-def drawn(session: Session, wish: Draw, plan: Plan) -> Tensor:
+def pixels_of(session: Session, wish: Draw, plan: Plan) -> Tensor:
     """Pixels (N, 3, H, W) in [-1, 1]."""
     return torch.stack([picture.pixels for picture in session.pictures(wish, plan)])
 
@@ -209,10 +209,10 @@ def drawn(session: Session, wish: Draw, plan: Plan) -> Tensor:
 def sheet_of(pictures: Mapping[int, Tensor], prompts: Sequence[Prompt], step: int) -> Image.Image:
     """The first pictures of each number of steps, a row each. step: of the training."""
     rows = [
-        SheetRow(f"{steps} step{'s' * (steps > 1)}", f"after {step:,} of training", [*map(to_image, pixels[:SHOWN])])
+        SheetRow(f"{steps} step{'s' * (steps > 1)}", f"after {step:,} of training", [*map(to_image, pixels[:ON_SHEET])])
         for steps, pixels in pictures.items()
     ]
-    return grid(rows, [prompt.text for prompt in prompts[:SHOWN]])
+    return grid(rows, [prompt.text for prompt in prompts[:ON_SHEET]])
 
 
 def seen(network: FeatureNetwork, pixels: Tensor) -> Tensor:
