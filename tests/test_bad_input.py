@@ -516,7 +516,7 @@ def test_a_full_disk_in_training(fewstep, monkeypatch, tiny_model_folder, tiny_d
 
 def test_a_full_disk_in_encoding(fewstep, monkeypatch, tiny_model_folder, tiny_data_folder, out, tmp_path):
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("fewstep.data.cache.save_file", full)
+    monkeypatch.setattr("fewstep.data.cache.store.save_file", full)
     done = fewstep("distill", *TINY, model=tiny_model_folder, data=tiny_data_folder, out=out)
     assert done.code == 1
     assert done.error.startswith(f"no space left to write {tmp_path / 'cache'}")

@@ -20,6 +20,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from fewstep.data.cache import encode
+from fewstep.data.framing import Framing
 from fewstep.data.sources import list_samples
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.models.inpainting import training_mask
@@ -166,19 +167,19 @@ def mean_of(encode: Callable[[torch.Tensor], Any]) -> Callable[..., Any]:
 def test_an_inpainting_network_is_trained_on_a_mask_and_what_is_kept(tmp_path: Path):
     folder, items = tiny_model(tmp_path / "model", unet={"in_channels": 9}), tiny_images(tmp_path / "data", 8)
     model = load_model(str(folder))
-    encoded = encode(list_samples(items).samples, model, SIZE)
+    encoded = encode(list_samples(items).samples, model, Framing(SIZE))
     told = encoded.conditioning(range(8)).mask_and_latents
     assert told is not None
     assert told.shape == (8, 5, 8, 8)
     assert set(told[:, 0].unique().tolist()) <= {0.0, 1.0}
     assert len({float(mask.mean()) for mask in told[:, 0]}) > 2  # masks differ
-    again = encode(list_samples(items).samples, model, SIZE).conditioning(range(8)).mask_and_latents
+    again = encode(list_samples(items).samples, model, Framing(SIZE)).conditioning(range(8)).mask_and_latents
     assert again is not None
     assert torch.equal(told, again)
 
 
 def test_training_masks_cover_what_they_say():
-    shares = torch.tensor([float(training_mask(seed, 64).mean()) for seed in range(2000)])
+    shares = torch.tensor([float(training_mask(seed, 64, 64).mean()) for seed in range(2000)])
     assert 0.2 < float((shares == 1).float().mean()) < 0.3
     assert float(shares.min()) >= 0.06
     assert 0.3 < float(shares[shares < 1].mean()) < 0.5  # (5/8)**2 = 0.39

@@ -28,6 +28,7 @@ TURNS = {  # EXIF's orientation: what to do with the picture, so that its top is
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = 5  # from this orientation on, height and width change places
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}  # of the kinds of file that pictures are saved as
 SAVING: dict[str, dict[str, Any]] = {  # no colour is thinned out; run lengths pack a PNG in a third of the usual time
     "png": {"compress_type": zlib.Z_RLE},
@@ -47,10 +48,17 @@ def read_image(picture: PictureFile, width: int, height: int, name: str = UNNAME
 
     name: what errors call a picture that is bytes. Raises FewstepError if the picture cannot be read.
     """
-    rgba = opened(picture, name)
-    image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    cut = np.array(covering(image, width, height))
-    return torch.from_numpy(cut).permute(2, 0, 1).float() / 127.5 - 1
+    return to_pixels(covering(on_white(opened(picture, name)), width, height))
+
+
+def on_white(rgba: Image.Image) -> Image.Image:
+    """The RGBA image as RGB, on white where it is transparent."""
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """Pixels (3, H, W) float32 in [-1, 1] of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def read_mask(picture: PictureFile, width: int, height: int) -> Tensor:
@@ -62,6 +70,19 @@ def read_mask(picture: PictureFile, width: int, height: int) -> Tensor:
 def image_size(picture: PictureFile) -> tuple[int, int]:
     """Width and height in pixels of the image as it is seen, which is as `read_image` reads it."""
     return opened(picture).size
+
+
+def stated_size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height of an image as it is seen, as its file states them; its pixels are not read.
+
+    Raises FewstepError if the file is none of an image.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as file:
+            size, turned = file.size, orientation(file) >= SIDEWAYS
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        raise explained(data, name, error) from error
+    return size[::-1] if turned else size
 
 
 def read_bytes(path: Path) -> bytes:
@@ -94,11 +115,16 @@ def opened(picture: PictureFile, name: str = UNNAMED) -> Image.Image:
     except FileNotFoundError:
         raise FewstepError(f"image not found: {name}", "check the path") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
-        refuse_stand_in(picture, name)
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, UnidentifiedImageError):  # whose own words are the path again
-            reason = "of no kind that is known here"
-        raise unreadable(name, reason) from error
+        raise explained(picture, name, error) from error
+
+
+def explained(picture: PictureFile, name: str, error: Exception) -> FewstepError:
+    """The error for a picture with which Pillow fails. Raises the one for a file that stands in for another."""
+    refuse_stand_in(picture, name)
+    reason = getattr(error, "strerror", None) or error
+    if isinstance(error, UnidentifiedImageError):  # whose own words are the path again
+        reason = "of no kind that is known here"
+    return unreadable(name, reason)
 
 
 def unreadable(name: str, reason: object) -> FewstepError:

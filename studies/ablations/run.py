@@ -1,6 +1,7 @@
 """Train, draw, measure, write the page."""
 
 from fewstep.data.cache import encode
+from fewstep.data.framing import Framing
 from fewstep.data.sources import list_samples
 from fewstep.errors import FewstepError, UsageError
 from fewstep.io import write_bytes, write_json
@@ -19,7 +20,7 @@ def run(config: AblationsConfig) -> None:
     data = config.data or drawings()
     model, samples = load_model(config.model, device=pick_device(config.device)), list_samples(data).samples
     of = inputs(model, data)
-    encode(samples, model, model.size)  # once, before several runs would all do it
+    encode(samples, model, Framing(model.size, model.multiple))  # once, before several runs would all do it
     plan = [Planned(arm, runs_of(arm, config, data, of)) for arm in chosen_arms]
     del model
     train([run for seed in range(config.seeds) for _, runs in plan for run in runs[seed : seed + 1]], config.processes)

@@ -1,6 +1,7 @@
 """Train, draw, measure, write the page."""
 
 from fewstep.data.cache import encode
+from fewstep.data.framing import Framing
 from fewstep.data.sources import list_samples
 from fewstep.errors import FewstepError
 from fewstep.io import write_bytes, write_json
@@ -17,7 +18,7 @@ def run(config: MethodsConfig) -> None:
     students = chosen(config.students)
     data = config.data or drawings()
     model, samples = load_model(config.model, device=pick_device(config.device)), list_samples(data).samples
-    encode(samples, model, model.size)  # once, before several runs would all do it
+    encode(samples, model, Framing(model.size, model.multiple))  # once, before several runs would all do it
     runs = [run_of(student, config, data, inputs(model, data)) for student in students]
     del model
     train(runs, config.processes)

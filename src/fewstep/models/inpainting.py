@@ -28,14 +28,14 @@ def mask_and_latents(model: Encoder, pixels: Tensor, masks: Tensor) -> Tensor:
     return torch.cat([small.to(latents), latents], dim=1)
 
 
-def training_mask(seed: int, size: int) -> Tensor:
-    """A random mask (1, size, size) of 0 and 1: a rectangle of sides size / 4 to size, or all 1 (share WHOLE)."""
+def training_mask(seed: int, height: int, width: int) -> Tensor:
+    """A random mask (1, height, width) of 0 and 1: a rectangle of a quarter to all of each side, or all 1 (WHOLE)."""
     generator = torch.Generator().manual_seed(seed)
-    whole, width, height, x, y = torch.rand(5, generator=generator).tolist()
+    whole, w, h, x, y = torch.rand(5, generator=generator).tolist()
     if whole < WHOLE:
-        return torch.ones(1, size, size)
-    width, height = (max(round((0.25 + 0.75 * part) * size), 1) for part in (width, height))
-    left, top = round(x * (size - width)), round(y * (size - height))
-    mask = torch.zeros(1, size, size)
-    mask[:, top : top + height, left : left + width] = 1
+        return torch.ones(1, height, width)
+    w, h = (max(round((0.25 + 0.75 * part) * side), 1) for part, side in ((w, width), (h, height)))
+    left, top = round(x * (width - w)), round(y * (height - h))
+    mask = torch.zeros(1, height, width)
+    mask[:, top : top + h, left : left + w] = 1
     return mask

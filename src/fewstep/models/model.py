@@ -142,17 +142,27 @@ class Model:
         sizes = sizes_of(height or own_height, width or own_width)
         return embedded_text._replace(sizes=sizes.expand(len(prompts), -1).to(embedded_text.text.device))
 
-    @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Scaled latents (B, C, H, W), float32: the posterior's mean for pixels (B, 3, 8H, 8W) in [-1, 1].
 
         Those of a model in pixel space are the pixels. Computed again in float32 if half precision overflows. Raises
         FewstepError if the result is still not finite.
         """
+        return self.posterior(pixels)[0]
+
+    @torch.no_grad()
+    def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean of the latents, as `encode` gives it, and their standard deviation, which is 0 in pixel space."""
         if self.vae is None:
-            return pixels.to(self.device, torch.float32).contiguous()
-        mean = self._through(lambda x: self.vae.encode(x).latent_dist.mean, pixels.to(self.vae.device))
-        return ((mean - self._shift) * self._scale).contiguous()
+            values = pixels.to(self.device, torch.float32).contiguous()
+            return values, torch.zeros_like(values)
+
+        def encoded(x: Tensor) -> Tensor:
+            posterior = self.vae.encode(x).latent_dist
+            return torch.cat([posterior.mean, posterior.std], dim=1)
+
+        mean, deviation = self._through(encoded, pixels.to(self.vae.device)).chunk(2, dim=1)
+        return ((mean - self._shift) * self._scale).contiguous(), (deviation * self._scale).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

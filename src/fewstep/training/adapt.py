@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewstep.configs import AdapterConfig
 from fewstep.data.cache import Encoded
+from fewstep.data.framing import Framing
 from fewstep.data.sources import Sample, list_samples
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.errors import UsageError, option
@@ -81,6 +82,11 @@ def training_size(model: Model, config: AdapterConfig) -> int:
         fitting = max(size // model.multiple, 1) * model.multiple
         raise UsageError(f"{option('size')} {size} is not a multiple of {model.multiple}", f"use {fitting}")
     return size
+
+
+def framing_of(model: Model, config: AdapterConfig) -> Framing:
+    """How the training images are cut."""
+    return Framing(training_size(model, config), model.multiple)
 
 
 def usual_guidance(model: Model) -> float:

@@ -18,11 +18,11 @@ from fewstep.training.adapt import (
     LatentData,
     Trained,
     after,
+    framing_of,
     latent_data,
     result_in,
     trained,
     training_samples,
-    training_size,
 )
 from fewstep.training.loop import check_precision, loop
 from fewstep.training.methods import Method, method_of
@@ -80,7 +80,7 @@ def material_of(config: AdapterConfig) -> Callable[[Model], tuple[Encoded, Seque
 
         return drawings
     samples = training_samples(config)
-    return lambda model: (encode(samples, model, training_size(model, config)), captions_of(samples))
+    return lambda model: (encode(samples, model, framing_of(model, config)), captions_of(samples))
 
 
 def train(

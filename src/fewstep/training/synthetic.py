@@ -4,7 +4,6 @@ x_0 is the end of the bare model's own guided trajectory in a few steps, from no
 2406.05768) learns from such pictures too. They are never decoded.
 """
 
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -19,23 +18,18 @@ from torch import Tensor
 
 from fewstep.assets import GENERAL, MODEL, NAMES
 from fewstep.configs import DistillConfig
-from fewstep.data.cache import (
-    SIZES,
-    VALUES,
-    Encoded,
-    cache_file,
-    chunks_of,
-    encoded_captions,
-    fill,
-    is_filled,
-    text_files,
-)
+from fewstep.data.cache import Encoded
+from fewstep.data.cache.batches import embedded
+from fewstep.data.cache.chunks import cache_file, chunks_of, fill, is_filled, text_files
+from fewstep.data.cache.encoded import SIZES, VALUES, in_chunks
+from fewstep.data.cache.processes import this_process
 from fewstep.data.prompts import Prompt, list_that_ships, listed_prompts, shipped_prompts
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.engines import NetworkOptions
 from fewstep.engines.torch import TorchEngine
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import Progress, doing, in_minutes, note, tell
+from fewstep.io import sha256_bytes
 from fewstep.models.load import DTYPES
 from fewstep.models.model import TEXT_PARTS, Model, parts_sha256
 from fewstep.models.quiet import quiet
@@ -190,8 +184,9 @@ def synthetic_pictures(config: DistillConfig, model: Model, captions: Sequence[s
     words = [[wish.caption for wish in chunk] for chunk in chunks]
     text = text_files(words, model)
     for file, part in zip(text, words, strict=True):
-        fill(file, part, lambda captions: encoded_captions(captions, model))
-    return Encoded(files, text, len(wishes), CHUNK)
+        fill(file, part, lambda captions: embedded(captions, model))
+    pictures, embeddings = (in_chunks(paths, len(wishes), CHUNK) for paths in (files, text))
+    return Encoded(pictures, embeddings, identity=sha256_bytes(*(path.name.encode() for path in (*files, *text))))
 
 
 def draw_missing(artist: Artist, places: Sequence[tuple[Path, Sequence[Wish]]]) -> None:
@@ -211,9 +206,9 @@ def draw_missing(artist: Artist, places: Sequence[tuple[Path, Sequence[Wish]]]) 
 
 def own_first(items: Sequence[T]) -> list[T]:
     """The items, of which this process's share comes first if several run together."""
-    rank, count = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    own = items[rank::count]
-    return [*own, *(item for place, item in enumerate(items) if place % count != rank)]
+    process = this_process()
+    own = [item for place, item in enumerate(items) if process.has(place)]
+    return [*own, *(item for place, item in enumerate(items) if not process.has(place))]
 
 
 def forecast(artist: Artist, missing: Sequence[tuple[Path, Sequence[Wish]]]) -> None:
