@@ -1,12 +1,12 @@
 """Times one distillation step at a family's full size, with random weights: fewstep and the published script.
 
-    python benchmarks/distill_step.py [--family sd15] [--alone] [--size 256] [--rank 64] [--dtype fp32] [--rounds 3]
+    python -m benchmarks.distill_step [--family sd15] [--alone] [--size 256] [--rank 64] [--dtype fp32] [--rounds 3]
 
-The published arrangement: a student UNet with PEFT layers, a second UNet as teacher, and three separate passes
-without gradient (teacher with text, teacher without, target). fewstep: one UNet, which is the teacher with the LoRA
-off, and both guidance branches in one batch. The two take turns in one process, so that the ratio holds when the
-machine's speed drifts. The floor is the step's floating-point operations divided by this machine's measured rate of
-matrix products.
+The published arrangement: a student UNet in float32 with PEFT layers, under autocast; a second UNet as teacher; three
+separate passes without gradient (teacher with text, teacher without, target). fewstep: one UNet, which is the teacher
+with the LoRA off, its frozen weights in the precision of the arithmetic, and both guidance branches in one batch. The
+two take turns, each turn in a fresh process, which also tells its peak memory. The floor is the step's floating-point
+operations divided by this machine's measured rate of matrix products in the same precision.
 """
 
 import resource
@@ -14,9 +14,8 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from statistics import median
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -25,17 +24,20 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.cli import main_of
-from fewstep.configs import Config
+from fewstep.configs import Config, DistillConfig, build
 from fewstep.diffusion.guidance import Conditioning, GuidedDenoiser, Network
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import schedule_from_config
 from fewstep.diffusion.solvers import SOLVERS
+from fewstep.evaluate.bench.process import in_own_process
+from fewstep.evaluate.bench.run import instructions
 from fewstep.evaluate.bench.turn import matmul_rate
 from fewstep.families import FAMILIES
 from fewstep.lora.layers import LoraLayers, initial, target_shapes
 from fewstep.models.network import UNetNetwork
 from fewstep.models.text import sizes_of
 from fewstep.training.losses import lcd_loss, pseudo_huber
+from fewstep.training.networks import LoraStudent, SwitchedNetwork, frozen_network
 
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
 SCHEDULE = schedule_from_config(SCHEDULER)
@@ -52,9 +54,11 @@ class DistillStepConfig(Config):
     rank: int = 64
     """Rank of the LoRA."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Precision of autocast; fewstep also keeps the frozen weights in it."""
+    """Precision of the arithmetic."""
+    frozen_weights: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
+    """How fewstep keeps the frozen weights, as distill --frozen-weights."""
     rounds: int = 3
-    """Measured steps of each, after one step that does not count."""
+    """Turns of each. A turn is a fresh process with one step that does not count and one that is measured."""
     alone: bool = False
     """Leave the published arrangement out, whose two UNets of SDXL take 20 GiB and more."""
 
@@ -93,22 +97,21 @@ def new_unet(config: DistillStepConfig) -> UNet2DConditionModel:
 
 def our_step(config: DistillStepConfig) -> LossStep:
     """A step in fewstep's arrangement."""
-    unet = new_unet(config).to(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
+    options = build(
+        DistillConfig, model="", data="", out="", precision=config.dtype, frozen_weights=config.frozen_weights
+    )
+    unet = frozen_network(new_unet(config), options, own=True)
     network, layers = UNetNetwork(unet), LoraLayers(unet)
     layers.add("student", initial(target_shapes(unet), config.rank, 0), trainable=True)
-    layers.switch = (("student", 1.0),)
+    student, teacher = LoraStudent(network, layers, ("student", 1.0), options), SwitchedNetwork(network, layers)
+    target = SwitchedNetwork(network, layers, ("student", 1.0))
     _, _, text, empty = inputs(config)
-
-    def bare(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        with layers.using():
-            return network(x, t, conditioning)
-
-    teacher = GuidedDenoiser(bare, prediction_named("epsilon"), text, empty, 8.5)
+    guided = GuidedDenoiser(teacher, prediction_named("epsilon"), text, empty, 8.5)
 
     def step() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.dtype == "bf16"):
-            loss = loss_of(network, network, teacher, config)
-        loss.backward()
+            loss = loss_of(student, target, guided, config)
+        loss.backward(inputs=list(layers.parameters()))
         layers.zero_grad()
         return loss
 
@@ -139,45 +142,43 @@ def published_step(config: DistillStepConfig) -> LossStep:
     return step
 
 
-def seconds(step: LossStep) -> float:
-    """Seconds of one step."""
+class Turn(NamedTuple):
+    """A turn of one arrangement."""
+
+    seconds: float  # of a step
+    peak_gib: float  # largest resident memory of the process
+    flops: int  # of a step
+
+
+def turn(arrangement: Callable[[DistillStepConfig], LossStep], config: DistillStepConfig) -> Turn:
+    """A turn in this process: a step that does not count, whose operations are counted, and one that is measured."""
+    step = arrangement(config)
+    with FlopCounterMode(display=False) as counter:
+        step()
     begun = time.perf_counter()
     step()
-    return time.perf_counter() - begun
-
-
-def peak_gib(arrangement: Callable[[DistillStepConfig], LossStep], config: DistillStepConfig) -> float:
-    """The largest resident memory, in GiB, of a process that makes only one step of the arrangement."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_gib, (arrangement, config))
-
-
-def _peak_gib(arrangement: Callable[[DistillStepConfig], LossStep], config: DistillStepConfig) -> float:
-    arrangement(config)()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return Turn(time.perf_counter() - begun, peak, counter.get_total_flops())
 
 
 def run(config: DistillStepConfig) -> None:
     """Print the table: seconds, ratio, floor and memory."""
     arrangements = {"fewstep": our_step} | ({} if config.alone else {"published script's": published_step})
-    peaks = [peak_gib(arrangement, config) for arrangement in arrangements.values()]
-    steps = [arrangement(config) for arrangement in arrangements.values()]
-    with FlopCounterMode(display=False) as counter:
-        steps[0]()
-    for step in steps[1:]:
-        step()
-    rounds = [[seconds(step) for step in steps] for _ in range(config.rounds)]
-    rate = matmul_rate(torch.bfloat16 if config.dtype == "bf16" else torch.float32, torch.device("cpu"))
-    floor = counter.get_total_flops() / rate
-    threads = torch.get_num_threads()
-    print(f"{config.family}, {config.size} px, batch 1, rank {config.rank}, {config.dtype}, {threads} threads")
-    print("| arrangement | s a step | peak GiB |\n|---|---|---|")
-    for name, took, peak in zip(arrangements, zip(*rounds, strict=True), peaks, strict=True):
-        print(f"| {name} | {median(took):.2f} | {peak:.1f} |")
-    print(f"| floor, {counter.get_total_flops() / 1e12:.2f} TFLOP at {rate / 1e12:.2f} TFLOP/s | {floor:.2f} | |")
-    print(f"\nfewstep / floor: {median(row[0] for row in rounds) / floor:.2f}")
+    rounds = [[in_own_process(turn, one, config) for one in arrangements.values()] for _ in range(config.rounds)]
+    rate = in_own_process(matmul_rate, torch.bfloat16 if config.dtype == "bf16" else torch.float32, torch.device("cpu"))
+    flops = rounds[0][0].flops
+    floor = flops / rate
+    print(f"{config.family}, {config.size} px, batch 1, rank {config.rank}, {config.dtype},", end=" ")
+    print(f"{torch.get_num_threads()} threads, {' '.join(instructions())}\n")
+    print("| arrangement | s a step | / floor | peak GiB |\n|---|---|---|---|")
+    for name, turns in zip(arrangements, zip(*rounds, strict=True), strict=True):
+        took = median(one.seconds for one in turns)
+        print(f"| {name} | {took:.2f} | {took / floor:.2f} | {max(one.peak_gib for one in turns):.1f} |")
+    print(f"| floor, {flops / 1e12:.2f} TFLOP at {rate / 1e12:.2f} TFLOP/s | {floor:.2f} | 1.00 | |")
     if not config.alone:
-        print(f"fewstep / published: {median(row[0] / row[1] for row in rounds):.2f}")
+        faster = median(other.seconds / own.seconds for own, other in rounds)
+        print(f"\nimages/s, fewstep / published: {faster:.2f}", end="; ")
+        print(f"peak memory, fewstep / published: {rounds[0][0].peak_gib / rounds[0][1].peak_gib:.2f}")
 
 
 if __name__ == "__main__":

@@ -87,6 +87,9 @@ class TrainingConfig(Config):
     of B, not the average of their product B A."""
     precision: Precision = "fp32"
     """Of the networks' arithmetic; trained weights are always kept in fp32."""
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """adamw, or adamw-8bit, which keeps AdamW's two averages in 8 bits, a quarter of their memory (needs the package
+    bitsandbytes)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Order, noise, timesteps and guidance of every sample derive from it."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
@@ -113,7 +116,7 @@ class AdapterConfig(TrainingConfig, ModelAndData):
     }
     excludes = {  # noqa: RUF012
         **TrainingConfig.excludes,
-        **dict.fromkeys(("init_lora", "modules", "lora_alpha", "lora_dropout"), "full"),
+        **dict.fromkeys(("init_lora", "modules", "lora_alpha", "lora_dropout", "frozen_weights"), "full"),
     }
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
@@ -127,6 +130,10 @@ class AdapterConfig(TrainingConfig, ModelAndData):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a layer's input features that the student's LoRA does not see, in all places of a picture at once, drawn
     anew for each sample. The target and the teacher see all."""
+    frozen_weights: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
+    """How a LoRA's run keeps the weights that it does not train: auto keeps them in --precision, bf16 takes half the
+    memory of fp32, int8 a quarter, nf4 an eighth (needs the package bitsandbytes). They are unpacked layer by layer,
+    which takes some time, and all arithmetic stays in --precision."""
     full: bool = False
     """Train all weights of the network instead of a LoRA."""
     init_lora: Path | None = None

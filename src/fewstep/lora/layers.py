@@ -91,7 +91,7 @@ class LoraLayers(nn.Module):
                         if factor.device != inputs[0].device:  # the network was moved, or its layers are offloaded
                             factor.data = factor.data.to(inputs[0].device)
                     x = inputs[0] if self.masking is None else self.masking(name, inputs[0])
-                    output = output + weight * update_output(layer, x, *factors[adapter])
+                    output = torch.add(output, update_output(layer, x, *factors[adapter]), alpha=weight)
             return output
 
         return add_updates

@@ -74,20 +74,25 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 @doing("loading the model")
 @quiet()
 def load_model(
-    name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", safety: bool = True
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    safety: bool = True,
+    unet_dtype: torch.dtype | None = None,
 ) -> Model:
     """The model `name`: the embedded one, a folder in diffusers' layout, a single .safetensors file, or one of the hub.
 
     device: meta leaves the networks without weights. safety: False leaves out the safety checker of a folder that has
-    one. Raises FewstepError that names the part that is missing or unreadable.
+    one. unet_dtype: of the UNet, if it is not `dtype` too. Raises FewstepError that names the part that is missing or
+    unreadable.
     """
     refuse_exported(name)
     path = shipped_model(name) or resolved(name)
     if path.is_file():
-        return load_single_file(path, dtype, device)
+        return load_single_file(path, dtype, device, unet_dtype)
     index = _index(path, name)
     if in_pixels(index):
-        return _pixel_model(path, index, dtype, device)
+        return _pixel_model(path, index, unet_dtype or dtype, device)
     parts = {part: kind for part, kind in NETWORKS.items() if part != "text_encoder_2" or index.get(part, [None])[0]}
     tokenizers = [part.replace("text_encoder", "tokenizer") for part in parts if part.startswith("text_encoder")]
     for part in (*parts, *tokenizers, "scheduler"):
@@ -101,7 +106,8 @@ def load_model(
     networks = {part: checked_part(kind, path / part) for part, kind in parts.items()}
     check_parts(path, read | networks)
     if str(device) != "meta":
-        networks = {part: filled(network, path / part, dtype, device) for part, network in networks.items()}
+        for part, network in networks.items():
+            networks[part] = filled(network, path / part, unet_dtype or dtype if part == "unet" else dtype, device)
     return Model(
         path=path,
         **read,

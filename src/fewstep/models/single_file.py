@@ -43,7 +43,12 @@ class CheckpointPart(NamedTuple):
     origins: Mapping[str, Origin]  # tensor of the network -> its place in the file
 
 
-def load_single_file(path: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Model:
+def load_single_file(
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    unet_dtype: torch.dtype | None = None,
+) -> Model:
     """The model in a single file, like `load_model`.
 
     Raises FewstepError that names a missing, unknown or wrongly shaped tensor.
@@ -55,8 +60,8 @@ def load_single_file(path: Path, dtype: torch.dtype = torch.float32, device: tor
     for name, encoder in zip(TEXT, family.text_encoders, strict=False):
         parts[name] = text_part(name, encoder, keys)
     check_accounted(path, keys, parts.values())
-    for part in parts.values() if str(device) != "meta" else ():
-        fill(part, file, path, dtype)
+    for name, part in parts.items() if str(device) != "meta" else ():
+        fill(part, file, path, unet_dtype or dtype if name == "unet" else dtype)
         check_finite(part.network, path)
     networks = {name: part.network.to(device).eval().requires_grad_(False) for name, part in parts.items()}
     tokenizers = [new_tokenizer(family, encoder) for encoder in family.text_encoders]

@@ -35,6 +35,7 @@ from fewstep.models.single_file import save_folder
 from fewstep.models.stepping import scheduler_of, write_scheduler
 from fewstep.session.plan import plan_sampling
 from fewstep.training.dropout import sample_masking
+from fewstep.training.frozen import pack, storage_of
 from fewstep.training.players import Average, Decay, Trainable, average_of
 
 STUDENT, TARGET, EXPORT = "student", "target", "export"
@@ -72,10 +73,7 @@ def networks_of(model: Model, config: AdapterConfig, with_teacher: bool, own: bo
     with_teacher: whether training evaluates the original weights.
     own: whether the model belongs to the run, so that its weights may change for good if this saves memory.
     """
-    unet, dtype = model.unet, DTYPES[config.precision]
-    if not config.full and unet.dtype != dtype:
-        with doing("preparing the networks"), quiet():
-            unet = (unet if own else copy.deepcopy(unet)).to(dtype)
+    unet = model.unet if config.full else frozen_network(model.unet, config, own)
     with as_found(unet):
         unet.eval().requires_grad_(False)
         if config.full:
@@ -86,6 +84,24 @@ def networks_of(model: Model, config: AdapterConfig, with_teacher: bool, own: bo
                 yield networks
             finally:
                 networks.layers.remove()
+
+
+@doing("preparing the networks")
+@quiet()
+def frozen_network(unet: Any, config: AdapterConfig, own: bool) -> Any:
+    """The network for LoRAs: its weights are kept as --frozen-weights says, and it computes in --precision.
+
+    own: whether `unet` may become it. Otherwise it is a copy, if anything must change.
+    """
+    dtype, storage = DTYPES[config.precision], storage_of(config)
+    if DTYPES.get(storage) != dtype:
+        unet = unet if own else copy.deepcopy(unet)
+        pack(unet, storage, dtype)
+    elif unet.dtype != dtype:
+        unet = (unet if own else copy.deepcopy(unet)).to(dtype)
+    if own and unet.device.type != "mps":
+        unet.to(memory_format=torch.channels_last)  # convolutions are faster so
+    return unet
 
 
 class LoraNetworks:
@@ -143,8 +159,13 @@ class SwitchedNetwork:
         self.network, self.layers, self.switch = network, layers, switch
 
     def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        with self.layers.using(*self.switch):
+        with self.layers.using(*self.switch), own_types(x):
             return self.network(x, t, conditioning)  # type: ignore[no-any-return]
+
+
+def own_types(x: Tensor) -> torch.autocast:
+    """Inside the block, no autocast: the frozen network has the type for computing, and casts its LoRAs to it."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 class LoraStudent(nn.Module):
@@ -161,7 +182,8 @@ class LoraStudent(nn.Module):
         rate = self.config.lora_dropout
         self.layers.switch = (self.adapter,)
         self.layers.masking = sample_masking(x, rate, self.config.seed) if rate else None
-        return self.network(x, t, conditioning)  # type: ignore[no-any-return]
+        with own_types(x):
+            return self.network(x, t, conditioning)  # type: ignore[no-any-return]
 
 
 class WholeNetworks:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.configs import TrainingConfig
+from fewstep.training.packages import bitsandbytes_for
 
 Loss = Callable[[nn.Module, Any, int], Tensor]  # the module (wrapped for several processes), a batch, finished steps
 
@@ -48,15 +49,23 @@ class Trainable(NamedTuple):
 
 
 def adamw(parameters: list[nn.Parameter], config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW with the config's settings. On a CPU it makes one pass over the parameters."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        fused=device.type == "cpu",
-    )
+    """AdamW with the config's settings, which makes one pass over the parameters; or the one of 8 bits."""
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer == "adamw-8bit":
+        return adamw_8bit(parameters, options)
+    return torch.optim.AdamW(parameters, fused=device.type in ("cpu", "cuda"), **options)
+
+
+def adamw_8bit(parameters: list[nn.Parameter], options: dict[str, Any]) -> torch.optim.Optimizer:
+    """AdamW whose averages have 8 bits, with a scale for each block of values (arXiv 2110.02861)."""
+    package = bitsandbytes_for("optimizer", "adamw-8bit", "adamw")
+    made: torch.optim.Optimizer = package.optim.AdamW8bit(parameters, **options)
+    return made
 
 
 @dataclass(frozen=True)

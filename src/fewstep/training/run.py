@@ -24,10 +24,12 @@ from fewstep.training.adapt import (
     trained,
     training_samples,
 )
+from fewstep.training.frozen import loading_dtype
 from fewstep.training.loop import check_precision, loop
 from fewstep.training.methods import Method, method_of
 from fewstep.training.methods.denoising import Denoising
 from fewstep.training.networks import networks_of
+from fewstep.training.packages import check_packages
 from fewstep.training.progress import check_folder
 from fewstep.training.rates import steps_in
 from fewstep.training.synthetic import default_captions, given_captions, synthetic_pictures
@@ -57,13 +59,15 @@ def run(config: AdapterConfig, kind: type[Method], previewer: Previewer | None =
     """Train config.model with a method of this class. previewer: draws every config.preview_every steps."""
     check_folder(config)
     check_precision(config)
+    check_packages(config)
     material = material_of(config)
-    method = kind(load_model(config.model, device=pick_device(config.device)), config)
-    encoded, captions = material(method.model)
+    model = load_model(config.model, device=pick_device(config.device), unet_dtype=loading_dtype(config))
+    method = kind(model, config)
+    encoded, captions = material(model)
     config = config.model_copy(update={"train_steps": steps_in(config, len(encoded))})
-    method = kind(method.model, config)
-    train(method, latent_data(encoded, method.model, config), own=True, previewer=previewer, captions=captions)
-    return trained(config, captions[0] if method.model.takes_text else None)
+    method = kind(model, config)
+    train(method, latent_data(encoded, model, config), own=True, previewer=previewer, captions=captions)
+    return trained(config, captions[0] if model.takes_text else None)
 
 
 def material_of(config: AdapterConfig) -> Callable[[Model], tuple[Encoded, Sequence[str]]]:
