@@ -41,6 +41,9 @@ class Where(Config):
     engine: EngineName = "auto"
     dtype: DType = "auto"
     device: DrawingDevice = "auto"
+    offload: bool = False
+    """Keep on the GPU only the network that computes, and the others in the computer's memory. It takes less of the
+    GPU's memory, and a little more time for each picture."""
     controlnet: str | None = None
     """The folder or hub id of a ControlNet, which draws after a control image."""
     decoder: str = "auto"

@@ -32,8 +32,10 @@ class CompiledEngine(TorchEngine):
 
     supports: ClassVar[Capabilities] = Capabilities(fields=frozenset({"loras", "controlnet", "image"}))
 
-    def __init__(self, model: Model, controlnet: Any = None, live: bool = False) -> None:
-        super().__init__(model, controlnet, live)
+    def __init__(
+        self, model: Model, controlnet: Any = None, live: bool = False, device: torch.device | None = None
+    ) -> None:
+        super().__init__(model, controlnet, live, device)
         self._graphs = self.device.type == "cuda"
         for network in (model.unet, model.vae and model.vae.decoder):
             for block in blocks_of(network):

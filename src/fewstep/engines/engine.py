@@ -18,7 +18,9 @@ from fewstep.lora.recipe import Recipe
 from fewstep.models.model import Model
 from fewstep.models.plugging import WeightedAdapter
 
-OPTIONAL = frozenset({"loras", "live_lora", "controlnet", "nag_scale", "image"})  # fields that not every engine takes
+OPTIONAL = frozenset(
+    {"loras", "live_lora", "controlnet", "nag_scale", "image", "offload"}
+)  # fields that not every engine takes
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from fewstep.session import Plan, Session
 from fewstep.session.decoders import NAMES
 from fewstep.session.loras import LoraFacts
 
-IRRELEVANT = frozenset({"batch_size", "device"})  # the surroundings contain the machine
+IRRELEVANT = frozenset({"batch_size", "device", "offload"})  # the surroundings contain the machine
 BY_CONTENT = frozenset({"model", "loras"})  # hashed by their content in the session, not by name
 PLACES = frozenset({"controlnet", "decoder"})  # fields that may name a folder, or one of the hub
 SAFETY = ("safety_checker", "feature_extractor")  # parts of a model's folder that may turn a picture black
