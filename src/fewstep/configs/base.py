@@ -39,7 +39,6 @@ DrawingDevice = Annotated[
         " openvino; directml is any GPU under Windows, for the engine onnx."
     ),
 ]
-SourceName = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
 Modules = str  # that a LoRA adapts, as families.is_target takes them
 ModelName = Annotated[
     str,
@@ -77,7 +76,9 @@ METHOD_NAMES = tuple(_METHODS)  # of distillation
 if TYPE_CHECKING:
     Solver = str
     MethodName = str
+    SourceName = str | Path  # which becomes a str
 else:
+    SourceName = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path) else given)]
     Solver = Literal["auto", *solver_names()]
     MethodName = Annotated[
         Literal[METHOD_NAMES], Field(description=" ".join(f"{name}: {text}" for name, text in _METHODS.items()))

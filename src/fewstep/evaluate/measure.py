@@ -1,6 +1,7 @@
 """The numbers of a row's images: FID, KID, LPIPS to the teacher, agreement, diversity, what EfficientNet says."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -67,7 +68,7 @@ class Measures(NamedTuple):
 
 @doing("loading what measures")
 def load_tools(
-    reference: str | None,
+    reference: str | Path | None,
     prompts: Sequence[Prompt],
     size: int,
     images: int,

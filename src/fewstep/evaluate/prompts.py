@@ -12,7 +12,7 @@ from fewstep.data.sources import Listing, list_samples
 from fewstep.errors import FewstepError, option
 
 
-def prompts_for(file: Path | None, reference: str | None) -> Prompts:
+def prompts_for(file: Path | None, reference: str | Path | None) -> Prompts:
     """The prompts of a file or of a shipped list; without one, the captions of the reference images, else of the
     shipped drawings.
 
@@ -36,7 +36,7 @@ def numbers_of(texts: Sequence[str]) -> Tensor:
     return torch.tensor([number[text] for text in texts])
 
 
-def reference_images(reference: str, captioned: bool = False) -> Listing:
+def reference_images(reference: str | Path, captioned: bool = False) -> Listing:
     """The images of --reference, and notes about files that are left out. Errors name --reference.
 
     captioned: whether captions are needed. If not, a folder may hold only images.
