@@ -23,7 +23,7 @@ class Data(NamedTuple):
 
 def read_data(given: Path) -> Data:
     """What --data reads at a path."""
-    samples, notes = list_samples(given)
+    samples, notes, _ = list_samples(given)
     return Data([Item(Path(sample.key), *sample.captions) for sample in samples], notes)
 
 
@@ -34,5 +34,5 @@ def read_items(given: Path) -> list[Item]:
 
 def reference_files(given: Path) -> tuple[list[Path], tuple[str, ...]]:
     """The images that --reference reads at a path, and the notes."""
-    samples, notes = reference_images(given)
+    samples, notes, _ = reference_images(given)
     return [Path(sample.key) for sample in samples], notes

@@ -30,6 +30,7 @@ TOY = """
         size: tuple
         green: int
         stamp: None = None
+        columns: dict = {}
 
         def open(self):
             file = io.BytesIO()
@@ -39,7 +40,7 @@ TOY = """
     def takes(given):
         return given.startswith("toy:")
 
-    def open_source(given, captioned):
+    def open_source(given, captioned, columns):
         greens = range(0, 50 * int(given.removeprefix("toy:")), 50)
         samples = [Square(f"toy/{green}", (f"green {green}",) * (green < 250), (20, 30), green) for green in greens]
         return SampleList(samples, "1 yellow square")
@@ -104,7 +105,7 @@ class Means(torch.nn.Linear):
 def test_reference_takes_a_new_source():
     network = Means(3, 3, bias=False)
     network.weight.data.copy_(torch.eye(3))
-    samples, notes = reference_images("toy:4")
+    samples, notes, _ = reference_images("toy:4")
     real = read_real(samples, "toy:4", 16, network)
     greens = torch.tensor([0, 50, 100, 150]) / 127.5 - 1
     torch.testing.assert_close(real.features.detach(), torch.stack([-torch.ones(4), greens, -torch.ones(4)], dim=1))
@@ -131,7 +132,7 @@ def test_captions_are_read_only_where_they_are_asked_for(tmp_path):
     (tmp_path / "a.txt").write_bytes("größer".encode("latin-1"))
     assert list(open_source(tmp_path, captioned=False)) == [FileSample(tmp_path / "a.png", ())]
     with pytest.raises(FewstepError, match="is not UTF-8"):
-        open_source(tmp_path)
+        list_samples(tmp_path)
 
 
 @pytest.mark.parametrize("of", [1, 2, 3, 7])

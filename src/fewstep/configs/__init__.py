@@ -23,6 +23,7 @@ _HOMES = {  # file: the names in it
         "option_name",
         "usage_error",
     ),
+    "data": ("Selection",),
     "draw": (
         "Draw",
         "Drawing",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
         usage_error,
     )
     from fewstep.configs.bench import BenchConfig
+    from fewstep.configs.data import Selection
     from fewstep.configs.draw import Draw, Drawing, DrawOptions, draw_of
     from fewstep.configs.drawing import CompareConfig, DemoConfig, SampleConfig, TuneConfig
     from fewstep.configs.elsewhere import answers
@@ -137,6 +139,7 @@ __all__ = [
     "Precision",
     "ResizeConfig",
     "SampleConfig",
+    "Selection",
     "ServeConfig",
     "Solver",
     "StreamConfig",

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fewstep.configs.base import ANY, Config, Device, MethodName, ModelName, Modules, Precision, SourceName
+from fewstep.configs.data import Selection
 from fewstep.errors import UsageError, option
 
 Tracker = Literal[
@@ -13,12 +14,15 @@ Tracker = Literal[
 ]  # those of accelerate
 
 
-class ModelAndData(Config):
+class ModelAndData(Selection):
     """The model and the images a run starts from (listed first in help)."""
+
+    first: ClassVar[tuple[str, ...]] = ("model", "data", "size")
 
     model: ModelName
     data: SourceName | None = None
-    """Images with captions: a folder of name.png + name.txt, or a .jsonl or .csv table with file_name and text."""
+    """Images with captions: a folder of name.png + name.txt; a .jsonl, .csv or .parquet table; a .zip, a .tar or shards
+    such as 'shards/{000..012}.tar', also on a server; a data set of the hub, owner/name (docs/data.md)."""
     size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Pixels of the square training images; by default the model's own size."""
 
@@ -167,9 +171,10 @@ class DistillConfig(AdapterConfig):
         "images": ("synthetic", True),
         "synthetic_steps": ("synthetic", True),
         "synthetic_guidance_scale": ("synthetic", True),
+        **dict.fromkeys(Selection.model_fields, ("data", ANY)),
     }
     excludes = {**AdapterConfig.excludes, "synthetic": "data"}  # noqa: RUF012
-    first: ClassVar[tuple[str, ...]] = ("model", "data", "synthetic", "prompt_file", "images")
+    first: ClassVar[tuple[str, ...]] = ("model", "data", "synthetic", "prompt_file", "images", "size")
 
     synthetic: bool = False
     """Train without images, on pictures that the model draws itself. They are drawn once, before training, at

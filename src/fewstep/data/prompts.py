@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.assets import shipped_kit, shipped_prompt_list
-from fewstep.data.sources.table import caption_of
+from fewstep.data.captions import caption_of
 from fewstep.errors import FewstepError, option
 
 OF = " emoji of "  # between a shipped caption's words for the style and for the thing

@@ -81,7 +81,7 @@ def load_tools(
 
     clip: the model for CLIP score; None = without CLIP score. Raises FewstepError if this model cannot be loaded.
     """
-    real_images, left_out = ([], ()) if reference is None else reference_images(reference)
+    real_images, left_out = ([], ()) if reference is None else reference_images(reference)[:2]
     notes = list(left_out)
 
     def attempt(what: str, load: Callable[[], T]) -> T | None:

@@ -159,7 +159,7 @@ def load_judges(config: TuneConfig, prompts: Sequence[Prompt], size: int, device
         style = drawings.statistics[config.style].expanded()
         return Judges(network, style, f"{style.count} drawings of {config.style}", network, drawings, (CLIP,))
     inception = load_inception(device)
-    real_images, left_out = reference_images(config.reference)
+    real_images, left_out, _ = reference_images(config.reference)
     real = read_real(real_images, str(config.reference), size, inception)
     style = statistics([real.features], inception.label)
     style_source = f"{len(real.features)} images of {real.source} (sha256 {real.sha256})"

@@ -10,10 +10,9 @@ from torch import Tensor
 from fewstep.configs import AdapterConfig
 from fewstep.data.cache import Encoded
 from fewstep.data.framing import Framing
-from fewstep.data.sources import Sample, list_samples
+from fewstep.data.sources import Sample, listed
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.errors import UsageError, option
-from fewstep.events import note
 from fewstep.hub import title_of
 from fewstep.lora.files import open_lora
 from fewstep.lora.recipe import Recipe
@@ -67,12 +66,9 @@ class LatentData:
 
 
 def training_samples(config: AdapterConfig) -> list[Sample]:
-    """The images of --data, with captions if the model takes text. A note tells which files are left out."""
+    """The images of --data that count, with captions if the model takes text. A note tells what is left out."""
     assert config.data is not None, "the config asks for it"
-    samples, notes = list_samples(config.data, captioned=takes_text(config.model))
-    for text in notes:
-        note(text)
-    return samples
+    return listed(config, config.data, takes_text(config.model), config.out)
 
 
 def training_size(model: Model, config: AdapterConfig) -> int:

@@ -1,10 +1,12 @@
 """What a source of captioned images is: the protocols Sample and Source, samples that are files, a list of samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from fewstep.errors import FewstepError
 from fewstep.images import file_bytes
 
 
@@ -27,8 +29,22 @@ class Sample(Protocol):
     def stamp(self) -> str | None:
         """What is another if the image is, such as its file's path, size and time; None if only its content tells."""
 
+    @property
+    def columns(self) -> Mapping[str, object]:
+        """What else the source says about the image, by name: of the columns that were asked for, those it has."""
+
     def open(self) -> bytes:
         """The content of the image's file. Raises FewstepError if it cannot be read."""
+
+
+class Broken(NamedTuple):
+    """What stands in a source where a sample would, but cannot be one."""
+
+    key: str  # as Sample's
+    error: FewstepError
+
+
+Item = Sample | Broken
 
 
 class Source(Protocol):
@@ -38,8 +54,8 @@ class Source(Protocol):
     def left_out(self) -> str:
         """What of the source is no sample, such as "2 .gif files"; "" if nothing is, as far as it has been read."""
 
-    def __iter__(self) -> Iterator[Sample]:
-        """The samples, in the same order each time. Raises FewstepError naming the first that is broken."""
+    def __iter__(self) -> Iterator[Item]:
+        """The samples and what is broken, in the same order each time."""
 
     def part(self, rank: int, of: int) -> "Source":
         """The share of process `rank`, 0...of - 1. The shares of all processes together are the source."""
@@ -51,6 +67,7 @@ class FileSample(NamedTuple):
     path: Path
     captions: tuple[str, ...]
     size: tuple[int, int] | None = None  # as Sample's
+    columns: Mapping[str, object] = MappingProxyType({})  # as Sample's
 
     @property
     def key(self) -> str:
@@ -75,10 +92,10 @@ class FileSample(NamedTuple):
 class SampleList:
     """The source of samples that are all known before the first image is read."""
 
-    samples: Sequence[Sample]
+    samples: Sequence[Item]
     left_out: str = ""
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Item]:
         return iter(self.samples)
 
     def part(self, rank: int, of: int) -> "SampleList":
