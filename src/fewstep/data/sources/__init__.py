@@ -79,7 +79,7 @@ def list_samples(given: str | Path, captioned: bool = True, filters: Filters = E
     return Listing(found.samples, (f"left out of {given}: {left_out}",) if left_out else (), found.broken)
 
 
-def listed(config: Selection, given: str, captioned: bool, out: Path | None) -> list[Sample]:
+def listed(config: Selection, given: str | Path, captioned: bool, out: Path | None) -> list[Sample]:
     """The samples of a source that count for a command, as of `list_samples`. Notes tell what is left out.
 
     out: the folder for the list of what is broken, which is written if anything is; None without a list.
