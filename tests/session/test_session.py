@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fewstep
-from fewstep.configs import Draw, DrawOptions, Where, build
+from fewstep.configs import Draw, DrawOptions, Where, WhereOptions, build
 from fewstep.errors import FewstepError, UsageError
 from fewstep.events import Event, Note, Preview, Progress
 from fewstep.lora.layers import initial
@@ -243,10 +243,9 @@ def test_a_picture_to_start_from_is_bytes_or_an_image(tiny_model_folder, tmp_pat
     assert torch.equal(first.pixels, second.pixels)
 
 
-def test_the_keywords_are_the_fields_of_draw():
-    fields = {name: field for name, field in Draw.model_fields.items() if name != "prompts"}
-    hints = get_type_hints(DrawOptions, localns={"Image": Any})
-    assert hints.keys() == fields.keys()
+def test_the_keywords_are_the_fields_of_draw_and_where():
+    assert get_type_hints(DrawOptions, localns={"Image": Any}).keys() == Draw.model_fields.keys() - {"prompts"}
+    assert get_type_hints(WhereOptions).keys() == Where.model_fields.keys() - {"model", "loras"}
 
 
 def test_configs_are_put_together_from_where_and_draw():

@@ -62,6 +62,7 @@ _HOMES = {  # file: the names in it
         "DType",
         "Loras",
         "Where",
+        "WhereOptions",
     ),
 }
 
@@ -100,7 +101,7 @@ if TYPE_CHECKING:
     from fewstep.configs.serving import ServeConfig
     from fewstep.configs.streaming import StreamConfig
     from fewstep.configs.training import AdapterConfig, DistillConfig, FinetuneConfig, ModelAndData, TrainingConfig
-    from fewstep.configs.where import DType, Loras, Where
+    from fewstep.configs.where import DType, Loras, Where, WhereOptions
 else:
 
     def __getattr__(name: str) -> object:
@@ -148,6 +149,7 @@ __all__ = [
     "TuneConfig",
     "Typed",
     "Where",
+    "WhereOptions",
     "answers",
     "build",
     "describe",

@@ -1,6 +1,6 @@
 """What pictures are drawn with: the model, the LoRAs plugged into it, the engine that runs it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import Field
 
@@ -58,3 +58,16 @@ class Where(Config):
     def where(self) -> "Where":
         """These fields alone, of a config that has more."""
         return Where.model_construct(**{name: getattr(self, name) for name in Where.model_fields})
+
+
+class WhereOptions(TypedDict, total=False):
+    """The fields of `Where` as keywords, but for the model and the LoRAs. A test holds the two against each other."""
+
+    live_lora: bool
+    engine: EngineName
+    dtype: DType
+    device: DrawingDevice
+    offload: bool
+    controlnet: str | None
+    decoder: str
+    no_safety_checker: bool

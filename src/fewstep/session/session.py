@@ -4,13 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, Unpack, cast
 
 from PIL import Image
 from torch import Tensor
 
 from fewstep import __version__
-from fewstep.configs import Draw, DrawOptions, Where, build, draw_of
+from fewstep.configs import Draw, DrawOptions, Where, WhereOptions, build, draw_of
 from fewstep.configs.draw import picture_bytes
 from fewstep.diffusion.guidance import Conditioning, concatenate
 from fewstep.diffusion.sampler import ImageNoise
@@ -58,35 +58,15 @@ class Session:
         model: str = "emoji",
         loras: Sequence[str] | None = None,
         *,
-        engine: str = "auto",
-        dtype: str = "auto",
-        device: str = "auto",
-        offload: bool = False,
-        controlnet: str | None = None,
-        decoder: str = "auto",
-        no_safety_checker: bool = False,
-        live_lora: bool = False,
         sink: Sink | None = None,
+        **options: Unpack[WhereOptions],
     ) -> None:
         """The arguments are the fields of `Where`. sink: gets the events; None = the sink that is in force.
 
         loras: FILE or FILE:WEIGHT each; None = emoji's own acceleration if the solver is one for it, else none.
         Raises FewstepError for a file that is missing or does not fit, and UsageError for an impossible value.
         """
-        where = build(
-            Where,
-            model=model,
-            loras=None if loras is None else tuple(loras),
-            engine=engine,
-            dtype=dtype,
-            device=device,
-            offload=offload,
-            controlnet=controlnet,
-            decoder=decoder,
-            no_safety_checker=no_safety_checker,
-            live_lora=live_lora,
-        )
-        self._start(where, None, sink)
+        self._start(where_of(model, loras, options), None, sink)
 
     @classmethod
     def open(cls, where: Where, sink: Sink | None = None) -> Self:
@@ -403,38 +383,29 @@ class Session:
         }
 
 
+class SampleOptions(DrawOptions, WhereOptions, total=False):
+    """The fields of `Draw` and of `Where` as keywords."""
+
+
+def where_of(model: str, loras: Sequence[str] | None, options: WhereOptions) -> Where:
+    """The Where of a model, LoRAs and keywords. Raises UsageError naming a bad one."""
+    return build(Where, model=model, loras=None if loras is None else tuple(loras), **options)
+
+
 def sample(
     prompts: str | Sequence[str],
     model: str = "emoji",
     loras: Sequence[str] | None = None,
     *,
-    engine: str = "auto",
-    dtype: str = "auto",
-    device: str = "auto",
-    offload: bool = False,
-    controlnet: str | None = None,
-    decoder: str = "auto",
-    no_safety_checker: bool = False,
-    live_lora: bool = False,
     sink: Sink | None = None,
-    **options: Unpack[DrawOptions],
+    **options: Unpack[SampleOptions],
 ) -> list[Picture]:
     """The pictures of the prompts, from a session that is opened only for them.
 
     The arguments are those of `Session` and `Session.draw`.
     """
-    draw = draw_of(prompts, options)  # a wrong keyword is named before anything is loaded
-    with Session(
-        model,
-        loras,
-        engine=engine,
-        dtype=dtype,
-        device=device,
-        offload=offload,
-        controlnet=controlnet,
-        decoder=decoder,
-        no_safety_checker=no_safety_checker,
-        live_lora=live_lora,
-        sink=sink,
-    ) as session:
+    of_where = {name: value for name, value in options.items() if name in Where.model_fields}
+    of_draw = {name: value for name, value in options.items() if name not in of_where}
+    draw = draw_of(prompts, cast(DrawOptions, of_draw))  # a wrong keyword is named before anything is loaded
+    with Session.open(where_of(model, loras, cast(WhereOptions, of_where)), sink) as session:
         return list(session.draw(draw))
