@@ -21,7 +21,7 @@ SRC = DOCS.parent / "src"
 STYLELESS = 2  # one caption in so many names no style, as all prompts do that runs are judged by
 NOT_THE_RESULTS = {  # model's and data's hashes are
     *("model", "data", "out", "resume", "checkpoint_every", "log_every", "tracker", "project", "sampler"),
-    *("preview_every", "preview_prompts", "preview_images", "preview_clip"),
+    *("preview_every", "preview_prompts", "preview_images", "preview_clip", "push_to_hub"),
 }
 
 

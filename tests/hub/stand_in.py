@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from base64 import b64decode
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BROKEN = -1
 LARGE = (".safetensors", ".bin")  # kept by LFS
 INFO = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?")
+UPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/(?:preupload|commit)/main|/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -74,6 +76,8 @@ class StandIn:
         self.file_refusals: dict[str, int] = {}  # by a file's name
         self.drops: list[int] = []
         self.asked: list[Asked] = []
+        self.made: dict[str, dict[str, object]] = {}  # repository -> how it was asked for
+        self.received: dict[str, bytes] = {}  # large files that were uploaded, by SHA-256
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), partial(kind, self)) for kind in (Hub, Files)]
         self.threads = [Thread(target=server.serve_forever, args=(0.01,), daemon=True) for server in self.servers]
         for thread in self.threads:
@@ -151,6 +155,52 @@ class Hub(Handler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_POST(self) -> None:
+        """What an upload asks for: a repository, which files are large, where these go, and the commit."""
+        path, body = self.note(), self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        found = UPLOAD.fullmatch(path)
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            if name in self.hub.refusals:
+                return self.answer(self.hub.refusals[name][0])
+            self.hub.made[name] = asked
+            self.hub.repositories.setdefault(name, Repository({}))
+            return self.json({"url": f"{self.hub.endpoint}/{name}"})
+        if path == "/api/validate-yaml":
+            return self.json({"errors": [], "warnings": []})
+        if found is None:
+            return self.answer(404)
+        name, kind = found[1] or found[2], "lfs" if found[2] else path.split("/")[-2]
+        if name in self.hub.refusals:
+            return self.answer(self.hub.refusals[name][0])
+        if kind == "preupload":
+            files = [file["path"] for file in json.loads(body)["files"]]
+            kinds = {True: "lfs", False: "regular"}
+            facts = [{"path": file, "uploadMode": kinds[large(file)], "shouldIgnore": False} for file in files]
+            return self.json({"files": facts})
+        if kind == "lfs":
+            objects = json.loads(body)["objects"]
+            places = [{"upload": {"href": f"{self.hub.endpoint}/put/{one['oid']}"}} for one in objects]
+            return self.json({"objects": [o | {"actions": a} for o, a in zip(objects, places, strict=True)]})
+        for value in map(json.loads, body.splitlines()):
+            file = value["value"]
+            if value["key"] == "file":
+                self.hub.repositories[name].files[file["path"]] = b64decode(file["content"])
+            elif value["key"] == "lfsFile":
+                self.hub.repositories[name].files[file["path"]] = self.hub.received[file["oid"]]
+        commit = self.hub.repositories[name].commit
+        url = f"{self.hub.endpoint}/{name}/commit/{commit}"
+        return self.json({"commitUrl": url, "commitOid": commit, "success": True})
+
+    def do_PUT(self) -> None:
+        path = self.note()
+        self.hub.received[path.rpartition("/")[2]] = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200)
+
+    def json(self, value: object) -> None:
+        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
 
     def file(self, repository: Repository, name: str) -> None:
         if name in self.hub.file_refusals:

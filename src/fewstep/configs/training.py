@@ -113,7 +113,9 @@ class TrainingConfig(Config):
 class AdapterConfig(TrainingConfig, ModelAndData):
     """What distilling and fine-tuning a model on images share."""
 
-    may_change = TrainingConfig.may_change | {"preview_every", "preview_prompts", "preview_images", "preview_clip"}
+    may_change = TrainingConfig.may_change | {
+        *("preview_every", "preview_prompts", "preview_images", "preview_clip", "push_to_hub"),
+    }
     needs = {  # noqa: RUF012
         **TrainingConfig.needs,
         **dict.fromkeys(("preview_prompts", "preview_images", "preview_clip"), ("preview_every", ANY)),
@@ -157,6 +159,9 @@ class AdapterConfig(TrainingConfig, ModelAndData):
     """How many pictures of each number of steps are drawn and scored; the first 8 are on the sheet."""
     preview_clip: str | None = None
     """The folder or hub id of a CLIP model, which scores how well previews fit their prompts."""
+    push_to_hub: str | None = None
+    """Upload the result with its card to this repository of the hub, owner/name, when the run ends. It is made private
+    before the run begins, if there is none. HF_TOKEN or a login must allow it."""
 
 
 class DistillConfig(AdapterConfig):

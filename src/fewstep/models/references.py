@@ -41,8 +41,10 @@ class LoraReference(NamedTuple):
 
 
 def only_in(folder: Path) -> Path:
-    """The only LoRA in a folder, such as `fewstep distill --out` writes."""
+    """The only LoRA in a folder. In that of a run it is the run's last result, also beside its best one."""
     files = sorted(folder.glob("*.safetensors"))
+    if {file.name for file in files} == {"best.safetensors", "lora.safetensors"}:
+        return folder / "lora.safetensors"
     if len(files) != 1:
         names = ", ".join(file.name for file in files)
         raise FewstepError(
