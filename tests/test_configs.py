@@ -297,5 +297,5 @@ def test_spellings():
 
 def test_what_decides_a_run_may_not_change_on_resume():
     fixed = set(DistillConfig.model_fields) - TrainingConfig.may_change
-    assert fixed >= {"model", "data", "seed", "rank", "full", "psi", "k", "guidance_scale", "batch_size", "ema"}
+    assert fixed >= {"model", "data", "seed", "rank", "full", "psi", "k", "guidance_scale", "ema"}
     assert TrainingConfig.may_change >= {"out", "train_steps", "resume", "device"}

@@ -79,7 +79,7 @@ class GraphedStep:
     def fetch(self, run: Run, data: Data) -> Any:
         """The batch of the run's next step, copied to the GPU while it computes."""
         with torch.cuda.stream(self.copying):
-            return data.batch(run.visits(len(data), 0), run.accelerator.device)
+            return data.batch(run.visits(0), run.accelerator.device)
 
     def take(self, batch: TensorBatch) -> None:
         """Copy `batch` into the tensors that the graph reads."""

@@ -36,16 +36,28 @@ AT_ONCE = 256  # captions
 class InMemory:
     """Latents (N, C, H, W) and embeddings (N, L, D) in half precision, read as data.cache.Encoded is."""
 
+    views, identity = 1, ""
+
     def __init__(self, latents: Tensor, text: Tensor) -> None:
         self._latents, self._text = latents, text
 
     def __len__(self) -> int:
         return len(self._latents)
 
-    def latents(self, indices: Sequence[int]) -> Tensor:
+    @property
+    def groups(self) -> list[Tensor]:
+        return [torch.arange(len(self))]
+
+    def captions(self, index: int) -> int:
+        return 1
+
+    def deviations(self, indices: Sequence[int], views: None = None) -> None:
+        return None
+
+    def latents(self, indices: Sequence[int], views: None = None) -> Tensor:
         return self._latents[indices].float()
 
-    def conditioning(self, indices: Sequence[int]) -> Conditioning:
+    def conditioning(self, indices: Sequence[int], views: None = None, captions: object = None) -> Conditioning:
         return Conditioning(self._text[indices].float())
 
 

@@ -1,10 +1,12 @@
 """The loop: resume is bit-equal, accumulation and processes reproduce one run, a Gaussian is distilled right."""
 
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +24,9 @@ from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config, skipping_grid
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import FewstepError, UsageError
+from fewstep.training import checkpoint
 from fewstep.training.checkpoint import newest_checkpoint
-from fewstep.training.draws import Order, SampleId, generator, normal, uniform
+from fewstep.training.draws import Order, SampleId, StepOrder, generator, normal, uniform
 from fewstep.training.loop import loop
 from fewstep.training.losses import lcd_loss, pseudo_huber
 from fewstep.training.players import Average, Player, Trainable, average_of
@@ -250,6 +253,128 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state(tmp_path: Path
         loop({"net": Player(trainable, loss)}, Points(), config)
     assert all(p.isfinite().all() for p in trainable.parameters.values())
     assert newest_checkpoint(tmp_path / "run" / "checkpoints") is not None
+
+
+def test_every_checkpoint_but_the_newest_is_removed(tmp_path: Path) -> None:
+    train(tmp_path, checkpoint_every=2, keep_checkpoints=3)
+    names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert names == [f"step-{step:08}.safetensors" for step in (8, 10, 12)]
+
+
+def test_all_options_that_differ_from_the_first_run_are_named(tmp_path: Path) -> None:
+    train(tmp_path, train_steps=5)
+    with pytest.raises(UsageError, match=r"^beta2 0\.5, seed 3 differ from the run in .* \(0\.999, 0\)"):
+        check_folder(build(TrainingConfig, out=tmp_path, resume=True, batch_size=4, seed=3, beta2=0.5))
+
+
+def test_a_step_may_be_divided_otherwise_when_a_run_goes_on(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "parts", train_steps=7)
+    with pytest.raises(UsageError, match=r"^batch_size 2 x accumulate 3 x 1 process is 6 samples a step, but .* has 4"):
+        train(tmp_path / "parts", resume=True, batch_size=2, accumulate=3)
+    parts = train(tmp_path / "parts", resume=True, batch_size=2, accumulate=2)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", ["first", "first/checkpoints/step-00000007.safetensors"])
+def test_a_run_goes_on_from_another_in_a_folder_of_its_own(tmp_path: Path, given: str) -> None:
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "first", train_steps=7)
+    assert_equal(
+        train(tmp_path / "second", resume_from=tmp_path / given, train_steps=10),
+        train(tmp_path / "ten", train_steps=10),
+    )
+    assert_equal(train(tmp_path / "second", resume_from=tmp_path / given, resume=True), whole)  # from its own newest
+    with pytest.raises(UsageError, match=r"^seed 1 differs from the run in .*first \(0\)"):
+        train(tmp_path / "third", resume_from=tmp_path / given, seed=1)
+    with pytest.raises(UsageError, match=r"^resume_from .*: no checkpoint is there"):
+        train(tmp_path / "third", resume_from=tmp_path)
+    assert not (tmp_path / "third").exists() or not list((tmp_path / "third").iterdir())
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_stops_no_run_that_has_time_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def save_file(*arguments: object) -> None:
+        calls.append(1)
+        full() if 2 < len(calls) < 5 else saved(*arguments)
+
+    saved = checkpoint.save_file
+    whole = train(tmp_path / "whole", checkpoint_every=3)
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    assert_equal(train(tmp_path / "full", checkpoint_every=3), whole)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert re.match(r"note: no space left to write .*step-00000009.*; training goes on, and tries again 3 steps", line)
+    names = [path.name for path in sorted((tmp_path / "full" / "checkpoints").iterdir())]
+    assert names == [f"step-{step:08}.safetensors" for step in (6, 12)]
+
+
+def test_the_oldest_checkpoints_make_room_for_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_file(tensors: object, path: Path, *rest: object) -> None:
+        full() if len(list(run.glob("step-*"))) > 1 else saved(tensors, path, *rest)
+
+    saved, run = checkpoint.save_file, tmp_path / "checkpoints"
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    train(tmp_path, checkpoint_every=3, keep_checkpoints=5)
+    assert [path.name for path in sorted(run.iterdir())] == [f"step-{step:08}.safetensors" for step in (9, 12)]
+
+
+class Shaped(Points):
+    """Samples of two shapes, one of them of four samples."""
+
+    groups, identity = (torch.arange(6), torch.arange(6, 10)), "first"
+
+
+def test_a_run_of_other_samples_is_not_gone_on_with(tmp_path: Path) -> None:
+    def begin(data: Points, **options: object) -> None:
+        net = small_net()
+        config = build(TrainingConfig, out=tmp_path, device="cpu", train_steps=3, **options)
+        loop({"net": Player(Trainable(net, dict(net.named_parameters()), {}), squared_error)}, data, config)
+
+    begin(Shaped())
+    other = Shaped()
+    other.identity = "second"
+    with pytest.raises(UsageError, match=r"^the images or captions differ from those of the run"):
+        begin(other, resume=True)
+    begin(Shaped(), resume=True)
+
+
+@pytest.mark.parametrize("sizes", [(7, 12, 1), (5, 5), (40,), (3, 100)])
+def test_steps_of_one_shape_visit_every_sample_as_often_as_the_others(sizes: tuple[int, ...]) -> None:
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    groups = tuple(torch.arange(start, start + size) for start, size in zip(starts, sizes, strict=True))
+    order, total = StepOrder(groups, 3, 4), sum(sizes)
+    steps = [order.visits(step, 0, 4) for step in range(total)]  # four epochs
+    shape_of = {int(i): number for number, group in enumerate(groups) for i in group}
+    assert all(len({shape_of[visit.index] for visit in step}) == 1 for step in steps)
+    visits = [visit for step in steps for visit in step]
+    assert len(set(visits)) == len(visits) == 4 * total
+    counts = Counter(visit.index for visit in visits)
+    assert all(counts[i] == 4 for i in range(total)), counts
+    for epoch in range(4):
+        of_epoch = Counter(visit.index for visit in visits if visit.epoch == epoch)
+        assert of_epoch == dict.fromkeys(range(total), 1)
+    assert [v.index for v in visits[:total]] != [v.index for v in visits[total : 2 * total]]
+
+
+def test_a_step_divided_is_the_same_step() -> None:
+    order = StepOrder((torch.arange(7), torch.arange(7, 20)), 3, 8)
+    for step in range(12):
+        assert [*order.visits(step, 0, 4), *order.visits(step, 4, 2), *order.visits(step, 6, 2)] == order.visits(
+            step, 0, 8
+        )
+
+
+def test_with_one_shape_the_order_is_that_of_the_samples() -> None:
+    order, plain = StepOrder((torch.arange(10),), 3, 4), Order(10, 3)
+    assert [order.visits(step, 1, 3) for step in range(20)] == [plain.visits(4 * step + 1, 3) for step in range(20)]
 
 
 # A Gaussian data set has a known teacher; distilled by our loop, a small network must give its data back.

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from fewstep.configs.base import ANY, Config, Device, MethodName, ModelName, Modules, Precision, SourceName
 from fewstep.configs.data import Selection
+from fewstep.configs.framing import FramingOptions
 from fewstep.errors import UsageError, option
 
 Tracker = Literal[
@@ -22,9 +23,10 @@ class ModelAndData(Selection):
     model: ModelName
     data: SourceName | None = None
     """Images with captions: a folder of name.png + name.txt; a .jsonl, .csv or .parquet table; a .zip, a .tar or shards
-    such as 'shards/{000..012}.tar', also on a server; a data set of the hub, owner/name (docs/data.md)."""
+    such as 'shards/{000..012}.tar', also on a server; a data set of the hub, owner/name; or a cache that fewstep data
+    encode made (docs/data.md)."""
     size: Annotated[int, Field(ge=8, le=4096)] | None = None
-    """Pixels of the square training images; by default the model's own size."""
+    """Pixels of a side of the square training images; by default the model's own size."""
 
 
 class TrainingConfig(Config):
@@ -41,8 +43,12 @@ class TrainingConfig(Config):
             "out",
             "train_steps",
             "epochs",
+            "batch_size",
+            "accumulate",
             "resume",
+            "resume_from",
             "checkpoint_every",
+            "keep_checkpoints",
             "log_every",
             "tracker",
             "project",
@@ -97,11 +103,16 @@ class TrainingConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Order, noise, timesteps and guidance of every sample derive from it."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
-    """Steps between checkpoints; the two newest are kept."""
+    """Steps between checkpoints."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many checkpoints are kept, the newest ones."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between lines of metrics.jsonl."""
     resume: bool = False
     """Go on from the newest checkpoint in --out."""
+    resume_from: Path | None = None
+    """Go on from a checkpoint of another run, or from the newest in its folder, with that run's options. With --resume,
+    only if --out has no checkpoint."""
     tracker: Tracker | None = None
     """Also report metrics and previews to this tracker (its package must be installed)."""
     project: str = "fewstep"
@@ -110,14 +121,15 @@ class TrainingConfig(Config):
     """Where to compute; auto takes cuda, then mps, then cpu."""
 
 
-class AdapterConfig(TrainingConfig, ModelAndData):
+class AdapterConfig(TrainingConfig, FramingOptions, ModelAndData):
     """What distilling and fine-tuning a model on images share."""
 
     may_change = TrainingConfig.may_change | {
-        *("preview_every", "preview_prompts", "preview_images", "preview_clip", "push_to_hub"),
+        *("preview_every", "preview_prompts", "preview_images", "preview_clip", "push_to_hub", "workers"),
     }
     needs = {  # noqa: RUF012
         **TrainingConfig.needs,
+        **dict.fromkeys(FramingOptions.model_fields, ("data", ANY)),
         **dict.fromkeys(("preview_prompts", "preview_images", "preview_clip"), ("preview_every", ANY)),
     }
     excludes = {  # noqa: RUF012

@@ -199,6 +199,18 @@ def ordered(values: Tensor) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last) if values.device.type == "cpu" else values
 
 
+def free_encoders(model: Model, keep: bool = False) -> None:
+    """Free the memory of the autoencoder and the text encoders, which cannot compute any more then.
+
+    keep: whether their weights stay on the CPU, because the model is written to a folder later.
+    """
+    for part in (model.vae, model.text_encoder, model.text_encoder_2):
+        if part is not None:
+            part.to("cpu" if keep else "meta")
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 @doing("hashing the model's files")
 def parts_sha256(path: Path, parts: Sequence[str] = PARTS) -> str:
     """Hash of all files of these parts of a model folder; for a single file, of the whole file."""

@@ -21,7 +21,7 @@ from fewstep.models.load import takes_text
 from fewstep.models.model import Model
 from fewstep.models.references import LoraReference
 from fewstep.session.plan import DEFAULT_GUIDANCE_SCALE
-from fewstep.training.draws import SampleId, generator, normal, uniform
+from fewstep.training.draws import SampleId, generator, integers, normal, uniform
 
 
 class Batch(NamedTuple):
@@ -37,7 +37,11 @@ class Batch(NamedTuple):
 
 
 class LatentData:
-    """Encoded samples as the loop's Data. A visit draws eps, time, guidance, whether to drop the caption, and end."""
+    """Encoded samples as the loop's Data.
+
+    A visit draws a view and a caption if its sample has several, then eps, time, guidance, whether to drop the caption,
+    end, and the latents if their deviations are kept.
+    """
 
     def __init__(self, encoded: Encoded, empty: Conditioning, drop_captions: float) -> None:
         self.encoded, self.empty, self.drop_captions = encoded, empty, drop_captions
@@ -45,15 +49,28 @@ class LatentData:
     def __len__(self) -> int:
         return len(self.encoded)
 
+    @property
+    def groups(self) -> list[Tensor]:
+        return self.encoded.groups
+
+    @property
+    def identity(self) -> str:
+        return self.encoded.identity
+
     def batch(self, visits: Sequence[SampleId], device: torch.device) -> Batch:
-        indices, generators = [visit.index for visit in visits], [generator(visit) for visit in visits]
-        x_0 = self.encoded.latents(indices)
+        encoded, indices, generators = self.encoded, [visit.index for visit in visits], [*map(generator, visits)]
+        views = integers(generators, encoded.views).tolist() if encoded.views > 1 else None
+        captions = [chosen(generators[i], encoded.captions(index)) for i, index in enumerate(indices)]
+        x_0 = encoded.latents(indices, views)
         eps = normal(generators, x_0.shape[1:])
         time, guidance, drop = uniform(generators), uniform(generators), uniform(generators) < self.drop_captions
-        conditioning = self.encoded.conditioning(indices)
+        conditioning = encoded.conditioning(indices, views, captions)
         empty = self.empty.expand(len(x_0))._replace(
             sizes=conditioning.sizes, mask_and_latents=conditioning.mask_and_latents
         )
+        end, deviations = uniform(generators), encoded.deviations(indices, views)
+        if deviations is not None:
+            x_0 = x_0 + deviations * normal(generators, x_0.shape[1:])
         return Batch(
             x_0.to(device),
             empty.where(drop, conditioning).to(device),
@@ -61,8 +78,13 @@ class LatentData:
             eps.to(device),
             time,
             guidance,
-            end=uniform(generators),
+            end,
         )
+
+
+def chosen(generator: torch.Generator, count: int) -> int:
+    """A random number from 0 to count - 1. Nothing is drawn if there is no choice."""
+    return int(integers([generator], count)) if count > 1 else 0
 
 
 def training_samples(config: AdapterConfig) -> list[Sample]:
@@ -82,7 +104,14 @@ def training_size(model: Model, config: AdapterConfig) -> int:
 
 def framing_of(model: Model, config: AdapterConfig) -> Framing:
     """How the training images are cut."""
-    return Framing(training_size(model, config), model.multiple)
+    return Framing(
+        training_size(model, config),
+        model.multiple,
+        config.buckets,
+        config.random_crops,
+        config.random_flip,
+        config.sample_latents,
+    )
 
 
 def usual_guidance(model: Model) -> float:

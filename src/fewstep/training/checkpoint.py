@@ -1,7 +1,7 @@
 """Training checkpoints. Each is one safetensors file, written whole or not at all. Nothing is pickled."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fewstep.events import doing
 from fewstep.io import atomic_path
 from fewstep.training.players import Players, Trainable
 
+FOLDER = "checkpoints"  # in a run's folder
 Optimizers = Mapping[str, torch.optim.Optimizer]  # player -> its optimiser
 
 
@@ -107,14 +108,14 @@ def load_state(
 
 
 def resumed(
-    folder: Path, players: Players, optimizers: Optimizers, note: Callable[[str], object]
+    paths: Sequence[Path], players: Players, optimizers: Optimizers, note: Callable[[str], object]
 ) -> tuple[int, dict[str, Any]] | None:
-    """Load the newest readable checkpoint in `folder`, like `load_checkpoint`. Returns None when there is none.
+    """Load the first of these checkpoints that can be read, like `load_checkpoint`. Returns None when there is none.
 
-    note: called for each newer checkpoint that cannot be read. Raises FewstepError when no checkpoint can be read.
+    note: called for each earlier one that cannot be read. Raises FewstepError when no checkpoint can be read.
     """
     failures: list[FewstepError] = []
-    for path in checkpoints(folder):
+    for path in paths:
         try:
             found = load_checkpoint(path, players, optimizers)
         except FewstepError as error:

@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -17,11 +18,12 @@ from fewstep.configs import TrainingConfig
 from fewstep.errors import FewstepError, Interrupted, UsageError, option
 from fewstep.events import note
 from fewstep.sheets import ScoredSheet
-from fewstep.training.checkpoint import checkpoint_path, keep_newest, resumed, save_checkpoint
-from fewstep.training.draws import Order, SampleId
+from fewstep.training.checkpoint import FOLDER, checkpoint_path, checkpoints, keep_newest, resumed, save_checkpoint
+from fewstep.training.draws import SampleId, StepOrder
 from fewstep.training.players import Player, Players, Trainable
 from fewstep.training.progress import TrainingProgress, check_same_run, only_run, stop_requests, write_config
 from fewstep.training.rates import learning_rate
+from fewstep.training.same_run import named_checkpoint
 
 
 class Data(Protocol):
@@ -33,11 +35,25 @@ class Data(Protocol):
         """The batch of these visits, on `device`."""
 
 
+@runtime_checkable
+class Described(Data, Protocol):
+    """Data that tells what its samples are."""
+
+    @property
+    def groups(self) -> Sequence[Tensor]:
+        """The indices of the samples of each shape. All samples of a step are of one."""
+
+    @property
+    def identity(self) -> str:
+        """A hash of what the samples are and of their order."""
+
+
 @dataclass
 class Run:
     """The state of a loop in progress."""
 
     players: Players
+    data: Data
     accelerator: Accelerator
     config: TrainingConfig
     step: int = 0  # number of finished steps
@@ -68,36 +84,65 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return self.config.out / "checkpoints"
+        return self.config.out / FOLDER
 
     def save(self) -> Path:
-        """Write a checkpoint of the present state, in the main process. Returns its path."""
+        """Write a checkpoint of the present state, in the main process. Returns its path.
+
+        When the disk is full, all checkpoints but the newest make room. Raises FewstepError if that is not enough.
+        """
         path = checkpoint_path(self.folder, self.step)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
-            extra = {"scaler": scaler.state_dict() if scaler is not None else None}
-            save_checkpoint(path, self.players, self.optimizers, self.step, extra)
-            keep_newest(self.folder, 2, self.step)
+            extra = {"scaler": scaler.state_dict() if scaler is not None else None, "data": self.identity}
+            write = partial(save_checkpoint, path, self.players, self.optimizers, self.step, extra)
+            try:
+                write()
+            except FewstepError:
+                keep_newest(self.folder, 1, self.step)
+                write()
+            keep_newest(self.folder, self.config.keep_checkpoints, self.step)
         return path
 
     def resume(self) -> None:
-        """Continue from the newest readable checkpoint, if there is one."""
-        found = resumed(self.folder, self.players, self.optimizers, self.note)
-        if found is not None:
-            self.step, extra = found
-            if self.accelerator.scaler is not None and extra.get("scaler"):
-                self.accelerator.scaler.load_state_dict(extra["scaler"])
+        """Continue from the newest readable checkpoint, or the one of --resume-from, if there is one."""
+        paths = checkpoints(self.folder) if self.config.resume else []
+        if not paths and (named := named_checkpoint(self.config)) is not None:
+            paths = [named]
+        found = resumed(paths, self.players, self.optimizers, self.note)
+        if found is None:
+            return
+        self.step, extra = found
+        if self.identity != extra.get("data", self.identity):
+            raise UsageError(
+                f"the images or captions differ from those of the run that {paths[0]} is of",
+                f"give {option('data')} what it was given then, or choose another {option('out')}",
+            )
+        if self.accelerator.scaler is not None and extra.get("scaler"):
+            self.accelerator.scaler.load_state_dict(extra["scaler"])
 
     def note(self, text: str) -> None:
         """Send a note, once for all processes."""
         if self.accelerator.is_main_process:
             note(text)
 
-    def visits(self, samples: int, part: int) -> list[SampleId]:
+    @property
+    def identity(self) -> str | None:
+        """A hash of what the samples are; None if the data does not tell."""
+        return self.data.identity if isinstance(self.data, Described) else None
+
+    @cached_property
+    def order(self) -> StepOrder:
+        """The order in which samples are visited."""
+        size = self.config.batch_size * self.config.accumulate * self.accelerator.num_processes
+        groups = self.data.groups if isinstance(self.data, Described) else [torch.arange(len(self.data))]
+        return StepOrder(tuple(groups), self.config.seed, size)
+
+    def visits(self, part: int) -> list[SampleId]:
         """This process's visits in accumulation part `part` of the next step's global batch."""
-        size, processes = self.config.batch_size, self.accelerator.num_processes
-        place = ((self.step * self.config.accumulate + part) * processes + self.accelerator.process_index) * size
-        return Order(samples, self.config.seed).visits(place, size)
+        size = self.config.batch_size
+        place = (part * self.accelerator.num_processes + self.accelerator.process_index) * size
+        return self.order.visits(self.step, place, size)
 
 
 def share_only_own(trained: Trainable) -> None:
@@ -134,22 +179,20 @@ def loop(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_config(config)
-        run_until_the_end(Run(players, accelerator, config), data, on_checkpoint, one_step or train_step, look)
+        run_until_the_end(Run(players, data, accelerator, config), on_checkpoint, one_step or train_step, look)
 
 
-def run_until_the_end(
-    run: Run, data: Data, on_checkpoint: Callable[[int], None], one_step: LoopStep, look: Look
-) -> None:
-    """Take the steps of `loop`. With config.resume, begin at the newest checkpoint."""
+def run_until_the_end(run: Run, on_checkpoint: Callable[[int], None], one_step: LoopStep, look: Look) -> None:
+    """Take the steps of `loop`. With config.resume or config.resume_from, begin at a checkpoint."""
     config, accelerator = run.config, run.accelerator
     run.prepare()
-    if config.resume:
+    if config.resume or config.resume_from:
         run.resume()
         if run.step >= config.train_steps and accelerator.is_main_process:
             on_checkpoint(run.step)  # the run was stopped between its last checkpoint and its export
     with stop_requests(accelerator) as stopped, TrainingProgress(config, run.step, accelerator) as progress:
         while run.step < config.train_steps:
-            due, values = run.due, one_step(run, data)
+            due, values = run.due, one_step(run, run.data)
             run.step += 1
             for player in due.values():
                 for average in player.trainable.averages.values():
@@ -159,14 +202,27 @@ def run_until_the_end(
                 progress.show(run.step, previewed)
             stop = stopped()
             if stop or run.step % config.checkpoint_every == 0 or run.step == config.train_steps:
-                run.save()
-                if accelerator.is_main_process:
-                    on_checkpoint(run.step)
+                keep(run, on_checkpoint, at_any_rate=stop or run.step == config.train_steps)
             if stop and run.step < config.train_steps:
                 raise Interrupted(
                     f"stopped after {run.step} of {config.train_steps} steps, with a checkpoint in {run.folder}",
                     f"run the same command with {option('resume')} to continue",
                 )
+
+
+def keep(run: Run, on_checkpoint: Callable[[int], None], at_any_rate: bool) -> None:
+    """Write a checkpoint and export the result. If that cannot be done, as on a full disk, training goes on.
+
+    at_any_rate: whether FewstepError is raised then, because there is no later time to try again.
+    """
+    try:
+        run.save()
+        if run.accelerator.is_main_process:
+            on_checkpoint(run.step)
+    except FewstepError as error:
+        if at_any_rate:
+            raise
+        note(f"{error.message.marked}; training goes on, and tries again {run.config.checkpoint_every} steps later")
 
 
 def new_accelerator(config: TrainingConfig) -> Accelerator:
@@ -216,7 +272,7 @@ def computed_gradients(run: Run, name: str, data: Data) -> float:
     player, (module, _), accelerator = run.players[name], run.prepared[name], run.accelerator
     total, parameters = 0.0, list(player.trainable.parameters.values())
     for part in range(run.config.accumulate):
-        batch = data.batch(run.visits(len(data), part), accelerator.device)
+        batch = data.batch(run.visits(part), accelerator.device)
         with accelerator.accumulate(module):
             with accelerator.autocast():
                 value = player.loss(module, batch, run.step)

@@ -19,12 +19,15 @@ from accelerate import Accelerator
 
 from fewstep.assets import ACCELERATION, MODEL, STYLES
 from fewstep.configs import TrainingConfig
+from fewstep.data.cache.processes import this_process
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import Preview, Progress, tell
 from fewstep.io import append_line, explaining, is_file, read_json, write_bytes, write_json
 from fewstep.locks import take
 from fewstep.sheets import ScoredSheet
+from fewstep.training.same_run import check_same, named_checkpoint, run_of
 
+CONFIG = "config.json"  # in --out
 LOCK = "run.lock"  # in --out while a run writes there
 METRICS, QUALITY = "metrics.jsonl", "quality.jsonl"  # in --out: lines of the training itself, and of its previews
 
@@ -68,31 +71,33 @@ def only_run(config: TrainingConfig) -> Iterator[None]:
 
 
 def check_same_run(config: TrainingConfig) -> None:
-    """Raise UsageError if config.out holds a run, unless it is the run that `config` continues."""
-    path, values = config.out / "config.json", as_stored(config)
+    """Raise UsageError if config.out holds a run, unless it is the run that `config` continues.
+
+    It is one too for another run than the one that --resume-from names.
+    """
+    path, values = config.out / CONFIG, as_stored(config)
     if path.exists() and not config.resume:
         raise UsageError(
             f"{config.out} already holds a run",
             f"add {option('resume')} to continue it, or choose another {option('out')}",
         )
+    checkpoint = named_checkpoint(config)
+    if checkpoint is not None and not path.exists():
+        path = run_of(checkpoint) / CONFIG
     if path.exists():
         before = with_whole_paths(read_json(path, "the run's config"), config.places)
-        for name in sorted(values.keys() - config.may_change):
-            if name in before and before[name] != values[name]:
-                raise UsageError(
-                    f"{option(name)} {getattr(config, name)} differs from the run in {config.out} ({before[name]})",
-                    f"resume with the options of the first run, or choose another {option('out')}",
-                )
+        check_same(config, values, before, path.parent)
 
 
 def write_config(config: TrainingConfig) -> None:
     """Save the config with the run's results."""
-    write_json(config.out / "config.json", as_stored(config))
+    write_json(config.out / CONFIG, as_stored(config))
 
 
 def as_stored(config: TrainingConfig) -> dict[str, Any]:
-    """The config as in config.json, in JSON's types."""
-    return with_whole_paths(json.loads(config.model_dump_json()), config.places)
+    """The config as in config.json, in JSON's types, and the number of processes."""
+    values = with_whole_paths(json.loads(config.model_dump_json()), config.places)
+    return values | {"processes": this_process().of}
 
 
 def with_whole_paths(values: dict[str, Any], places: Set[str]) -> dict[str, Any]:

@@ -7,32 +7,29 @@ from typing import Protocol
 import torch
 
 from fewstep.configs import AdapterConfig, DistillConfig, FinetuneConfig
-from fewstep.data.cache import Encoded, captions_of, encode
 from fewstep.errors import FewstepError
 from fewstep.events import note
 from fewstep.io import scratch
 from fewstep.models.load import load_model, pick_device
-from fewstep.models.model import Model
+from fewstep.models.model import free_encoders
 from fewstep.sheets import ScoredSheet
 from fewstep.training.adapt import (
     LatentData,
     Trained,
     after,
-    framing_of,
     latent_data,
     result_in,
     trained,
-    training_samples,
 )
 from fewstep.training.frozen import loading_dtype
 from fewstep.training.loop import check_precision, loop
+from fewstep.training.material import material_of, with_its_framing
 from fewstep.training.methods import Method, method_of
 from fewstep.training.methods.denoising import Denoising
 from fewstep.training.networks import networks_of
 from fewstep.training.packages import check_packages
 from fewstep.training.progress import check_folder
 from fewstep.training.rates import steps_in
-from fewstep.training.synthetic import default_captions, given_captions, synthetic_pictures
 
 
 class Previewer(Protocol):
@@ -57,6 +54,7 @@ def finetune(config: FinetuneConfig, previewer: Previewer | None = None) -> Trai
 
 def run(config: AdapterConfig, kind: type[Method], previewer: Previewer | None = None) -> Trained:
     """Train config.model with a method of this class. previewer: draws every config.preview_every steps."""
+    config = with_its_framing(config)
     check_folder(config)
     check_precision(config)
     check_packages(config)
@@ -65,26 +63,10 @@ def run(config: AdapterConfig, kind: type[Method], previewer: Previewer | None =
     method = kind(model, config)
     encoded, captions = material(model)
     config = config.model_copy(update={"train_steps": steps_in(config, len(encoded))})
-    method = kind(model, config)
-    train(method, latent_data(encoded, model, config), own=True, previewer=previewer, captions=captions)
+    method, data = kind(model, config), latent_data(encoded, model, config)
+    free_encoders(model, keep=config.full and model.path.is_file())
+    train(method, data, own=True, previewer=previewer, captions=captions)
     return trained(config, captions[0] if model.takes_text else None)
-
-
-def material_of(config: AdapterConfig) -> Callable[[Model], tuple[Encoded, Sequence[str]]]:
-    """A function that encodes the training data for a model, and gives its captions too.
-
-    Files are listed and read now, so that what is wrong with them is found before the model is loaded.
-    """
-    if isinstance(config, DistillConfig) and config.synthetic:
-        given = given_captions(config)
-
-        def drawings(model: Model) -> tuple[Encoded, Sequence[str]]:
-            captions = default_captions(model) if given is None else given
-            return synthetic_pictures(config, model, captions), captions
-
-        return drawings
-    samples = training_samples(config)
-    return lambda model: (encode(samples, model, framing_of(model, config)), captions_of(samples))
 
 
 def train(

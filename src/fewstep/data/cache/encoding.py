@@ -33,6 +33,7 @@ from fewstep.io import atomic_path, cache_dir
 from fewstep.models.model import Model, encoder_sha256
 
 REMEMBERED = "images.sqlite"  # facts of images that were read before
+KEPT_CAPTIONS = 100  # that the index has as text, to show what the data is of
 POLL_S = 0.5  # between looks at what other processes have done
 
 
@@ -48,15 +49,8 @@ class Encoding:
 
     @cached_property
     def facts(self) -> dict[str, str]:
-        """What the result depends on besides the samples, and a caption."""
-        kind = "masked latents" if self.model.inpaints else "latents"
-        return {
-            "kind": f"5 {kind}{' and deviations' if self.framing.deviations else ''}",
-            "encoder": encoder_sha256(self.model.vae),
-            "text": f"4 text {self.model.text_sha256()}",
-            "framing": json.dumps(asdict(self.framing)),
-            "caption": captions_of(self.samples[:1])[0],
-        }
+        """What the result depends on besides the samples."""
+        return facts_of(self.model, self.framing)
 
     @cached_property
     def images(self) -> Store:
@@ -93,6 +87,17 @@ class Encoding:
         """The result, if it is there."""
         encoded = read_index(self.index)
         return encoded if encoded is not None and encoded.facts["set"] == self.name else None
+
+
+def facts_of(model: Model, framing: Framing) -> dict[str, str]:
+    """What encoded data depends on besides the samples."""
+    kind = "masked latents" if model.inpaints else "latents"
+    return {
+        "kind": f"5 {kind}{' and deviations' if framing.deviations else ''}",
+        "encoder": encoder_sha256(model.vae),
+        "text": f"4 text {model.text_sha256()}",
+        "framing": json.dumps(asdict(framing)),
+    }
 
 
 class Findings(NamedTuple):
@@ -219,7 +224,12 @@ def _joined(job: Encoding, parts: Sequence[Findings]) -> Encoded | None:
         None if max(counts) == 1 else torch.tensor([0, *accumulate(counts)]),
         torch.tensor(shape, dtype=torch.int16) if job.framing.buckets else None,
         _hash(*job.facts.values(), *views, *texts, str(counts)).hex(),
-        job.facts | {"set": job.name},
+        job.facts
+        | {
+            "set": job.name,
+            "captions": json.dumps([captions[0] for captions in job.captions[:KEPT_CAPTIONS]]),
+            "cut_away": str(sum(job.framing.cut_away(f.height, f.width) for f in facts.values()) / len(facts)),
+        },
     )
 
 
