@@ -312,6 +312,16 @@ def test_a1111s_own_client_works_as_it_is(address) -> None:
     assert [one["name"] for one in api.get_loras()] == ["lcm", "high-contrast", "noto-mono"]
 
 
+# --- what the API says of itself ------------------------------------------------------------------------------
+
+
+def test_help_names_fields_and_no_options_of_the_command_line(http) -> None:
+    document = http.get("/openapi.json").json()
+    fields = document["components"]["schemas"]["SampleBody"]["properties"]
+    assert "`negative_prompt`" in fields["nag_scale"]["description"]
+    assert "--" not in json.dumps(document)
+
+
 # --- many at once -------------------------------------------------------------------------------------------
 
 

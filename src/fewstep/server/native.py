@@ -1,6 +1,7 @@
 """fewstep's own API: /v1/sample, whose body has the fields of Draw."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,11 @@ def several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def with_fields(text: str) -> str:
+    """A help text that names fields where it named options of the command line."""
+    return re.sub(r"--([a-z][a-z-]*)", lambda found: f"`{found[1].replace('-', '_')}`", text)
+
+
 def drawing_fields() -> dict[str, Any]:
     """The fields of Draw for a JSON body: pictures are base64, one prompt may stand alone."""
     describe(Draw)
@@ -39,7 +45,7 @@ def drawing_fields() -> dict[str, Any]:
             kind = str | None
         elif name == "prompts":
             kind = Annotated[list[str], BeforeValidator(several)]
-        fields[name] = (kind, Field(default, description=info.description))
+        fields[name] = (kind, Field(default, description=with_fields(info.description or "")))
     return fields
 
 
