@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> the name of its config, and 
     "sample": ("SampleConfig", "sample"),
     "distill": ("DistillConfig", "train"),
     "finetune": ("FinetuneConfig", "train"),
+    "diagnose": ("DiagnoseConfig", "diagnose"),
     "merge": ("MergeConfig", "merge"),
     "resize": ("ResizeConfig", "merge"),
     "difference": ("DifferenceConfig", "merge"),

@@ -53,6 +53,7 @@ _HOMES = {  # file: the names in it
     "streaming": ("StreamConfig",),
     "training": (
         "AdapterConfig",
+        "DiagnoseConfig",
         "DistillConfig",
         "FinetuneConfig",
         "ModelAndData",
@@ -100,7 +101,14 @@ if TYPE_CHECKING:
     from fewstep.configs.help import describe
     from fewstep.configs.serving import ServeConfig
     from fewstep.configs.streaming import StreamConfig
-    from fewstep.configs.training import AdapterConfig, DistillConfig, FinetuneConfig, ModelAndData, TrainingConfig
+    from fewstep.configs.training import (
+        AdapterConfig,
+        DiagnoseConfig,
+        DistillConfig,
+        FinetuneConfig,
+        ModelAndData,
+        TrainingConfig,
+    )
     from fewstep.configs.where import DType, Loras, Where, WhereOptions
 else:
 
@@ -122,6 +130,7 @@ __all__ = [
     "DType",
     "DemoConfig",
     "Device",
+    "DiagnoseConfig",
     "DifferenceConfig",
     "DistillConfig",
     "DoctorConfig",

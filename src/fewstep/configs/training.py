@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fewstep.configs.base import ANY, Config, Device, MethodName, ModelName, Modules, Precision, SourceName
+from fewstep.configs.base import ANY, Config, Device, MethodName, ModelName, Modules, Precision, SourceName, Typed
 from fewstep.configs.data import Selection
 from fewstep.configs.framing import FramingOptions
 from fewstep.errors import UsageError, option
@@ -270,3 +270,22 @@ class FinetuneConfig(AdapterConfig):
     data: SourceName
     drop_captions: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of captions replaced by the empty one, so that guidance keeps working."""
+
+
+class DiagnoseConfig(Config):
+    """Explain why a run's pictures are blurry, pale or burnt, from what it recorded: what is seen, why it matters, what
+    to change."""
+
+    argument = ("runs", "RUN")
+
+    runs: Annotated[tuple[str, ...], Typed(as_argument=True)] = ()
+    """Folders that distill or finetune wrote."""
+    as_json: bool = False
+    """Print one JSON document."""
+
+    @field_validator("runs")
+    @classmethod
+    def _some(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
+        if not runs:
+            raise UsageError("no run was given", "fewstep diagnose RUN")
+        return runs

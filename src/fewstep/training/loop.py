@@ -198,8 +198,8 @@ def run_until_the_end(run: Run, on_checkpoint: Callable[[int], None], one_step: 
                 for average in player.trainable.averages.values():
                     average.update(player.trainable.parameters, run.step // player.every)
             progress.record(run.step, values)
-            if accelerator.is_main_process and (previewed := look(run.step)) is not None:
-                progress.show(run.step, previewed)
+            if accelerator.is_main_process:
+                progress.preview(run.step, look)
             stop = stopped()
             if stop or run.step % config.checkpoint_every == 0 or run.step == config.train_steps:
                 keep(run, on_checkpoint, at_any_rate=stop or run.step == config.train_steps)

@@ -184,6 +184,13 @@ class TrainingProgress:
         if self.config.tracker:
             self.accelerator.log(line, step=step)
 
+    def preview(self, step: int, look: Callable[[int], ScoredSheet | None]) -> None:
+        """Show what `look` gives after `step` steps, if it gives anything. Its time does not count in images_per_s."""
+        began = time.perf_counter()
+        if (previewed := look(step)) is not None:
+            self.show(step, previewed)
+        self.start += time.perf_counter() - began
+
     def show(self, step: int, previewed: ScoredSheet) -> None:
         """Report a preview and its scores after `step` steps. Called in the main process."""
         tell(Preview((0,), step, self.config.train_steps, lambda: [previewed.image]))
