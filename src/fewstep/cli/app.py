@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> the name of its config, and 
     "distill": ("DistillConfig", "train"),
     "finetune": ("FinetuneConfig", "train"),
     "diagnose": ("DiagnoseConfig", "diagnose"),
+    "plan": ("PlanConfig", "plan"),
     "merge": ("MergeConfig", "merge"),
     "resize": ("ResizeConfig", "merge"),
     "difference": ("DifferenceConfig", "merge"),

@@ -49,6 +49,7 @@ _HOMES = {  # file: the names in it
         "SumOutput",
     ),
     "help": ("describe",),
+    "plan": ("PlanConfig",),
     "serving": ("ServeConfig",),
     "streaming": ("StreamConfig",),
     "training": (
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
         SumOutput,
     )
     from fewstep.configs.help import describe
+    from fewstep.configs.plan import PlanConfig
     from fewstep.configs.serving import ServeConfig
     from fewstep.configs.streaming import StreamConfig
     from fewstep.configs.training import (
@@ -146,6 +148,7 @@ __all__ = [
     "MergeConfig",
     "ModelAndData",
     "Modules",
+    "PlanConfig",
     "Precision",
     "ResizeConfig",
     "SampleConfig",
