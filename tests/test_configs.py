@@ -8,6 +8,7 @@ from typing import Annotated
 import pytest
 from pydantic import Field, ValidationError
 
+from fewstep import configs
 from fewstep.configs import (
     CompareConfig,
     Config,
@@ -23,6 +24,7 @@ from fewstep.configs import (
     option_name,
 )
 from fewstep.configs.elsewhere import HERE, NOTES, plain
+from fewstep.configs.sections import SECTIONS
 from fewstep.errors import UsageError
 
 SAMPLE = {"prompts": ("a cat",), "model": "m"}
@@ -299,3 +301,19 @@ def test_what_decides_a_run_may_not_change_on_resume():
     fixed = set(DistillConfig.model_fields) - TrainingConfig.may_change
     assert fixed >= {"model", "data", "seed", "rank", "full", "psi", "k", "guidance_scale", "ema"}
     assert TrainingConfig.may_change >= {"out", "train_steps", "resume", "device"}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_option_has_a_section_of_the_help(name):
+    kind = getattr(configs, name)
+    listed = [field for fields in SECTIONS[name].values() for field in fields]
+    arguments = {kind.argument[0]} if kind.argument else set()
+    assert len(set(listed)) == len(listed)
+    assert kind.model_fields.keys() - arguments <= set(listed), "add it to configs/sections.py"
+    every = {
+        field
+        for other, sections in SECTIONS.items()
+        if sections is SECTIONS[name]
+        for field in getattr(configs, other).model_fields
+    }
+    assert set(listed) <= every

@@ -12,13 +12,14 @@ from difflib import SequenceMatcher
 from importlib import import_module
 from typing import Annotated, Any, TypeVar
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import ValidationError, create_model
 
 from fewstep import __version__, configs
 from fewstep.cli.show import show
 from fewstep.cli.sink import Terminal
 from fewstep.configs import Config, Typed, answers, build, describe, option_name, usage_error
+from fewstep.configs.sections import section_of
 from fewstep.errors import FewstepError, UsageError
 from fewstep.events import doing, telling
 
@@ -96,7 +97,7 @@ def command(kind: type[Config], run: Command, with_help: bool = True) -> Callabl
     if with_help:
         describe(kind)
     required = any(field.is_required() for field in kind.model_fields.values())
-    options = with_options(kind)
+    options = with_options(kind, with_help)
     flat: Any = Annotated[options if required else options | None, Parameter(name="*", name_transform=spelling)]
 
     def with_arguments(*typed: str, config: Config | None = None) -> None:
@@ -120,16 +121,23 @@ def command(kind: type[Config], run: Command, with_help: bool = True) -> Callabl
     return function
 
 
-def with_options(kind: type[C]) -> type[C]:
-    """The config, with instructions for cyclopts about fields that people type in a special way."""
+def with_options(kind: type[C], with_help: bool = True) -> type[C]:
+    """The config, with instructions for cyclopts about fields that people type in a special way, and their sections."""
     fields: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
+        instructions: list[Any] = []
         for typed in field.metadata:
             if isinstance(typed, Typed):
-                parameter = Parameter(
-                    parse=not typed.as_argument, show_default=typed.with_default, consume_multiple=typed.several
+                instructions.append(
+                    Parameter(
+                        parse=not typed.as_argument, show_default=typed.with_default, consume_multiple=typed.several
+                    )
                 )
-                fields[name] = (Annotated[field.annotation, parameter], field)
+        section = section_of(kind.__name__, name) if with_help else None
+        if section is not None:
+            instructions.append(Parameter(group=Group(section[1], sort_key=section[0])))
+        if instructions:
+            fields[name] = (Annotated[(field.annotation, *instructions)], field)
     return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **fields) if fields else kind
 
 
