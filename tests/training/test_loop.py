@@ -24,7 +24,7 @@ from fewstep.diffusion.sampler import ImageNoise, sample, sampling_levels
 from fewstep.diffusion.schedule import lcm_grid, schedule_from_config, skipping_grid
 from fewstep.diffusion.solvers import SOLVERS
 from fewstep.errors import FewstepError, UsageError
-from fewstep.training import checkpoint
+from fewstep.training import checkpoint, progress
 from fewstep.training.checkpoint import newest_checkpoint
 from fewstep.training.draws import Order, SampleId, StepOrder, generator, normal, uniform
 from fewstep.training.loop import loop
@@ -314,6 +314,22 @@ def test_a_full_disk_stops_no_run_that_has_time_to_try_again(
     assert re.match(r"note: no space left to write .*step-00000009.*; training goes on, and tries again 3 steps", line)
     names = [path.name for path in sorted((tmp_path / "full" / "checkpoints").iterdir())]
     assert names == [f"step-{step:08}.safetensors" for step in (6, 12)]
+
+
+def test_a_full_disk_leaves_lines_out_of_the_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def append_line(path: Path, line: str) -> None:
+        if json.loads(line)["step"] in (4, 5):
+            raise FewstepError(f"no space left to write {path}", "free some space")
+        written(path, line)
+
+    written = progress.append_line
+    monkeypatch.setattr(progress, "append_line", append_line)
+    train(tmp_path, log_every=1)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, *range(6, 13)]
+    assert capsys.readouterr().err.count("training goes on, and lines are missing there") == 1
 
 
 def test_the_oldest_checkpoints_make_room_for_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The one training loop, `loop(players, data, config)`, for every method, loss and model."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -228,6 +229,7 @@ def keep(run: Run, on_checkpoint: Callable[[int], None], at_any_rate: bool) -> N
 def new_accelerator(config: TrainingConfig) -> Accelerator:
     """An Accelerator for this machine: device, precision, processes, trackers."""
     check_precision(config)
+    check_whole_weights()
     AcceleratorState._reset_state()  # a second run in this process may use another precision
     return Accelerator(
         cpu=config.device == "cpu",
@@ -236,6 +238,16 @@ def new_accelerator(config: TrainingConfig) -> Accelerator:
         log_with=config.tracker,
         project_dir=str(config.out),
     )
+
+
+def check_whole_weights() -> None:
+    """Raise UsageError if accelerate is told to divide the weights among processes."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false") not in ("", "0", "false"):
+            raise UsageError(
+                f"accelerate is set to {name}, which divides the weights among processes; here each has all (DDP)",
+                f"run accelerate config again without it; {option('gradient_checkpointing')} or a LoRA saves memory",
+            )
 
 
 def check_precision(config: TrainingConfig) -> None:

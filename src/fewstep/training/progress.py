@@ -21,7 +21,7 @@ from fewstep.assets import ACCELERATION, MODEL, STYLES
 from fewstep.configs import TrainingConfig
 from fewstep.data.cache.processes import this_process
 from fewstep.errors import FewstepError, UsageError, option
-from fewstep.events import Preview, Progress, tell
+from fewstep.events import Preview, Progress, note, tell
 from fewstep.io import append_line, explaining, is_file, read_json, write_bytes, write_json
 from fewstep.locks import take
 from fewstep.sheets import ScoredSheet
@@ -150,6 +150,7 @@ class TrainingProgress:
         self.images = config.batch_size * config.accumulate * accelerator.num_processes
         self.start, self.first = time.perf_counter(), step
         self.values: dict[str, list[float]] = {}  # values of the steps since the last line
+        self.logging = True  # whether the last line could be written
         self.detail = ""  # the last line's values, in words
         self._tell(step)
 
@@ -180,7 +181,7 @@ class TrainingProgress:
         self.values = {}
         self.detail = ", ".join(f"{key}={line[key]:.4g}" for key in ("loss", "images_per_s") if key in line)
         if self.accelerator.is_main_process:
-            append_line(self.path, json.dumps(line))
+            self._log(json.dumps(line))
         if self.config.tracker:
             self.accelerator.log(line, step=step)
 
@@ -190,6 +191,17 @@ class TrainingProgress:
         if (previewed := look(step)) is not None:
             self.show(step, previewed)
         self.start += time.perf_counter() - began
+
+    def _log(self, line: str) -> None:
+        """Add a line to the metrics. If that cannot be done, as on a full disk, training goes on without it."""
+        try:
+            append_line(self.path, line)
+        except FewstepError as error:
+            if self.logging:
+                note(f"{error.message.marked}; training goes on, and lines are missing there")
+            self.logging = False
+        else:
+            self.logging = True
 
     def show(self, step: int, previewed: ScoredSheet) -> None:
         """Report a preview and its scores after `step` steps. Called in the main process."""

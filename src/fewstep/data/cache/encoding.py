@@ -23,7 +23,7 @@ from fewstep.data.cache.ahead import Prepared, ahead, content_of, default_worker
 from fewstep.data.cache.batches import BATCH, PictureEncoder, embedded
 from fewstep.data.cache.encoded import Encoded
 from fewstep.data.cache.index import INDEX, Rows, read_index, write_index
-from fewstep.data.cache.processes import this_process
+from fewstep.data.cache.processes import POLL_S, mark_of, meet, this_process
 from fewstep.data.cache.remembered import Remembered
 from fewstep.data.cache.store import Store, Writer, as_array
 from fewstep.data.framing import KEY, Framing, ImageFacts
@@ -34,7 +34,6 @@ from fewstep.models.model import Model, encoder_sha256
 
 REMEMBERED = "images.sqlite"  # facts of images that were read before
 KEPT_CAPTIONS = 100  # that the index has as text, to show what the data is of
-POLL_S = 0.5  # between looks at what other processes have done
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,8 @@ def encode(
         job = Encoding(samples, model, framing, folder or cache_dir() / "encoded", alone=folder is not None)
         found = job.found()
     if found is None:
+        if this_process().of > 1:
+            meet(job.index)
         encode_captions(job)
         found = combined(job, encode_images(job, workers or default_workers()))
     return found
@@ -196,6 +197,7 @@ def combined(job: Encoding, findings: Findings) -> Encoded:
             write_index(job.index, encoded)
             for rank in range(process.of):
                 _part_file(job.index, rank, process.of).unlink(missing_ok=True)
+                mark_of(job.index, rank, process.of).unlink(missing_ok=True)
             break
         assert process.of > 1, "all samples of the only process are in the stores"
         time.sleep(POLL_S)

@@ -1,7 +1,15 @@
 """The processes of a run, which torchrun and accelerate launch tell by environment variables."""
 
 import os
+import time
+from pathlib import Path
 from typing import NamedTuple
+
+from fewstep.errors import FewstepError
+from fewstep.io import explaining
+
+PATIENCE_S = 600.0  # for which a process waits for the others to begin
+POLL_S = 0.5
 
 
 class Process(NamedTuple):
@@ -18,3 +26,37 @@ class Process(NamedTuple):
 def this_process() -> Process:
     """The process that asks."""
     return Process(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def mark_of(place: Path, rank: int, of: int) -> Path:
+    """The file that tells that a process has begun."""
+    return place.with_name(f"{place.stem}.{rank}-of-{of}.begun")
+
+
+def meet(place: Path) -> None:
+    """Wait until all processes of the run have begun. place: a path that the marks are named after.
+
+    Raises FewstepError if they do not come, as when the machines do not share the folder.
+    """
+    rank, of = this_process()
+    with explaining(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        own = mark_of(place, rank, of)
+        own.touch()
+        now, until = own.stat().st_mtime, time.monotonic() + PATIENCE_S
+    while any(not _since(mark_of(place, other, of), now - PATIENCE_S) for other in range(of)):
+        if time.monotonic() > until:
+            raise FewstepError(
+                f"not all of the {of} processes write to {place.parent}",
+                "set FEWSTEP_CACHE to a folder that all machines share, or encode on one of them with fewstep data"
+                " encode, and copy the result to the others",
+            )
+        time.sleep(POLL_S)
+
+
+def _since(path: Path, begun: float) -> bool:
+    """Whether a file was written after this time."""
+    try:
+        return path.stat().st_mtime >= begun
+    except OSError:
+        return False
