@@ -14,7 +14,7 @@ import webuiapi
 from fastapi.testclient import TestClient
 from PIL import Image
 
-import fewstep
+from fewstep import Session
 from fewstep.client import Client
 from fewstep.configs import Draw
 from fewstep.errors import FewstepError, UsageError
@@ -46,15 +46,19 @@ def test_pictures_come_with_recipes_that_name_no_file_of_the_machine(http) -> No
     assert "/" not in json.dumps(found[0]["recipe"])
 
 
-def test_one_draw_is_one_picture_in_python_over_http_and_by_the_client(http, address) -> None:
-    with fewstep.Session(dtype="fp32", device="cpu") as session:
+def test_one_draw_is_one_picture_everywhere(http, address, fewstep, tmp_path) -> None:
+    """In Python, on the command line, over HTTP and by the client. tests/server/test_page.py has the page."""
+    with Session(engine="torch", dtype="fp32", device="cpu") as session:
         own = next(session.draw("a cat", seed=3)).image.tobytes()
+    done = fewstep("sample", "a cat", seed=3, engine="torch", dtype="fp32", device="cpu", out=tmp_path)
+    assert done.code == 0, done.error
+    typed = Image.open(next(tmp_path.glob("*.png"))).convert("RGB")
     over_http = image_of(http.post("/v1/sample", json={"prompts": ["a cat"], "seed": 3}).json()["pictures"][0]["image"])
     with Client(address) as client:
         by_client = next(client.draw("a cat", seed=3)).image
-    assert {hashlib.sha256(one).hexdigest() for one in (own, over_http.tobytes(), by_client.tobytes())} == {
-        hashlib.sha256(own).hexdigest()
-    }
+    assert {
+        hashlib.sha256(one).hexdigest() for one in (own, typed.tobytes(), over_http.tobytes(), by_client.tobytes())
+    } == {hashlib.sha256(own).hexdigest()}
 
 
 def test_an_image_is_answered_where_one_is_accepted(http) -> None:

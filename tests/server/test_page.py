@@ -1,5 +1,6 @@
 """The page, in a real browser: type and see, sliders, compare, recipes, the server gone; nothing leaves the machine."""
 
+import io
 import os
 import re
 import shutil
@@ -10,11 +11,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from fewstep.server.app import new_app
 from fewstep.server.running import bound
-from tests.server.conftest import config, png, until
+from tests.server.conftest import config, image_of, png, until
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE_MS = 60_000
@@ -113,6 +115,9 @@ def test_a_dropped_picture_loads_its_recipe(page: Page, http, tmp_path: Path) ->
     assert page.get_by_label("Seed").input_value() == "5"
     assert page.get_by_label("Steps").input_value() == "2"
     assert page.get_by_label("noto-mono").input_value() == "0.5"
+    expect(page.locator(PICTURE)).to_have_attribute("alt", "a blue whale", timeout=PATIENCE_MS)
+    shown = image_of(source(page).partition(",")[2])
+    assert shown.tobytes() == Image.open(io.BytesIO(file)).tobytes()
     drop(page, png())  # which has none: it is one to start from
     expect(page.locator("img.start")).to_be_visible()
     expect(page.get_by_label("Strength")).to_be_visible()
