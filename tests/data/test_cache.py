@@ -1,6 +1,7 @@
 """The cache of latents and embeddings: used when nothing changed, and only then."""
 
 import copy
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from safetensors import safe_open
 
 from fewstep.data.cache import INDEX, Encoded, encode, read_index, store
 from fewstep.data.cache.ahead import ahead
+from fewstep.data.cache.batches import at_once
 from fewstep.data.cache.encoded import Table
 from fewstep.data.cache.index import write_index
 from fewstep.data.cache.store import Keys, as_array
@@ -328,6 +330,23 @@ def test_work_ahead_keeps_the_order_and_stops_with_who_asks():
     assert next(items) == 0
     items.close()
     assert len(begun) < 30
+
+
+def test_large_pictures_are_fewer_in_a_batch(samples, model, monkeypatch):
+    monkeypatch.setattr("fewstep.data.cache.batches.PIXELS", 2 * 16**2)
+    assert [at_once(shape) for shape in ((8, 8), (16, 16), (16, 18), (64, 64))] == [2, 2, 1, 1]
+    encode(samples, model, Framing(18))
+    assert Counting.encoded == 6
+
+
+def test_a_store_that_is_used_is_not_old(samples, model, tmp_path):
+    encode(samples, model, SQUARE)
+    folders = [path for path in (tmp_path / "cache" / "encoded").iterdir() if path.is_dir()]
+    assert len(folders) == 3
+    for folder in folders:
+        os.utime(folder, (0, 0))
+    encode(samples, model, SQUARE)
+    assert min(folder.stat().st_mtime for folder in folders) > time.time() - 3600
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -14,7 +14,8 @@ from fewstep.data.framing import Framing, PictureShape
 from fewstep.models.inpainting import mask_and_latents, training_mask
 from fewstep.models.model import Model
 
-BATCH = 8  # pictures or captions encoded at once
+BATCH = 8  # pictures or captions encoded at once, at most
+PIXELS = BATCH * 512**2  # of pictures encoded at once, which keeps the memory of an autoencoder as small for large ones
 
 
 class Cut(NamedTuple):
@@ -56,11 +57,12 @@ class PictureEncoder:
                 self._take(place, view.shape, Cut(key, sample.pixels[key], view.sizes(sample.facts)))
 
     def _take(self, place: int, shape: PictureShape, picture: Cut) -> None:
-        number, place = divmod(place, BATCH)
+        most = at_once(shape)
+        number, place = divmod(place, most)
         if shape in self._open and self._open[shape].number != number:
             self._encode(shape)
         self._open.setdefault(shape, Open(number, {})).pictures[place] = picture
-        if place == BATCH - 1:
+        if place == most - 1:
             self._encode(shape)
 
     def finish(self) -> None:
@@ -83,8 +85,9 @@ class PictureEncoder:
         writer.add(keys, {name: x.cpu()[rows] for name, x in made.items()})
 
     def _rows(self, shape: PictureShape, pictures: dict[int, Cut]) -> dict[str, Tensor]:
-        """The tensors of a batch, BATCH rows each; those of empty places mean nothing."""
-        values, sizes = torch.zeros(BATCH, 3, *shape, dtype=torch.uint8), torch.zeros(BATCH, 6)
+        """The tensors of a batch, all of its rows; those of empty places mean nothing."""
+        most = at_once(shape)
+        values, sizes = torch.zeros(most, 3, *shape, dtype=torch.uint8), torch.zeros(most, 6)
         for place, picture in pictures.items():
             values[place], sizes[place] = picture.pixels, torch.tensor(picture.sizes)
         pixels = values.to(self.model.device).float() / 127.5 - 1
@@ -93,10 +96,15 @@ class PictureEncoder:
         if self.framing.deviations:
             made[DEVIATIONS] = deviation.half()
         if self.model.inpaints:
-            seeds = [int.from_bytes(pictures[i].key[:7], "little") if i in pictures else 0 for i in range(BATCH)]
+            seeds = [int.from_bytes(pictures[i].key[:7], "little") if i in pictures else 0 for i in range(most)]
             masks = torch.stack([training_mask(seed, *shape) for seed in seeds])
             made[INPAINTING] = mask_and_latents(self.model, pixels, masks.to(pixels.device)).half()
         return made
+
+
+def at_once(shape: PictureShape) -> int:
+    """How many pictures of this shape are encoded together."""
+    return min(BATCH, max(1, PIXELS // (shape[0] * shape[1])))
 
 
 def embedded(batch: Sequence[str], model: Model) -> dict[str, Tensor]:

@@ -6,8 +6,10 @@ names the rows of one set of samples. It is found again by the stamps of the ima
 """
 
 import json
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -138,6 +140,9 @@ def encode(
             meet(job.index)
         encode_captions(job)
         found = combined(job, encode_images(job, workers or default_workers()))
+    for folder in (job.images.folder, job.texts.folder, job.index.parent):
+        with suppress(OSError):  # a cache that is only read
+            os.utime(folder)  # so that doctor's --prune knows when it was last needed
     return found
 
 
