@@ -54,11 +54,22 @@ def test_data_that_is_gone_does_not_matter(fewstep, run, tmp_path):
     assert "with --preview-every the pictures themselves are judged too" in done.out
 
 
+def test_a_run_that_stopped_before_its_first_result_is_explained(fewstep, run, tmp_path):
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    config = json.loads((run / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"learning_rate": 0.5, "train_steps": 900}))
+    done = fewstep("diagnose", tmp_path)
+    assert done.code == 0, done.err
+    for words in ("rate: --learning-rate was 0.5", "length: the run was stopped after 2 of 900", "guidance was 15"):
+        assert words in done.out
+
+
 def test_what_is_no_run_is_refused(fewstep, run, tmp_path):
     done = fewstep("diagnose", tmp_path)
     assert (done.code, done.error) == (2, f"{tmp_path} is no run: it has no config.json")
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     done = fewstep("diagnose", tmp_path)
-    assert (done.code, done.error) == (1, f"{tmp_path} has no result yet: lora.safetensors is missing")
+    assert (done.code, done.error) == (1, f"{tmp_path} has recorded nothing yet")
     done = fewstep("diagnose")
     assert (done.code, done.error) == (2, "no run was given")

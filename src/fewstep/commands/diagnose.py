@@ -8,6 +8,7 @@ from fewstep.configs import DiagnoseConfig
 from fewstep.data.sources import list_samples
 from fewstep.errors import FewstepError, UsageError, option, spelled
 from fewstep.io import read_lines, read_object
+from fewstep.lora.recipe import Recipe
 from fewstep.training.card import recipe_in
 from fewstep.training.diagnosis import Fault, Record, diagnosed
 from fewstep.training.progress import METRICS, QUALITY
@@ -40,19 +41,27 @@ def record_of(run: Path) -> Record:
     if not (run / "config.json").is_file():
         raise UsageError(f"{run} is no run: it has no config.json", "name the folder that distill or finetune wrote")
     config = read_object(run / "config.json", "the run's config")
+    metrics, scheduler = read_lines(run / METRICS), scheduler_of(config)
     result = run / ("model" if config.get("full") else "lora.safetensors")
-    if not result.exists():
-        raise FewstepError(
-            f"{run} has no result yet: {result.name} is missing",
-            f"wait for its first checkpoint, or use {option('resume')}",
-        )
-    return Record(
-        config,
-        recipe_in(result),
-        read_lines(run / METRICS),
-        read_lines(run / QUALITY),
-        captions_of(config),
-        scheduler_of(config),
+    if not result.exists() and not metrics:
+        raise FewstepError(f"{run} has recorded nothing yet", "wait for its first steps")
+    recipe = recipe_in(result) if result.exists() else begun_recipe(config, int(metrics[-1]["step"]), scheduler or {})
+    return Record(config, recipe, metrics, read_lines(run / QUALITY), captions_of(config), scheduler)
+
+
+def begun_recipe(config: dict[str, Any], steps: int, scheduler: dict[str, Any]) -> Recipe:
+    """What the recipe of a run without a result would be after these steps, as far as its config says it."""
+    lowest = config.get("guidance_scale")
+    return Recipe(
+        method=config.get("method", "denoising"),
+        k=config.get("k"),
+        teacher_guidance_scale=lowest and (lowest, config.get("guidance_scale_max") or lowest),
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        training={
+            "steps": steps,
+            "planned_steps": config.get("train_steps"),
+            "batch_size": config.get("batch_size", 1) * config.get("accumulate", 1),
+        },
     )
 
 

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean, median, variance
 from typing import Any, NamedTuple
 
 from fewstep.errors import option
@@ -13,7 +13,10 @@ from fewstep.lora.recipe import Recipe
 FEW_DATA, FEW_STEPS, MANY_EPOCHS = 50, 300, 200
 BLURRY, PALE, BURNT = 0.75, 0.85, 1.15  # ratios to the teacher's pictures: of sharpness, and of contrast or saturation
 HIGH_GUIDANCE = 10.0  # the published range ends at 16, but its middle is 11; a fixed one above this burns
-CLIPPED, SPIKE, RISEN = 0.8, 5.0, 1.8  # share of the lines; ratios to the loss around it, and to the lowest
+CLIPPED, SPIKE, RISEN = 0.8, 5.0, 1.5  # share of the lines; ratios to the loss around it, and to that before
+SURE = 3.0  # standard errors by which a loss must have risen
+GONE = 1e-4  # of its largest norm: a gradient that has vanished
+RATES = {False: 5e-3, True: 5e-4}  # highest sensible learning rate, by whether all weights are trained
 EVERYWHERE = 0.95  # share of captions from which on a word says nothing
 TIMESTEPS = 1000
 
@@ -68,8 +71,9 @@ FaultRule = Callable[[Record], Fault | None]
 
 
 def diagnosed(record: Record) -> list[Fault]:
-    """All that is wrong. What the pictures show comes first, then causes."""
-    return [finding for rule in RULES if (finding := rule(record)) is not None]
+    """All that is wrong. What the pictures show comes first; its advice is for pictures without a known cause."""
+    signs, causes = ([fault for rule in rules if (fault := rule(record)) is not None] for rules in (SIGNS, CAUSES))
+    return [fault._replace(change="begin with what stands below") if causes else fault for fault in signs] + causes
 
 
 # --- what the pictures show ---------------------------------------------------------------------------------
@@ -235,31 +239,34 @@ def rate_too_high(record: Record) -> Fault | None:
     """Gradients that are clipped all the time, or a loss with spikes."""
     norms, clip = record.values("gradient_norm"), float(record.config.get("gradient_clip") or 0)
     share = fmean(norm > clip for norm in norms) if norms and clip else 0.0
-    losses = record.values("loss")
-    spikes = [a for i, a in enumerate(losses) if i > 2 and a > SPIKE * median(losses[max(0, i - 6) : i] or [math.inf])]
-    if share <= CLIPPED and not spikes:
+    losses, rate = record.values("loss"), float(record.config.get("learning_rate") or 0)
+    spikes = sum(a > SPIKE * median(losses[max(0, i - 6) : i]) for i, a in enumerate(losses) if i > 2)
+    if rate > RATES[bool(record.config.get("full"))]:
+        figure = f"{option('learning_rate')} was {rate:g}; the published runs have 1e-4, and 1e-6 for whole models"
+    elif share > CLIPPED:
+        figure = f"the gradient's norm was above {option('gradient_clip')} {clip:g} in {share:.0%} of the lines"
+    elif spikes:
+        figure = f"the loss jumped to more than {SPIKE:g} times what it was, {spikes} times"
+    else:
         return None
-    figure = (
-        f"the gradient's norm was above {option('gradient_clip')} {clip:g} in {share:.0%} of the lines"
-        if share > CLIPPED
-        else f"the loss jumped to more than {SPIKE:g} times what it was, {len(spikes)} times"
-    )
     return Fault(
         "rate",
         figure,
         "steps that are too long throw away what was learned: noise, wrong colours, shapes that melt",
-        f"lower {option('learning_rate')} to a third, and add {option('warmup')} 100",
+        f"lower {option('learning_rate')} to a third or less, and add {option('warmup')} 100",
     )
 
 
 def diverged(record: Record) -> Fault | None:
     """A loss that rises again for good: the student runs after a target that runs away from it."""
-    losses = record.values("loss")
-    width = max(len(losses) // 5, 2)
-    if len(losses) < 4 * width:
-        return None
-    smooth = [fmean(losses[i : i + width]) for i in range(len(losses) - width + 1)]
-    if smooth[-1] <= RISEN * min(smooth):
+    losses, norms = record.values("loss"), record.values("gradient_norm")
+    quarter = len(losses) // 4
+    before, after = losses[quarter : 2 * quarter], losses[len(losses) - quarter :]
+    if norms and norms[-1] < GONE * max(norms):
+        figure = "the gradient has vanished: the student gives the same whatever it is asked"
+    elif quarter > 2 and fmean(after) > RISEN * fmean(before) and surely_above(after, before):
+        figure = f"the loss ended at {fmean(after) / fmean(before):.1f} times what it had been"
+    else:
         return None
     slower = (
         f", or raise {option('target_decay')} to 0.99"
@@ -270,10 +277,16 @@ def diverged(record: Record) -> Fault | None:
     )
     return Fault(
         "diverged",
-        f"the loss ended at {smooth[-1] / min(smooth):.1f} times its lowest value",
+        figure,
         "student and target lead each other astray, and what is exported is their last mistake",
         f"lower {option('learning_rate')}{slower}; best.safetensors may be good, if the run kept one",
     )
+
+
+def surely_above(values: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the mean of some values is above that of others by more than SURE standard errors."""
+    error = math.sqrt(variance(values) / len(values) + variance(others) / len(others))
+    return fmean(values) - fmean(others) > SURE * error
 
 
 # --- the data -----------------------------------------------------------------------------------------------
@@ -330,17 +343,15 @@ def captions_dropped(record: Record) -> Fault | None:
     return None
 
 
-RULES: tuple[FaultRule, ...] = (
-    blurry,
-    pale,
-    burnt,
-    guidance_too_high,
-    wrong_grid,
-    average_too_slow,
-    wrong_prediction,
-    too_short,
+SIGNS: tuple[FaultRule, ...] = (blurry, pale, burnt)  # what the pictures show
+CAUSES: tuple[FaultRule, ...] = (
     rate_too_high,
     diverged,
+    guidance_too_high,
+    wrong_grid,
+    wrong_prediction,
+    too_short,
+    average_too_slow,
     too_little_data,
     one_style,
     captions_dropped,

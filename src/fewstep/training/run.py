@@ -1,6 +1,6 @@
 """A training run, from the config to the result, with the method that the config names."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from fewstep.training.adapt import (
     trained,
 )
 from fewstep.training.frozen import loading_dtype
-from fewstep.training.loop import check_precision, loop
+from fewstep.training.loop import Look, check_precision, loop
 from fewstep.training.material import material_of, with_its_framing
 from fewstep.training.methods import Method, method_of
 from fewstep.training.methods.denoising import Denoising
@@ -87,21 +87,25 @@ def train(
     with networks_of(method.model, config, method.with_teacher, own) as networks:
         players = method.players(networks)
 
-        def look(step: int) -> ScoredSheet | None:
-            every = config.preview_every
-            if previewer is None or every is None or (step % every and step < config.train_steps):
+        def draw(step: int) -> ScoredSheet | None:
+            if previewer is None:
                 return None
             with scratch(config.out) as folder:
                 networks.export(folder, after(recipe, step))
-                return previewed(lambda: previewer(step, result_in(folder, config), captions), step)
+                return previewer(step, result_in(folder, config), captions)
+
+        def look(step: int) -> ScoredSheet | None:
+            every = config.preview_every
+            due = every is not None and (step % every == 0 or step == config.train_steps)
+            return previewed(draw, step) if due else None
 
         loop(players, data, config, lambda step: networks.export(config.out, after(recipe, step)), look=look)
 
 
-def previewed(draw: Callable[[], ScoredSheet], step: int) -> ScoredSheet | None:
-    """What `draw` returns; None, with a note, if it fails: training goes on without previews."""
+def previewed(draw: Look, step: int) -> ScoredSheet | None:
+    """What `draw` returns; None, with a note, if it fails: the training goes on."""
     try:
-        return draw()
+        return draw(step)
     except (FewstepError, OSError, torch.OutOfMemoryError) as error:
         reason = error.message.marked if isinstance(error, FewstepError) else str(error)
         note(f"no preview after {step} steps: {reason}")
