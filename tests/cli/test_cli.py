@@ -40,7 +40,7 @@ def recipe(path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_option(fewstep, command):
-    done = fewstep(command, "--help")
+    done = fewstep(*command.split(), "--help")
     assert (done.code, done.err) == (0, "")
     shown = set(re.findall(r"--[a-z0-9-]+", done.out))
     kind = config_of(command)
@@ -57,8 +57,10 @@ def test_help_names_every_option(fewstep, command):
 def test_help_of_the_program_names_every_command(fewstep):
     done = fewstep("--help")
     assert (done.code, done.err) == (0, "")
+    group = fewstep("data", "--help")
+    assert all(re.search(rf"│ {command}  +\S", group.out) for command in ("check", "encode"))
     for command in COMMANDS:
-        assert re.search(rf"│ {command}  +\S", done.out)
+        assert re.search(rf"│ {command.split()[0]}  +\S", done.out)
     assert fewstep().out == done.out  # without a command the help is what is wanted
     assert fewstep("--version").out.strip() == __version__
 
@@ -103,6 +105,11 @@ def test_help_of_the_program_names_every_command(fewstep):
         ("distill --model m --data d --out o --k 0", r"--k 0: input should be greater"),
         ("finetune --model m --data d --out o --psi ddim", r"unknown option: --psi"),
         ("doctor --as-json", r"unknown option: --as-json"),
+        ("data check", r"0 sources were given, not one$"),
+        ("data check a b", r"2 sources were given, not one$"),
+        ("data chekc a", r'unknown command "chekc"\. Did you mean "check"\?'),
+        ("data check a --where score", r"--where score: this is no comparison: score$"),
+        ("distill --synthetic --model m --out o --min-size 9", r"--min-size needs --data$"),
     ],
 )
 def test_usage_errors(fewstep, monkeypatch, tmp_path, typed, message):

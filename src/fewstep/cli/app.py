@@ -51,9 +51,13 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> the name of its config, and 
     "export": ("ExportConfig", "export"),
     "stream": ("StreamConfig", "stream"),
     "serve": ("ServeConfig", "server"),
+    "data check": ("DataCheckConfig", "data"),
+    "data encode": ("DataEncodeConfig", "data"),
     "list": ("ListConfig", "list"),
     "doctor": ("DoctorConfig", "doctor"),
 }
+
+GROUPS = {"data": "Look at images with captions, or encode them, before training."}  # of commands of two words
 
 
 def new_app(names: Iterable[str] = COMMANDS, with_help: bool = True) -> App:
@@ -69,8 +73,14 @@ def new_app(names: Iterable[str] = COMMANDS, with_help: bool = True) -> App:
         default_parameter=OPTIONS,
         suppress_keyboard_interrupt=False,  # `guarded` prints its own message
     )
+    groups: dict[str, App] = {}
     for name in names:
-        app.command(command(config_of(name), runner(COMMANDS[name][1], name), with_help), name=name)
+        group, _, last = name.rpartition(" ")
+        if group and group not in groups:
+            groups[group] = App(name=group, help=GROUPS[group])
+            app.command(groups[group])
+        function = command(config_of(name), runner(COMMANDS[name][1], name.replace(" ", "_")), with_help)
+        groups.get(group, app).command(function, name=last)
     return app
 
 
@@ -149,7 +159,8 @@ def spelling(field: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program. Returns its exit code."""
     typed = list(sys.argv[1:] if argv is None else argv)
-    names = typed[:1] if typed and typed[0] in COMMANDS else list(COMMANDS)  # other commands would only take time
+    names = [name for name in (" ".join(typed[:2]), *typed[:1]) if name in COMMANDS][:1]  # others would take time
+    names = names or list(COMMANDS)
     with_help = len(names) > 1 or not HELP.isdisjoint(typed)
     return guarded(new_app(names, with_help), typed, {name: config_of(name) for name in names})
 
@@ -182,7 +193,7 @@ def guarded(app: App, argv: Sequence[str], kinds: Mapping[str, type[Config]]) ->
     except ValidationError as error:
         return complain(usage_error(error))
     except CycloptsError as error:
-        kind = kinds.get("".join(error.command_chain or ()))
+        kind = kinds.get(" ".join(error.command_chain or ()))
         return complain(explained(error, kind, argv))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -23,7 +23,13 @@ _HOMES = {  # file: the names in it
         "option_name",
         "usage_error",
     ),
-    "data": ("Selection",),
+    "data": (
+        "DataCheckConfig",
+        "DataConfig",
+        "DataEncodeConfig",
+        "Filtering",
+        "Selection",
+    ),
     "draw": (
         "Draw",
         "Drawing",
@@ -84,7 +90,7 @@ if TYPE_CHECKING:
         usage_error,
     )
     from fewstep.configs.bench import BenchConfig
-    from fewstep.configs.data import Selection
+    from fewstep.configs.data import DataCheckConfig, DataConfig, DataEncodeConfig, Filtering, Selection
     from fewstep.configs.draw import Draw, Drawing, DrawOptions, draw_of
     from fewstep.configs.drawing import CompareConfig, DemoConfig, SampleConfig, TuneConfig
     from fewstep.configs.elsewhere import answers
@@ -130,6 +136,9 @@ __all__ = [
     "CompareConfig",
     "Config",
     "DType",
+    "DataCheckConfig",
+    "DataConfig",
+    "DataEncodeConfig",
     "DemoConfig",
     "Device",
     "DiagnoseConfig",
@@ -140,6 +149,7 @@ __all__ = [
     "DrawOptions",
     "Drawing",
     "ExportConfig",
+    "Filtering",
     "FinetuneConfig",
     "Grid",
     "InspectConfig",

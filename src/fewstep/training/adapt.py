@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fewstep.configs import AdapterConfig
+from fewstep.configs import AdapterConfig, DataEncodeConfig
 from fewstep.data.cache import Encoded
 from fewstep.data.framing import Framing
 from fewstep.data.sources import Sample, listed
@@ -93,7 +93,7 @@ def training_samples(config: AdapterConfig) -> list[Sample]:
     return listed(config, config.data, takes_text(config.model), config.out)
 
 
-def training_size(model: Model, config: AdapterConfig) -> int:
+def training_size(model: Model, config: AdapterConfig | DataEncodeConfig) -> int:
     """The side, in pixels, of the training images. Raises UsageError for one that the autoencoder cannot take."""
     size = config.size or model.size
     if size % model.multiple:
@@ -102,7 +102,7 @@ def training_size(model: Model, config: AdapterConfig) -> int:
     return size
 
 
-def framing_of(model: Model, config: AdapterConfig) -> Framing:
+def framing_of(model: Model, config: AdapterConfig | DataEncodeConfig) -> Framing:
     """How the training images are cut."""
     return Framing(
         training_size(model, config),

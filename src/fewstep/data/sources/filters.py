@@ -2,15 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.configs.conditions import Condition, parsed
-from fewstep.configs.data import Selection
+from fewstep.configs.data import Filtering, Selection
 from fewstep.data.found import counts_in_words
 from fewstep.data.sources.source import Broken, Item, Sample
 from fewstep.errors import FewstepError, option
+from fewstep.events import counted
 from fewstep.images import opened, stated_size
 from fewstep.io import write_bytes
 
@@ -30,6 +31,11 @@ class Filters(NamedTuple):
         """The columns that samples must carry."""
         return frozenset() if self.condition is None else self.condition.columns
 
+    @property
+    def looks(self) -> bool:
+        """Whether images must be read."""
+        return self.skip_broken or self.min_size > 0
+
 
 EVERYTHING = Filters()
 
@@ -48,19 +54,31 @@ class Kept(NamedTuple):
         return counts_in_words(+(self.counts + broken))
 
 
-def filters_of(config: Selection) -> Filters:
+def filters_of(config: Filtering) -> Filters:
     """The filters that a command was given."""
     condition = None if config.where is None else parsed(config.where)
-    return Filters(config.min_size or 0, condition, config.skip_broken, config.max_samples)
+    skip_broken = isinstance(config, Selection) and config.skip_broken
+    return Filters(config.min_size or 0, condition, skip_broken, config.max_samples)
 
 
-def kept(source: Iterable[Item], filters: Filters, captioned: bool) -> Kept:
+def whole_size(sample: Sample) -> tuple[int, int]:
+    """Width and height of the image, all of whose pixels are read. Raises FewstepError if they cannot be."""
+    return opened(sample.open(), sample.key).size
+
+
+def kept(
+    source: Iterable[Item], filters: Filters, captioned: bool, size_of: Callable[[Sample], tuple[int, int]] = whole_size
+) -> Kept:
     """The samples of the source that count.
 
-    captioned: whether a sample without a caption is broken. Raises FewstepError for the first that is broken, unless
-    broken ones are left out; and for a condition on a column that no sample has.
+    captioned: whether a sample without a caption is broken. size_of: looks at the image where broken ones are left out.
+    Raises FewstepError for the first that is broken, unless broken ones are left out; and for a condition on a column
+    that no sample has.
     """
     found, present, looked = Kept([], [], Counter()), set[str](), 0
+    if filters.looks and filters.max_samples is None:
+        items = list(source)
+        source = counted(items, "looking at the images", "image", len(items))
     for item in source:
         if filters.max_samples is not None and len(found.samples) >= filters.max_samples:
             break
@@ -68,7 +86,7 @@ def kept(source: Iterable[Item], filters: Filters, captioned: bool) -> Kept:
         try:
             sample = checked(item, captioned)
             present |= sample.columns.keys() if filters.condition else set()
-            reason = misfit(sample, filters)
+            reason = misfit(sample, filters, size_of)
         except FewstepError as error:
             if not filters.skip_broken:
                 raise
@@ -95,15 +113,15 @@ def checked(item: Item, captioned: bool) -> Sample:
     return item
 
 
-def misfit(sample: Sample, filters: Filters) -> str:
+def misfit(sample: Sample, filters: Filters, size_of: Callable[[Sample], tuple[int, int]]) -> str:
     """Why the sample is left out, as a key of counts; "" if it counts. Raises FewstepError for a broken image."""
     if filters.condition is not None and not filters.condition.holds(sample.columns):
         return f"image{{s}} by {option('where')}"
-    if not filters.min_size and not filters.skip_broken:
+    if not filters.looks:
         return ""
     size = sample.size
     if filters.skip_broken:
-        size = opened(sample.open(), sample.key).size
+        size = size_of(sample)
     elif size is None:
         size = stated_size(sample.open(), sample.key)
     return f"image{{s}} below {filters.min_size} pixels" if min(size) < filters.min_size else ""

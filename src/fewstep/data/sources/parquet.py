@@ -90,10 +90,10 @@ def _samples(place: str, captioned: bool, columns: Collection[str]) -> Iterator[
 def _rows(place: str, captioned: bool, columns: Collection[str]) -> Iterator[Item]:
     table = _opened(place)
     schema, start = table.schema_arrow, 0
-    image = image_column(place, schema)
+    image = image_column(place, schema, not is_address(place))
     read = [name for name in schema.names if name in {*CAPTION_KEYS, *columns} or name == image == FILE_NAME]
     if captioned and not set(CAPTION_KEYS) & set(read):
-        raise _lacking(place, f"column for captions, such as {CAPTION_KEYS[1]}", schema.names)
+        raise lacking(place, f"column for captions, such as {CAPTION_KEYS[1]}", schema.names)
     batches = table.iter_batches(batch_size=LISTED, columns=read)
     while (batch := asked(place, lambda: next(batches, None))) is not None:
         rows = batch.to_pylist() if read else [{}] * len(batch)
@@ -112,18 +112,21 @@ def _item(place: str, number: int, image: str, row: Cells, captioned: bool, colu
     return RowSample(place, number, image, captions, cells(row, columns))
 
 
-def image_column(place: str, schema: Any) -> str:
-    """The column with the images: of bytes with a usual name, or of {bytes, path}, or file_name."""
+def image_column(place: str, schema: Any, named: bool = True) -> str:
+    """The column with the images: of bytes with a usual name, or of {bytes, path}, or file_name.
+
+    named: whether file_name will do. Raises FewstepError that names the columns there are.
+    """
     kinds = {field.name: str(field.type) for field in schema}
     structs = [name for name, kind in kinds.items() if kind.startswith("struct<") and "bytes: " in kind]
     known = [name for name in IMAGE_COLUMNS if name in structs or "binary" in kinds.get(name, "")]
-    names = FILE_NAME in kinds and not is_address(place)
-    for name in (*known, *structs, *[FILE_NAME] * names):
+    for name in (*known, *structs, *([FILE_NAME] if named and FILE_NAME in kinds else [])):
         return str(name)
-    raise _lacking(place, "column of images (image, of bytes or of {bytes, path}) and no file_name", schema.names)
+    raise lacking(place, "column of images (image, of bytes or of {bytes, path}) and no file_name", schema.names)
 
 
-def _lacking(place: str, what: str, names: Sequence[str]) -> FewstepError:
+def lacking(place: str, what: str, names: Sequence[str]) -> FewstepError:
+    """The error for a table without a column that is needed. names: of the columns that it has."""
     return FewstepError(f"{place} has no {what}", f"its columns are {', '.join(names) or 'none'}: rename one")
 
 

@@ -9,7 +9,7 @@ from fewstep.data.found import counts_in_words
 from fewstep.data.sources.source import Item
 from fewstep.events import counted
 
-Reader = Callable[[str, Counter[str]], Iterator[Item]]  # of one file; it adds what it leaves out to the counter
+ShardReader = Callable[[str, Counter[str]], Iterator[Item]]  # of one file; it adds what it leaves out to the counter
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Shards:
     """The samples of some files, of which every `step`-th from number `first` on."""
 
     places: Sequence[str]  # the files' paths or addresses
-    reader: Reader
+    reader: ShardReader
     first: int = 0
     step: int = 1
     counts: Counter[str] = field(default_factory=Counter)
