@@ -6,7 +6,8 @@ of weight files.
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ class TracedStep(NamedTuple):
 
     meter: Meter  # of the step
     peak: int  # bytes, also of the networks' making
-    held: int  # bytes after the step
+    held: int  # bytes between steps
     trained: int
     averaged: int  # values of averages
     flops: int
@@ -80,8 +81,8 @@ def forecast(config: AdapterConfig, kind: type[Method], samples: int, probe_s: f
         "training": idle + step.peak + state,
     }
     if device.type == "cpu":
-        memory |= {"loading": sum(weights.values()) + mapped_bytes(model.path)}
-        memory |= {"checkpoints": idle + step.held + state + saved}
+        memory |= {"loading": loading_bytes(model.path, weights)}
+        memory |= {"checkpoints": idle + step.held + state + saved}  # a checkpoint is copied before it is written
         memory = {phase: int(base + IMPORTS + SLACK * size) for phase, size in memory.items()}
     seconds = None if probe_s is None else config.accumulate * probed(step.meter, probe_s)
     return Forecast(memory, disk_bytes(method, samples, saved, step.trained), step.trained, step.flops, seconds)
@@ -94,6 +95,7 @@ def traced_step(method: Method, device: torch.device) -> TracedStep:
     with stand_ins() as meter:
         with device:
             unet = type(model.unet).from_config(model.unet.config).to(loading_dtype(config)).eval()
+        meter.peak = meter.live  # a run reads it in this type
         unmade = config.model_copy(update={"init_lora": None})  # its values do not matter here
         with networks_of(replace(model, unet=unet), unmade, method.with_teacher, own=True) as networks:
             players = method.players(networks)
@@ -104,7 +106,7 @@ def traced_step(method: Method, device: torch.device) -> TracedStep:
                     take_step(player, batch_of(model, config, device), config, device)
             parameters = [p for player in players.values() for p in player.trainable.parameters.values()]
             averages = [x for p in players.values() for a in p.trainable.averages.values() for x in a.shadow.values()]
-            held = meter.live
+            held = meter.live - sum(p.nbytes for p in parameters)  # without gradients
     trained, averaged = (sum(x.numel() for x in some) for some in (parameters, averages))
     return TracedStep(
         meter, max(made, meter.peak), held, trained, averaged, config.accumulate * counter.get_total_flops()
@@ -148,10 +150,19 @@ def weights_bytes(model: Model, config: AdapterConfig) -> dict[str, int]:
     return {"unet": unet} | {name: 4 * numel(part) for name, part in others.items() if part is not None}
 
 
-def mapped_bytes(path: Path) -> int:
-    """The bytes of the largest weight file, which is in memory while its weights are converted."""
-    files = [path] if path.is_file() else weight_files(path / "unet" if (path / "unet").is_dir() else path)
-    return max(file.stat().st_size for file in files)
+def loading_bytes(path: Path, weights: Mapping[str, int]) -> int:
+    """The most bytes while a model is read. The file of a part is in memory while its weights are converted.
+
+    weights: part -> bytes of its weights, in the order in which they are read.
+    """
+    if path.is_file():
+        return sum(weights.values()) + path.stat().st_size
+    read = most = 0
+    for part, size in weights.items():
+        files = weight_files(path / part if (path / part).is_dir() else path)
+        read += size
+        most = max(most, read + max(file.stat().st_size for file in files))
+    return most
 
 
 def result_bytes(model: Model, config: AdapterConfig, trained: int) -> int:
@@ -201,18 +212,41 @@ def disk_bytes(method: Method, samples: int, saved: int, trained: int) -> dict[s
 def probed(meter: Meter, budget_s: float) -> float:
     """The seconds of all operations that the meter counted, from the time of some of each kind on this machine.
 
-    Those with the most values are timed first. Those for which no time is left take as long as the others, by value.
+    Those with the most values are timed first. When no time is left, others take as long for each value as those of the
+    same function that were timed, or as all that were.
     """
-    begun, timed, values, rest = time.perf_counter(), 0.0, 0, 0
-    order = sorted(meter.counts, key=lambda w: -meter.counts[w] * meter.operations[w].values)
-    for words in order:
-        operation, count = meter.operations[words], meter.counts[words]
+    begun, overall = time.perf_counter(), Rate()
+    rates: dict[object, Rate] = {}
+    rest: list[tuple[object, int]] = []
+    for words in sorted(meter.counts, key=lambda w: -meter.counts[w] * meter.operations[w].values):
+        operation = meter.operations[words]
+        function, values = operation.function, meter.counts[words] * operation.values
         if time.perf_counter() - begun > budget_s:
-            rest += count * operation.values
+            rest.append((function, values))
             continue
-        timed += count * operation.seconds()
-        values += count * operation.values
-    return timed * (1 + rest / max(values, 1)) + CALL_S * meter.calls
+        seconds = meter.counts[words] * operation.seconds()
+        for rate in (overall, rates.setdefault(function, Rate())):
+            rate.add(seconds, values)
+    others = sum(values * rates.get(function, overall).per_value for function, values in rest)
+    return overall.seconds + others + CALL_S * meter.calls
+
+
+@dataclass
+class Rate:
+    """Seconds of operations, and the values of their tensors."""
+
+    seconds: float = 0.0
+    values: int = 0
+
+    def add(self, seconds: float, values: int) -> None:
+        """Count an operation."""
+        self.seconds += seconds
+        self.values += values
+
+    @property
+    def per_value(self) -> float:
+        """Seconds for each value."""
+        return self.seconds / max(self.values, 1)
 
 
 def resident_bytes() -> int:
