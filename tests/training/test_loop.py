@@ -277,6 +277,17 @@ def test_a_step_may_be_divided_otherwise_when_a_run_goes_on(tmp_path: Path) -> N
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_run_of_two_processes_goes_on_in_one_with_batches_as_large(tmp_path: Path) -> None:
+    whole, run = train(tmp_path / "whole"), tmp_path / "parts"
+    train(run, train_steps=7)
+    before = json.loads((run / "config.json").read_text())
+    assert before["processes"] == 1
+    (run / "config.json").write_text(json.dumps(before | {"processes": 2, "batch_size": 2}))
+    with pytest.raises(UsageError, match=r"^batch_size 2 x accumulate 1 x 1 process is 2 samples a step, but .* has 4"):
+        train(run, resume=True, batch_size=2)
+    assert_equal(train(run, resume=True), whole)
+
+
 @pytest.mark.parametrize("given", ["first", "first/checkpoints/step-00000007.safetensors"])
 def test_a_run_goes_on_from_another_in_a_folder_of_its_own(tmp_path: Path, given: str) -> None:
     whole = train(tmp_path / "whole")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.configs import AdapterConfig
-from fewstep.data.cache.batches import BATCH
+from fewstep.data.cache.batches import at_once
 from fewstep.diffusion.guidance import Conditioning
 from fewstep.models.load import DTYPES, load_model, pick_device
 from fewstep.models.model import Model
@@ -188,7 +188,7 @@ def encoding_bytes(model: Model, size: int) -> int:
     with stand_ins() as meter, torch.no_grad():
         vae = type(model.vae).from_config(model.vae.config)
         before = meter.peak = meter.live
-        vae.encode(torch.zeros(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last))
+        vae.encode(torch.zeros(at_once((size, size)), 3, size, size).contiguous(memory_format=torch.channels_last))
     return meter.peak - before
 
 

@@ -25,7 +25,7 @@ from fewstep.events import Preview, Progress, note, tell
 from fewstep.io import append_line, explaining, is_file, read_json, write_bytes, write_json
 from fewstep.locks import take
 from fewstep.sheets import ScoredSheet
-from fewstep.training.same_run import check_same, named_checkpoint, run_of
+from fewstep.training.same_run import PROCESSES, check_same, named_checkpoint, run_of
 
 CONFIG = "config.json"  # in --out
 LOCK = "run.lock"  # in --out while a run writes there
@@ -97,7 +97,7 @@ def write_config(config: TrainingConfig) -> None:
 def as_stored(config: TrainingConfig) -> dict[str, Any]:
     """The config as in config.json, in JSON's types, and the number of processes."""
     values = with_whole_paths(json.loads(config.model_dump_json()), config.places)
-    return values | {"processes": this_process().of}
+    return values | {PROCESSES: this_process().of}
 
 
 def with_whole_paths(values: dict[str, Any], places: Set[str]) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from fewstep.errors import UsageError, option
 from fewstep.io import is_file
 from fewstep.training.checkpoint import FOLDER, newest_checkpoint
 
+PROCESSES = "processes"  # in a stored config: of how many the run is
+
 
 def check_same(config: TrainingConfig, values: Mapping[str, Any], before: Mapping[str, Any], run: Path) -> None:
     """Raise UsageError naming all options that differ from those of the run in the folder `run`.
 
     values, before: the config of this run and of that one, as stored.
     """
-    fixed = sorted(values.keys() - config.may_change)
+    fixed = sorted(values.keys() - config.may_change - {PROCESSES})
     differing = [name for name in fixed if name in before and before[name] != values[name]]
     hint = f"resume with the options of the first run, or choose another {option('out')}"
     if differing:
@@ -36,7 +38,7 @@ def check_same(config: TrainingConfig, values: Mapping[str, Any], before: Mappin
 
 def processes(values: Mapping[str, Any]) -> int:
     """Of how many processes a run with this stored config is, or this one if it does not say."""
-    return int(values.get("processes", this_process().of))
+    return int(values.get(PROCESSES, this_process().of))
 
 
 def samples_a_step(values: Mapping[str, Any]) -> int:
