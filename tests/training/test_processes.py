@@ -15,15 +15,21 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fewstep.configs import TrainingConfig, build
+from fewstep.configs import DistillConfig, TrainingConfig, build
 from fewstep.data.cache import Encoded, encode, processes
 from fewstep.data.framing import Framing
 from fewstep.data.sources import list_samples
+from fewstep.diffusion.guidance import Conditioning
 from fewstep.errors import FewstepError, UsageError
+from fewstep.lora.layers import LoraLayers, initial, target_shapes
+from fewstep.lora.low_rank import LowRank
 from fewstep.models.load import load_model
+from fewstep.models.network import UNetNetwork
 from fewstep.training.draws import SampleId, generator, normal
 from fewstep.training.loop import loop
 from fewstep.training.players import Player, Trainable, average_of
+from fewstep.training.run import distill
+from fewstep.training.sharding import check_shard, divide
 from tests.tiny import tiny_model, tiny_pixels
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +191,53 @@ def test_processes_that_do_not_share_the_cache_are_told_so(tmp_path: Path, monke
     monkeypatch.setattr(processes, "PATIENCE_S", 60.0)
     processes.mark_of(tmp_path / "sets" / "index.safetensors", 0, 2).touch()
     processes.meet(tmp_path / "sets" / "index.safetensors")
+
+
+def divided(folder: Path) -> None:
+    """Compare a LoRA's gradients in float64 beside a whole network and a divided one; then train beside such a one."""
+    model = load_model(str(folder / "model"), torch.float64)
+    layers = LoraLayers(model.unet.requires_grad_(False))
+    shapes = target_shapes(model.unet)
+    layers.add("a", {n: LowRank(u.A, torch.ones_like(u.B)) for n, u in initial(shapes, 2, 0).items()}, trainable=True)
+    layers.double()
+    parameters = layers.parameters_of("a")
+    x, t = torch.randn(2, 4, 2, 2, dtype=torch.float64), torch.tensor([3, 900])
+    text = Conditioning(model.embed(["a cat", "a dog"]).text.double())
+    gradients = []
+    for _ in range(2):
+        with layers.using(("a", 1.0)):
+            UNetNetwork(model.unet)(x, t, text).square().mean().backward()
+        gradients.append({name: p.grad for name, p in parameters.items()})
+        for parameter in parameters.values():
+            parameter.grad = None
+        if len(gradients) == 1:
+            divide(model.unet)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-12)
+    held = sum(p.to_local().numel() for p in model.unet.parameters())
+    assert held < 0.6 * sum(p.numel() for p in model.unet.parameters())
+    options = {"model": str(folder / "model"), "data": str(folder / "shards-{0..2}.tar"), "rank": 2, "shard": True}
+    distill(build(DistillConfig, **options, out=folder / "run", train_steps=2, batch_size=2, device="cpu"))
+
+
+@pytest.mark.long
+def test_a_divided_network_gives_a_lora_the_gradients_of_a_whole_one(shards_and_model: Path) -> None:
+    script = shards_and_model / "divided.py"
+    script.write_text(
+        "from pathlib import Path\nfrom tests.training.test_processes import divided\n"
+        f"divided(Path({str(shards_and_model)!r}))\n"
+    )
+    run_python(*PROCESSES, script, FEWSTEP_CACHE=str(shards_and_model / "cache"))
+    assert (shards_and_model / "run" / "lora.safetensors").is_file()
+
+
+def test_one_process_or_packed_weights_are_refused(shards_and_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"model": str(shards_and_model / "model"), "data": str(shards_and_model), "out": shards_and_model / "run"}
+    with pytest.raises(UsageError, match="among several processes, and there is one"):
+        distill(build(DistillConfig, **options, shard=True, device="cpu"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="kept in precision, not in int8"):
+        check_shard(build(DistillConfig, **options, shard=True, frozen_weights="int8"))
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

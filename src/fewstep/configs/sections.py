@@ -23,7 +23,7 @@ TRAINING: Sections = {
         *("train_steps", "epochs", "batch_size", "accumulate", "learning_rate", "warmup", "decay", "power", "cycles"),
         *("optimizer", "weight_decay", "beta1", "beta2", "epsilon", "gradient_clip", "ema", "seed"),
     ),
-    "Memory and speed": ("device", "precision", "frozen_weights", "gradient_checkpointing"),
+    "Memory and speed": ("device", "precision", "frozen_weights", "shard", "gradient_checkpointing"),
     "The run": (
         *("out", "resume", "resume_from", "checkpoint_every", "keep_checkpoints", "log_every", "tracker", "project"),
         "push_to_hub",

@@ -134,7 +134,7 @@ class AdapterConfig(TrainingConfig, FramingOptions, ModelAndData):
     }
     excludes = {  # noqa: RUF012
         **TrainingConfig.excludes,
-        **dict.fromkeys(("init_lora", "modules", "lora_alpha", "lora_dropout", "frozen_weights"), "full"),
+        **dict.fromkeys(("init_lora", "modules", "lora_alpha", "lora_dropout", "frozen_weights", "shard"), "full"),
     }
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 64
@@ -152,6 +152,9 @@ class AdapterConfig(TrainingConfig, FramingOptions, ModelAndData):
     """How a LoRA's run keeps the weights that it does not train: auto keeps them in --precision, bf16 takes half the
     memory of fp32, int8 a quarter, nf4 an eighth (needs the package bitsandbytes). They are unpacked layer by layer,
     which takes some time, and all arithmetic stays in --precision."""
+    shard: bool = False
+    """Divide the weights that a LoRA's run does not train among its processes (FSDP2): each keeps a share, and gathers
+    a block's weights while it computes. It takes less memory of each GPU, and more time."""
     full: bool = False
     """Train all weights of the network instead of a LoRA."""
     init_lora: Path | None = None

@@ -245,8 +245,8 @@ def check_whole_weights() -> None:
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false") not in ("", "0", "false"):
             raise UsageError(
-                f"accelerate is set to {name}, which divides the weights among processes; here each has all (DDP)",
-                f"run accelerate config again without it; {option('gradient_checkpointing')} or a LoRA saves memory",
+                f"accelerate is set to {name}, which divides the weights among processes in its own way",
+                f"run accelerate config again without it; {option('shard')} divides a LoRA's frozen weights",
             )
 
 

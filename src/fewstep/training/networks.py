@@ -37,6 +37,7 @@ from fewstep.session.plan import plan_sampling
 from fewstep.training.dropout import sample_masking
 from fewstep.training.frozen import pack, storage_of
 from fewstep.training.players import Average, Decay, Trainable, average_of
+from fewstep.training.sharding import divide
 
 STUDENT, TARGET, EXPORT = "student", "target", "export"
 
@@ -94,12 +95,16 @@ def frozen_network(unet: Any, config: AdapterConfig, own: bool) -> Any:
     own: whether `unet` may become it. Otherwise it is a copy, if anything must change.
     """
     dtype, storage = DTYPES[config.precision], storage_of(config)
-    if DTYPES.get(storage) != dtype:
-        unet = unet if own else copy.deepcopy(unet)
+    packs, casts = DTYPES.get(storage) != dtype, unet.dtype != dtype
+    if not own and (packs or casts or config.shard):
+        unet = copy.deepcopy(unet)
+    if packs:
         pack(unet, storage, dtype)
-    elif unet.dtype != dtype:
-        unet = (unet if own else copy.deepcopy(unet)).to(dtype)
-    if own and unet.device.type != "mps":
+    elif casts:
+        unet.to(dtype)
+    if config.shard:
+        divide(unet.requires_grad_(False))
+    elif own and unet.device.type != "mps":
         unet.to(memory_format=torch.channels_last)  # convolutions are faster so
     return unet
 

@@ -30,6 +30,7 @@ from fewstep.training.networks import networks_of
 from fewstep.training.packages import check_packages
 from fewstep.training.progress import check_folder
 from fewstep.training.rates import steps_in
+from fewstep.training.sharding import check_shard
 
 
 class Previewer(Protocol):
@@ -58,6 +59,7 @@ def run(config: AdapterConfig, kind: type[Method], previewer: Previewer | None =
     check_folder(config)
     check_precision(config)
     check_packages(config)
+    check_shard(config)
     material = material_of(config)
     device, dtype = pick_device(config.device), loading_dtype(config)
     model = load_model(config.model, device=device, safety=False, unet_dtype=dtype)
