@@ -37,6 +37,7 @@ from fewstep.lora.layers import LoraLayers, initial, target_shapes
 from fewstep.models.network import UNetNetwork
 from fewstep.models.text import sizes_of
 from fewstep.training.losses import lcd_loss, pseudo_huber
+from fewstep.training.meter import stand_ins
 from fewstep.training.networks import LoraStudent, SwitchedNetwork, frozen_network
 
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").config
@@ -59,6 +60,9 @@ class DistillStepConfig(Config):
     """How fewstep keeps the frozen weights, as distill --frozen-weights."""
     rounds: int = 3
     """Turns of each. A turn is a fresh process with one step that does not count and one that is measured."""
+    counted: bool = False
+    """Compute nothing, and only count the bytes of tensors and the operations of a step, on stand-ins for tensors: for
+    sizes that this machine has no memory for, and precisions that it has no instructions for."""
     alone: bool = False
     """Leave the published arrangement out, whose two UNets of SDXL take 20 GiB and more."""
 
@@ -161,8 +165,27 @@ def turn(arrangement: Callable[[DistillStepConfig], LossStep], config: DistillSt
     return Turn(time.perf_counter() - begun, peak, counter.get_total_flops())
 
 
+def counted_gib(arrangement: Callable[[DistillStepConfig], LossStep], config: DistillStepConfig) -> float:
+    """The most memory of a step's tensors, counted on stand-ins."""
+    with stand_ins() as meter:
+        step = arrangement(config)
+        meter.peak = meter.live
+        step()
+    return meter.peak / 2**30
+
+
+def count(config: DistillStepConfig) -> None:
+    """Print the memory of both arrangements, counted."""
+    own, published = (counted_gib(one, config) for one in (our_step, published_step))
+    print(f"{config.family}, {config.size} px, rank {config.rank}, {config.dtype}: tensors of a step take", end=" ")
+    print(f"{own:.2f} GiB in fewstep, {published:.2f} GiB in the published arrangement: {own / published:.2f} of it")
+
+
 def run(config: DistillStepConfig) -> None:
     """Print the table: seconds, ratio, floor and memory."""
+    if config.counted:
+        count(config)
+        return
     arrangements = {"fewstep": our_step} | ({} if config.alone else {"published script's": published_step})
     rounds = [[in_own_process(turn, one, config) for one in arrangements.values()] for _ in range(config.rounds)]
     rate = in_own_process(matmul_rate, torch.bfloat16 if config.dtype == "bf16" else torch.float32, torch.device("cpu"))
