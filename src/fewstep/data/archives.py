@@ -37,18 +37,21 @@ class Archive(Protocol):
     def members(self) -> Iterator[Member]:
         """Its files, in its own order. Raises FewstepError, after those that are whole, if it is damaged."""
 
-    def read(self, member: Member) -> bytes:
-        """The content of one of its files. Raises FewstepError if it cannot be read."""
+    def read(self, member: Member, ahead: bool) -> bytes:
+        """The content of one of its files. Raises FewstepError if it cannot be read. ahead: as of `bytes_at`."""
 
 
-def whole(archive: Archive, member: Member) -> bytes:
-    """The content of a file in an archive. Raises FewstepError for one that is damaged, or too large."""
+def whole(archive: Archive, member: Member, ahead: bool = False) -> bytes:
+    """The content of a file in an archive. Raises FewstepError for one that is damaged, or too large.
+
+    ahead: as of `places.bytes_at`.
+    """
     if member.size_bytes > LARGEST_BYTES:
         raise FewstepError(
             f"{archive.name}/{member.name} has {member.size_bytes / 2**20:,.0f} MiB",
             f"a file in an archive may have {LARGEST_BYTES / 2**20:.0f} MiB",
         )
-    return archive.read(member)
+    return archive.read(member, ahead)
 
 
 class Tar:
@@ -93,9 +96,9 @@ class Tar:
     def _cut(self) -> FewstepError:
         return FewstepError(f"{self.name} was cut, or is damaged", "get the file again")
 
-    def read(self, member: Member) -> bytes:
+    def read(self, member: Member, ahead: bool) -> bytes:
         """As Archive's."""
-        return bytes_at(self.name, member.place, member.size_bytes)
+        return bytes_at(self.name, member.place, member.size_bytes, ahead)
 
 
 class Zip:
@@ -115,7 +118,7 @@ class Zip:
             if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
                 yield Member(info.filename, number, info.file_size)
 
-    def read(self, member: Member) -> bytes:
+    def read(self, member: Member, ahead: bool) -> bytes:
         """As Archive's."""
         file = _zip(self.name, self.stamp)
         try:

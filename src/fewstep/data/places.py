@@ -137,15 +137,28 @@ def open_file(place: str) -> BinaryIO:
     return asked(place, ask)
 
 
-def bytes_at(place: str, start: int, count: int) -> bytes:
-    """So many bytes of a file, from `start` on. Raises FewstepError if there are not as many."""
-    with reading(place) as file:
+def bytes_at(place: str, start: int, count: int, ahead: bool = False) -> bytes:
+    """So many bytes of a file, from `start` on. Raises FewstepError if there are not as many.
 
-        def read() -> bytes:
-            file.seek(start)
-            return file.read(count)
+    ahead: whether this thread will ask for what follows next, so that a server is asked for more at once.
+    """
 
-        data = asked(place, read)
+    def exactly() -> bytes:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(place)
+        data: bytes = system.cat_file(path, start=start, end=start + count)
+        return data
+
+    def read(file: BinaryIO) -> bytes:
+        file.seek(start)
+        return file.read(count)
+
+    if is_address(place) and not ahead:
+        data = asked(place, exactly)
+    else:
+        with reading(place) as file:
+            data = asked(place, lambda: read(file))
     if len(data) != count:
         raise FewstepError(f"{place} was cut, or changed while it was read", "get the file again")
     return data

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fewstep.data.archives import Archive, Member, whole
 from fewstep.data.captions import JSON_SUFFIX, TEXT_SUFFIXES, captions_in, decoded, json_object
 from fewstep.data.found import OTHERS, SUFFIXES
+from fewstep.data.places import is_address
 from fewstep.data.sources.source import Broken, Item
 from fewstep.data.sources.table import not_there
 from fewstep.data.tables import TABLES, Cells, cells, image_row
@@ -48,10 +49,18 @@ class Contents(NamedTuple):
     images: dict[str, Member]  # in the archive's order
     texts: dict[str, Member]  # captions, and what else JSON says
     tables: dict[str, Member]
+    fetched: dict[Member, bytes]  # what was read on the way
+
+    def fetch(self, member: Member) -> None:
+        """Read a text now, if it lies on a server: what is around it is here already."""
+        name = posixpath.normpath(member.name)
+        if is_address(self.archive.name) and member in (self.texts.get(name), self.tables.get(name)):
+            self.fetched[member] = whole(self.archive, member, ahead=True)
 
     def text(self, member: Member) -> str:
         """The text of a file."""
-        return decoded(whole(self.archive, member), f"{self.archive.name}/{member.name}")
+        data = self.fetched[member] if member in self.fetched else whole(self.archive, member)
+        return decoded(data, f"{self.archive.name}/{member.name}")
 
 
 def archived_samples(
@@ -61,11 +70,12 @@ def archived_samples(
 
     left_out: to which is added what is no sample. captioned, columns: as of `sources.open_source`.
     """
-    contents, broken = Contents(archive, {}, {}, {}), list[Broken]()
+    contents, broken = Contents(archive, {}, {}, {}, {}), list[Broken]()
     try:
         for member in archive.members():
             if (repeated := _sort(member, contents, left_out)) is not None:
                 broken.append(repeated)
+            contents.fetch(member)
     except FewstepError as error:
         broken.insert(0, Broken(archive.name, error))
     yield from broken
