@@ -83,7 +83,7 @@ def test_the_text_says_the_same(fewstep, photos, tiny_model_folder):
     for line in (
         "  files       2 JPEG, 5 PNG, 1 WEBP",
         "  !!  2 broken, at which training would stop: --skip-broken leaves them out",
-        "  !!  1 image below 16 pixels, which would be scaled up: --min-size 16 leaves them out",
+        "  !!  1 image below 16 pixels, which would be scaled up: --min-size 16 leaves it out",
         "  !!  1 image with the same bytes as another",
         "        a.png = copy.png",
         "  !!  1 empty caption",

@@ -5,7 +5,6 @@ import io
 import json
 import tarfile
 import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow
@@ -185,7 +184,3 @@ def errors(given, captioned=True):
     """Key -> message of what is broken in a source."""
     items = list(open_source(given, captioned))
     return {item.key: str(item.error.message) for item in items if isinstance(item, Broken)}
-
-
-def path_of(given):
-    return Path(str(given))

@@ -90,7 +90,7 @@ def remarks(document: Mapping[str, Any]) -> list[Remark]:
     below, size = document["below"], document["trained_at"]
     found.append(
         Remark(False, f"{number_of(below['count'], 'image')} below {size} pixels, which would be scaled up:"
-               f" {option('min_size')} {size} leaves them out", below["examples"])
+               f" {option('min_size')} {size} leaves {them(below['count'])} out", below["examples"])
         if below["count"]
         else Remark(True, f"no image has a side below {size} pixels")
     )  # fmt: skip
@@ -107,8 +107,8 @@ def broken(found: Mapping[str, Any]) -> Remark:
     """About what cannot be read."""
     if not found["count"]:
         return Remark(True, "everything can be read")
-    them = "it" if found["count"] == 1 else "them"
-    text = f"{found['count']:,} broken, at which training would stop: {option('skip_broken')} leaves {them} out"
+    count, skip = found["count"], option("skip_broken")
+    text = f"{count:,} broken, at which training would stop: {skip} leaves {them(count)} out"
     return Remark(False, text, [one["reason"] for one in found["examples"]])
 
 
@@ -136,6 +136,11 @@ def of_captions(captions: Mapping[str, Any]) -> list[Remark]:
         examples = [f"{one['images']:,} x {one['caption']}" for one in repeated["examples"]]
         return [*found, Remark(False, f"{number_of(repeated['count'], 'image')} with the caption of another", examples)]
     return [*found, Remark(True, "no two images have the same caption")]
+
+
+def them(count: int) -> str:
+    """The pronoun for so many."""
+    return "it" if count == 1 else "them"
 
 
 def number_of(count: int, what: str) -> str:
