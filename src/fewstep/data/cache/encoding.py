@@ -30,6 +30,7 @@ from fewstep.data.cache.remembered import Remembered
 from fewstep.data.cache.store import Store, Writer, as_array
 from fewstep.data.framing import KEY, Framing, ImageFacts
 from fewstep.data.sources import Sample
+from fewstep.errors import FewstepError
 from fewstep.events import counted, doing
 from fewstep.io import atomic_path, cache_dir
 from fewstep.models.model import Model, encoder_sha256
@@ -204,7 +205,8 @@ def combined(job: Encoding, findings: Findings) -> Encoded:
                 _part_file(job.index, rank, process.of).unlink(missing_ok=True)
                 mark_of(job.index, rank, process.of).unlink(missing_ok=True)
             break
-        assert process.of > 1, "all samples of the only process are in the stores"
+        if process.of == 1:
+            raise FewstepError(f"files of the cache {job.root} went away while it was written", "run it again")
         time.sleep(POLL_S)
     while (found := job.found()) is None:
         time.sleep(POLL_S)
