@@ -21,8 +21,9 @@ def plot_curves(out: Path) -> list[Path]:
     check_matplotlib()
     made = []
     if metrics := read_lines(out / "metrics.jsonl"):
-        curves = {label: [(name, name, 1.0)] for name, label in LOSSES.items() if name in metrics[-1]}
-        made.append(draw_panels(out / "loss.png", metrics, curves, LOG))
+        keys = {key for line in metrics for key in line}
+        if curves := {label: [(name, name, 1.0)] for name, label in LOSSES.items() if name in keys}:
+            made.append(draw_panels(out / "loss.png", metrics, curves, LOG))
     if quality := read_lines(out / "quality.jsonl"):
         curves = {label: of_measure(name, quality) for name, label in (QUALITY | OWN).items()}
         if curves := {label: found for label, found in curves.items() if found}:

@@ -86,16 +86,17 @@ class GraphText:
         return encoded
 
 
-class MeanLatents(NamedTuple):
-    """The part of a posterior over latents that is used here."""
+class Posterior(NamedTuple):
+    """What is used here of a distribution of latents."""
 
     mean: Tensor
+    std: Tensor
 
 
 class EncodedPixels(NamedTuple):
     """What an autoencoder's encoder returns."""
 
-    latent_dist: MeanLatents
+    latent_dist: Posterior
 
 
 class DecodedLatents(NamedTuple):
@@ -121,7 +122,8 @@ class GraphAutoencoder:
     def encode(self, pixels: Tensor) -> EncodedPixels:
         """The posterior for pixels (B, 3, H, W) in [-1, 1]."""
         parameters = self._run(ENCODER, "sample", pixels)["latent_parameters"]
-        return EncodedPixels(MeanLatents(parameters.chunk(2, dim=1)[0]))
+        mean, log_variance = parameters.chunk(2, dim=1)
+        return EncodedPixels(Posterior(mean, (log_variance.clamp(-30, 20) / 2).exp()))  # as diffusers' class cuts it
 
     def decode(self, latents: Tensor) -> DecodedLatents:
         """Pixels (B, 3, H, W) of unscaled latents (B, C, h, w)."""

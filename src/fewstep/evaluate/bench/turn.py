@@ -19,6 +19,7 @@ LONG_S = 60.0  # a picture that takes longer is drawn once
 GAIN = 1.02  # times as many pictures a second, for which a larger batch is tried
 WARM_S = 10.0  # a batch that is expected to take longer is drawn once, without one before it that warms up
 GIVE_UP_S = 240.0  # no batch is tried that is expected to take longer
+SMALL = 256  # side of matrices whose product takes little time in any precision
 
 
 class TurnPlan(NamedTuple):
@@ -114,14 +115,23 @@ def peak_bytes(device: torch.device) -> int | None:
 def matmul_rate(dtype: torch.dtype, device: torch.device, side: int | None = None) -> float:
     """Floating-point operations a second in a square matrix product, the best of ten after a warm-up.
 
-    side: of the matrices; by default one that keeps the device busy, 2048 on a CPU and 8192 on a GPU.
+    side: of the matrices; by default one that keeps the device busy, 2048 on a CPU and 8192 on a GPU, or less where a
+    product would take more than a second, as in a precision that the device has no instructions for.
     """
-    side = side or (2048 if device.type == "cpu" else 8192)
+    if side is None:
+        side, slowest = (2048 if device.type == "cpu" else 8192), product_s(dtype, device, SMALL, 2)
+        while side > SMALL and slowest * (side / SMALL) ** 3 > 1:
+            side //= 2
+    return 2 * side**3 / product_s(dtype, device, side, 10)
+
+
+def product_s(dtype: torch.dtype, device: torch.device, side: int, times: int) -> float:
+    """The seconds of the product of two square matrices, the least of so many times after a warm-up."""
     a, b = torch.randn(2, side, side).to(device, dtype)
-    times = []
-    for _ in range(11):
+    found = []
+    for _ in range(1 + times):
         begun = time.perf_counter()
         product = a @ b
         float(product[0, 0])  # waits for a GPU
-        times.append(time.perf_counter() - begun)
-    return 2 * side**3 / min(times[1:])
+        found.append(time.perf_counter() - begun)
+    return min(found[1:])
