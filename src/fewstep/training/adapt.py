@@ -22,6 +22,7 @@ from fewstep.models.model import Model
 from fewstep.models.references import LoraReference
 from fewstep.session.plan import DEFAULT_GUIDANCE_SCALE
 from fewstep.training.draws import SampleId, generator, integers, normal, uniform
+from fewstep.training.frozen import storage_of
 
 
 class Batch(NamedTuple):
@@ -144,6 +145,7 @@ def describe(model: Model, config: AdapterConfig, method: str, samples: int, **t
         "modules": None if config.full else config.modules,
         "lora_alpha": None if config.full else config.lora_alpha or config.rank,
         "lora_dropout": None if config.full else config.lora_dropout,
+        "frozen_weights": None if config.full else storage_of(config),
     }
     if config.init_lora is not None:
         summary["began_from"] = beginning(config.init_lora)
