@@ -155,11 +155,12 @@ def wrong_grid(record: Record) -> Fault | None:
             f"use {option('k')} 20, or 50 for few steps of training",
         )
     if points > record.steps:
+        higher = "" if k >= 50 else f"raise {option('k')} to {20 if k < 20 else 50}, or "
         return Fault(
             "grid",
             f"{option('k')} {k} makes a grid of {points} timesteps, and the run has {record.steps} steps",
             "what is right at the clean end travels about one timestep of the grid per step, and did not arrive",
-            f"raise {option('k')} to 20, or 50, or train longer ({option('train_steps')})",
+            f"{higher}train longer ({option('train_steps')})",
         )
     return None
 
@@ -301,7 +302,7 @@ def too_little_data(record: Record) -> Fault | None:
     more = f"use more images, or {option('synthetic')} with more {option('images')}"
     return Fault(
         "data",
-        f"{record.samples:,} samples, each seen {epochs:,.0f} times",
+        f"{record.samples:,} samples, each seen {epochs:,.0f} time{'s' * (round(epochs) != 1)}",
         "the result learns these pictures by heart, and prompts about others suffer",
         more if record.distilled else f"use more images, fewer {option('train_steps')}, or a lower {option('rank')}",
     )
