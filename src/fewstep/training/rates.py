@@ -2,9 +2,8 @@
 
 import math
 
-from accelerate import PartialState
-
 from fewstep.configs import TrainingConfig
+from fewstep.data.cache.processes import this_process
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -28,6 +27,5 @@ def steps_in(config: TrainingConfig, samples: int) -> int:
     """The number of optimiser steps: --steps, or those in which --epochs passes over all samples end."""
     if config.epochs is None:
         return config.train_steps
-    processes: int = PartialState().num_processes
-    size = config.batch_size * config.accumulate * processes
+    size = config.batch_size * config.accumulate * this_process().of
     return math.ceil(config.epochs * samples / size)
