@@ -4,6 +4,7 @@ What is built depends on the model's files, the LoRAs that are plugged in, and t
 LoRAs mean building anew, unless that was done before.
 """
 
+import gc
 import os
 import time
 from abc import ABC, abstractmethod
@@ -204,6 +205,8 @@ class GraphEngine(ABC):
             for one, folder in missing.items():
                 with atomic_folder(folder) as temporary:
                     self.runtime.write(graph_of(model, one), temporary)
+        del model
+        gc.collect()  # tracing leaves cycles that would keep the model's weights in memory
         note(
             f"the networks were built for {self.runtime.name} in {time.perf_counter() - begun:.0f} s, and are kept in"
             f" {cache_dir() / KEPT}; other LoRAs or weights mean building anew, which the engine torch does without"
