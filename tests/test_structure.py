@@ -277,6 +277,8 @@ def all_imports(path: Path) -> Iterator[tuple[int, str]]:
 
 STATE = """
 import importlib, logging, os, signal, sys, warnings
+from fewstep.events import hush
+hush()
 import diffusers.utils.logging, transformers.utils.logging
 theirs, ours = sys.argv[1], sys.argv[2].split()
 def state():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOGGER = logging.getLogger("fewstep")
+NOISY = "bitsandbytes.backends.cpu.ops"  # diffusers imports it; it warns of a kernel that fewstep does not use
 
 
 @dataclass(frozen=True)
@@ -119,3 +120,8 @@ def in_minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def hush() -> None:
+    """Let no warning of no use come from libraries as they are imported. For programs: a library changes no logger."""
+    logging.getLogger(NOISY).setLevel(logging.ERROR)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import fewstep as package
 from fewstep.configs import DistillConfig, build
+from fewstep.data.cache import index
 from fewstep.data.prompts import OF
 from fewstep.errors import FewstepError, UsageError
 from fewstep.lora.files import open_lora
@@ -26,7 +27,7 @@ from fewstep.training import synthetic
 from fewstep.training.methods import METHODS
 from fewstep.training.methods.method import SYNTHETIC
 from fewstep.training.run import distill
-from fewstep.training.synthetic import default_captions, own_first, synthetic_pictures, wishes_of
+from fewstep.training.synthetic import default_captions, synthetic_pictures, wishes_of
 
 CAPTIONS = ["a cat", "red dog", "a fish", "blue house", "the drawing", "a dog"]
 TINY = ["--rank", "2", "--steps", "2", "--batch-size", "2", "--log-every", "1", "--device", "cpu"]
@@ -34,9 +35,9 @@ TINY = ["--rank", "2", "--steps", "2", "--batch-size", "2", "--log-every", "1", 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of the test's own, in chunks of four."""
+    """A cache of the test's own; four pictures are drawn together."""
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(synthetic, "CHUNK", 4)
+    monkeypatch.setattr(synthetic, "MOST_AT_ONCE", 4)
 
 
 @pytest.fixture
@@ -119,8 +120,7 @@ def test_what_a_killed_run_has_drawn_is_kept_and_the_bits_are_the_same(
     calls.rows, calls.stop_after = 0, 4 * 3 * 2 + 4  # in the second of the last two pictures' steps
     with pytest.raises(KeyboardInterrupt):
         latents(model)
-    kept = [path.suffix for path in (tmp_path / "other" / "encoded").iterdir()]
-    assert kept == [".safetensors"]
+    assert len(list((tmp_path / "other" / "encoded").glob("drawn-*/*.safetensors"))) == 1
     calls.rows, calls.stop_after = 0, 10**9
     assert torch.equal(latents(model), whole)
     assert calls.rows == 2 * 3 * 2
@@ -133,7 +133,7 @@ def test_more_pictures_are_added_to_those_that_are_there(model: Model, calls: Ca
 
 
 def damaged(model: Model, tmp_path: Path) -> tuple[Model, dict[str, object]]:
-    for path in (tmp_path / "cache" / "encoded").iterdir():
+    for path in (tmp_path / "cache" / "encoded").glob("*/*"):
         path.write_bytes(path.read_bytes()[:-10])
     return model, {}
 
@@ -163,7 +163,7 @@ def asked(**values: object) -> Callable[[Model, Path], tuple[Model, dict[str, ob
         (asked(synthetic_guidance_scale=3), 1),
         (asked(synthetic_steps=4), 4 / 3),
         (asked(precision="bf16"), 1),
-        (asked(captions=[*CAPTIONS[:5], "a house"]), 1 / 3),  # the second chunk
+        (asked(captions=[*CAPTIONS[:5], "a house"]), 1 / 3),  # the second batch
         (changed("vae/config.json"), 0),
         (changed("unet/config.json"), 1),
         (changed("text_encoder/config.json"), 1),
@@ -203,7 +203,7 @@ def test_sdxl_has_its_sizes_and_pooled_text(tiny_sdxl_folder: Path) -> None:
     assert encoded.latents([0, 5]).shape == (2, 4, 12, 12)
 
 
-def test_small_batches_fill_a_chunk_too(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_picture_is_drawn_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = latents(model)
     monkeypatch.setattr(synthetic, "LATENT_PIXELS", 2 * 64)
     found = latents(model, seed=5, synthetic_steps=3, precision="fp32", size=18)  # 81 latent pixels: one at a time
@@ -211,11 +211,20 @@ def test_small_batches_fill_a_chunk_too(model: Model, monkeypatch: pytest.Monkey
     assert whole.shape == (6, 4, 8, 8)
 
 
-def test_processes_begin_with_different_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert own_first("abcde") == list("abcde")
-    monkeypatch.setenv("RANK", "1")
+def test_processes_draw_a_share_each(
+    model: Model, calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls.rows = latents(model), 0
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "other"))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert own_first("abcde") == list("bdace")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(index, "PATIENCE_S", 0)
+    with pytest.raises(FewstepError, match=r"^not all of the 2 processes write to "):
+        latents(model)
+    assert calls.rows == 2 * 3 * 2  # the second batch
+    monkeypatch.setenv("RANK", "0")
+    assert torch.equal(latents(model), whole)
+    assert calls.rows == ROWS
 
 
 def test_a_note_says_first_how_long_it_takes(
@@ -388,4 +397,4 @@ def test_a_picture_that_is_not_finite_is_named(model: Model, tmp_path: Path) -> 
         FewstepError, match=r"^a picture that the teacher drew is not finite\n\nhint: use precision fp32"
     ):
         latents(model)
-    assert not list((tmp_path / "cache" / "encoded").glob("*.safetensors"))
+    assert not list((tmp_path / "cache" / "encoded").rglob("*.safetensors"))

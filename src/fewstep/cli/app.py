@@ -21,7 +21,7 @@ from fewstep.cli.sink import Terminal
 from fewstep.configs import Config, Typed, answers, build, describe, option_name, usage_error
 from fewstep.configs.sections import section_of
 from fewstep.errors import FewstepError, UsageError
-from fewstep.events import doing, telling
+from fewstep.events import doing, hush, telling
 
 OPTIONS = Parameter(negative=())  # no --no-json, no --empty-lora
 SPINS = (
@@ -251,6 +251,7 @@ def entry() -> None:
     """Run the console command `fewstep`."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # torch reads it on import, which comes later
+    hush()
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may have letters that the terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,17 +20,18 @@ from torch import Tensor
 from fewstep.assets import GENERAL, MODEL, NAMES
 from fewstep.configs import DistillConfig
 from fewstep.data.cache import Encoded
-from fewstep.data.cache.batches import embedded
-from fewstep.data.cache.chunks import cache_file, chunks_of, fill, is_filled, text_files
-from fewstep.data.cache.encoded import SIZES, VALUES, in_chunks
+from fewstep.data.cache.encoded import SIZES, VALUES
+from fewstep.data.cache.encoding import encode_captions, text_store
+from fewstep.data.cache.index import Rows
 from fewstep.data.cache.processes import this_process
+from fewstep.data.cache.store import Store, Writer, as_array, key_of
 from fewstep.data.prompts import Prompt, list_that_ships, listed_prompts, shipped_prompts
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.engines import NetworkOptions
 from fewstep.engines.torch import TorchEngine
 from fewstep.errors import FewstepError, UsageError, option
-from fewstep.events import Progress, doing, in_minutes, note, tell
-from fewstep.io import sha256_bytes
+from fewstep.events import counted, doing, in_minutes, note
+from fewstep.io import cache_dir
 from fewstep.models.load import DTYPES
 from fewstep.models.model import TEXT_PARTS, Model, parts_sha256
 from fewstep.models.quiet import quiet
@@ -39,10 +41,9 @@ from fewstep.session.drawing import PictureBatch, draw_latents
 from fewstep.session.plan import Plan, plan_sampling
 from fewstep.training.adapt import training_size, usual_guidance
 
-T = TypeVar("T")
 SOLVER = "dpm-solver++"
 COUNT = 1000  # pictures, unless there are more captions
-CHUNK = 32  # pictures in a cache file; a run that is stopped loses at most these
+MOST_AT_ONCE = 32  # pictures that are drawn together
 LATENT_PIXELS = 4 * 64 * 64  # of pictures that are drawn at once: four of 512 x 512 pixels, or more of smaller ones
 FORECAST = 50  # the fewest network calls before which a note says how long they take
 
@@ -66,16 +67,23 @@ class Artist:
 
     @property
     def at_once(self) -> int:
-        """How many pictures are drawn together. A picture's last bits depend on it, so it follows from the size."""
-        return min(CHUNK, max(1, LATENT_PIXELS // (self.size // self.model.factor) ** 2))
+        """How many pictures are drawn together."""
+        return min(MOST_AT_ONCE, max(1, LATENT_PIXELS // (self.size // self.model.factor) ** 2))
 
-    def files(self, chunks: Sequence[Sequence[Wish]]) -> list[Path]:
-        """The cache file for each chunk. Its name is a hash of all that the pictures depend on but the device."""
+    @cached_property
+    def store(self) -> Store:
+        """Where the pictures are. Its name is a hash of all that they depend on but the wishes and the device."""
         model, plan = self.model, self.plan
         network = f"{parts_sha256(model.path, ('unet', 'scheduler', *TEXT_PARTS))} {model.prediction_type}"
         steps = f"{plan.solver_name} {plan.timesteps} {plan.guidance_scale}"
-        kind = f"1 synthetic {network} {steps} {self.dtype} {self.full} {self.size} "
-        return [cache_file(kind, [f"{wish.seed} {wish.caption}\0" for wish in chunk]) for chunk in chunks]
+        return Store(
+            encoded_folder() / f"drawn-{key_of(f'2 {network} {steps} {self.dtype} {self.full} {self.size}').hex()}"
+        )
+
+    def keys(self, wishes: Sequence[Wish]) -> list[bytes]:
+        """The key of each picture of a batch. Its last bits depend on the whole batch, and so does its key."""
+        batch = key_of(*(f"{wish.seed} {wish.caption}" for wish in wishes))
+        return [key_of(batch, str(place)) for place in range(len(wishes))]
 
     def latents(self, wishes: Sequence[Wish]) -> dict[str, Tensor]:
         """The latents (B, C, h, w) of the pictures, float32, and the sizes (B, 6) that SDXL's network takes."""
@@ -90,7 +98,7 @@ class Artist:
             x_0, _ = draw_latents(engine, network, self.plan, Canvas(size, size), batch, lambda step, estimate: None)
         if not x_0.isfinite().all():
             raise FewstepError("a picture that the teacher drew is not finite", f"use {option('precision')} fp32")
-        return {VALUES: x_0.float(), SIZES: sizes_of(size, size).repeat(count, 1)}
+        return {VALUES: x_0.float().cpu(), SIZES: sizes_of(size, size).repeat(count, 1)}
 
     def _precision(self) -> AbstractContextManager[object]:
         """The run's precision, inside the block. For a LoRA the weights take it for good, as they do in training."""
@@ -176,49 +184,47 @@ def synthetic_pictures(config: DistillConfig, model: Model, captions: Sequence[s
 
     For a LoRA the weights of the model's network are converted to the run's precision if a picture is missing.
     """
-    artist = artist_of(config, model)
+    artist, texts = artist_of(config, model), text_store(encoded_folder(), model)
     wishes = wishes_of(captions, config.images, config.seed)
-    chunks = chunks_of(wishes, CHUNK)
-    files = artist.files(chunks)
-    draw_missing(artist, list(zip(files, chunks, strict=True)))
-    words = [[wish.caption for wish in chunk] for chunk in chunks]
-    text = text_files(words, model)
-    for file, part in zip(text, words, strict=True):
-        fill(file, part, lambda captions: embedded(captions, model))
-    pictures, embeddings = (in_chunks(paths, len(wishes), CHUNK) for paths in (files, text))
-    return Encoded(pictures, embeddings, identity=sha256_bytes(*(path.name.encode() for path in (*files, *text))))
+    batches = [wishes[start : start + artist.at_once] for start in range(0, len(wishes), artist.at_once)]
+    draw_missing(artist, batches)
+    encode_captions((wish.caption for wish in wishes), model, texts)
+    pictures = Rows(artist.store, as_array([key for batch in batches for key in artist.keys(batch)]))
+    embeddings = Rows(texts, as_array([key_of(wish.caption) for wish in wishes]))
+    parts = (part for rows in (pictures, embeddings) for part in (rows.store.folder.name, rows.keys.tobytes()))
+    encoded = Encoded(pictures.awaited(), embeddings.awaited(), identity=key_of(*parts).hex())
+    for store in (artist.store, texts):
+        store.touch()
+    return encoded
 
 
-def draw_missing(artist: Artist, places: Sequence[tuple[Path, Sequence[Wish]]]) -> None:
-    """Draw the chunks whose files are missing. Several processes begin with different ones. A note tells the time."""
-    missing = [(file, chunk) for file, chunk in own_first(places) if not is_filled(file)]
-    total = sum(len(chunk) for _, chunk in places)
-    done = total - sum(len(chunk) for _, chunk in missing)
-    if missing:
-        forecast(artist, missing)
-    for file, chunk in missing:
-        tell(Progress("drawing the training pictures", done, total, "image"))
-        fill(file, chunk, artist.latents, artist.at_once)
-        done += len(chunk)
-    if missing:
-        tell(Progress("drawing the training pictures", total, total, "image"))
+def encoded_folder() -> Path:
+    """Where encoded data of all runs is."""
+    return cache_dir() / "encoded"
 
 
-def own_first(items: Sequence[T]) -> list[T]:
-    """The items, of which this process's share comes first if several run together."""
-    process = this_process()
-    own = [item for place, item in enumerate(items) if process.has(place)]
-    return [*own, *(item for place, item in enumerate(items) if not process.has(place))]
+def draw_missing(artist: Artist, batches: Sequence[Sequence[Wish]]) -> None:
+    """Draw this process's share of the batches that are missing. A note tells the time."""
+    process, (_, kept), writer = this_process(), artist.store.read(), Writer(artist.store)
+    own = [batch for number, batch in enumerate(batches) if process.has(number)]
+    missing = [batch for batch in own if artist.keys(batch)[0] not in kept]
+    if not missing:
+        return
+    forecast(artist, missing)
+    try:
+        for batch in counted(missing, "drawing the training pictures", "batch", len(missing)):
+            writer.add(artist.keys(batch), artist.latents(batch))
+    finally:
+        writer.flush()
 
 
-def forecast(artist: Artist, missing: Sequence[tuple[Path, Sequence[Wish]]]) -> None:
+def forecast(artist: Artist, missing: Sequence[Sequence[Wish]]) -> None:
     """Tell how many pictures are drawn, how, and how long it takes, by a step of one batch."""
-    plan, pictures = artist.plan, sum(len(chunk) for _, chunk in missing)
-    calls = plan.steps * sum(-(-len(chunk) // artist.at_once) for _, chunk in missing)
+    plan, pictures, calls = artist.plan, sum(map(len, missing)), artist.plan.steps * len(missing)
     if calls < FORECAST:
         return
     with doing("timing a step"):
-        seconds = artist.seconds_a_call(missing[0][1][: artist.at_once]) * calls
+        seconds = artist.seconds_a_call(missing[0]) * calls
     note(
         f"the model draws {pictures:,} pictures to train on, in {plan.steps} steps at guidance {plan.guidance_scale:g}:"
         f" about {in_minutes(seconds)} on this machine; they are kept for other runs, and {option('images')} asks for"

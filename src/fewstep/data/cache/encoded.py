@@ -43,12 +43,6 @@ class Table:
         return torch.cat(parts).float()
 
 
-def in_chunks(files: Sequence[Path], samples: int, chunk: int) -> Table:
-    """The table of samples that lie in files in their order. chunk: how many each file has, but for the last."""
-    numbers = torch.arange(samples)
-    return Table(files, torch.stack([numbers // chunk, numbers % chunk], 1))
-
-
 @dataclass(frozen=True)
 class Encoded:
     """The latents and text embeddings of training data.

@@ -6,13 +6,10 @@ names the rows of one set of samples. It is found again by the stamps of the ima
 """
 
 import json
-import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from hashlib import blake2b
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +24,8 @@ from fewstep.data.cache.encoded import Encoded
 from fewstep.data.cache.index import INDEX, Rows, read_index, write_index
 from fewstep.data.cache.processes import POLL_S, mark_of, meet, this_process
 from fewstep.data.cache.remembered import Remembered
-from fewstep.data.cache.store import Store, Writer, as_array
-from fewstep.data.framing import KEY, Framing, ImageFacts
+from fewstep.data.cache.store import Store, Writer, as_array, key_of
+from fewstep.data.framing import Framing, ImageFacts
 from fewstep.data.sources import Sample
 from fewstep.errors import FewstepError
 from fewstep.events import counted, doing
@@ -57,12 +54,12 @@ class Encoding:
     @cached_property
     def images(self) -> Store:
         """Where the latents are."""
-        return Store(self.root / f"latents-{_hash(self.facts['kind'], self.facts['encoder']).hex()}")
+        return Store(self.root / f"latents-{key_of(self.facts['kind'], self.facts['encoder']).hex()}")
 
     @cached_property
     def texts(self) -> Store:
         """Where the embeddings are."""
-        return Store(self.root / f"text-{_hash(self.facts['text']).hex()}")
+        return text_store(self.root, self.model)
 
     @cached_property
     def captions(self) -> list[list[str]]:
@@ -72,13 +69,13 @@ class Encoding:
     @cached_property
     def stamps(self) -> list[bytes]:
         """A hash for each image, which is another if the image is. Images that only their content tells are read."""
-        return [_hash(stamp) if (stamp := s.stamp) is not None else content_of(s.open()) for s in self.samples]
+        return [key_of(stamp) if (stamp := s.stamp) is not None else content_of(s.open()) for s in self.samples]
 
     @cached_property
     def name(self) -> str:
         """A hash of all that the result depends on."""
-        words = (_hash(*captions) for captions in self.captions)
-        return _hash(*self.facts.values(), *self.stamps, *words).hex()
+        words = (key_of(*captions) for captions in self.captions)
+        return key_of(*self.facts.values(), *self.stamps, *words).hex()
 
     @property
     def index(self) -> Path:
@@ -97,9 +94,18 @@ def facts_of(model: Model, framing: Framing) -> dict[str, str]:
     return {
         "kind": f"5 {kind}{' and deviations' if framing.deviations else ''}",
         "encoder": encoder_sha256(model.vae),
-        "text": f"4 text {model.text_sha256()}",
+        "text": _text_kind(model),
         "framing": json.dumps(asdict(framing)),
     }
+
+
+def text_store(root: Path, model: Model) -> Store:
+    """Where the embeddings of the model's text encoders are. The key of a caption's row is `key_of` it."""
+    return Store(root / f"text-{key_of(_text_kind(model)).hex()}")
+
+
+def _text_kind(model: Model) -> str:
+    return f"4 text {model.text_sha256()}"
 
 
 class Findings(NamedTuple):
@@ -107,15 +113,6 @@ class Findings(NamedTuple):
 
     numbers: list[int]  # of the samples
     facts: list[ImageFacts]
-
-
-def _hash(*parts: str | bytes) -> bytes:
-    """A hash of KEY bytes of these, each with its length."""
-    digest = blake2b(digest_size=KEY)
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.digest()
 
 
 def captions_of(samples: Sequence[Sample]) -> list[str]:
@@ -139,26 +136,25 @@ def encode(
     if found is None:
         if this_process().of > 1:
             meet(job.index)
-        encode_captions(job)
+        encode_captions(chain.from_iterable(job.captions), job.model, job.texts)
         found = combined(job, encode_images(job, workers or default_workers()))
-    for folder in (job.images.folder, job.texts.folder, job.index.parent):
-        with suppress(OSError):  # a cache that is only read
-            os.utime(folder)  # so that doctor's --prune knows when it was last needed
+    for store in (job.images, job.texts, Store(job.index.parent)):
+        store.touch()
     return found
 
 
-def encode_captions(job: Encoding) -> None:
+def encode_captions(captions: Iterable[str], model: Model, store: Store) -> None:
     """Encode this process's share of the captions that are missing, each in the batch in which it always is."""
-    captions = list(dict.fromkeys(chain.from_iterable(job.captions)))
-    missing = job.texts.read()[1].find(as_array([_hash(caption) for caption in captions]))[:, 0] < 0
+    captions = list(dict.fromkeys(captions))
+    missing = store.read()[1].find(as_array([key_of(caption) for caption in captions]))[:, 0] < 0
     starts = range(0, len(captions), BATCH)
     to_do = [start for start in starts if this_process().has(start, BATCH) and missing[start : start + BATCH].any()]
-    writer = Writer(job.texts)
+    writer = Writer(store)
     try:
         for start in counted(to_do, "encoding captions", "batch", len(to_do)) if to_do else ():
             batch, absent = captions[start : start + BATCH], torch.from_numpy(missing[start : start + BATCH])
-            rows = embedded(batch, job.model)
-            new = [_hash(caption) for caption, lacks in zip(batch, absent.tolist(), strict=True) if lacks]
+            rows = embedded(batch, model)
+            new = [key_of(caption) for caption, lacks in zip(batch, absent.tolist(), strict=True) if lacks]
             writer.add(new, {name: x[absent] for name, x in rows.items()})
     finally:
         writer.flush()
@@ -219,7 +215,7 @@ def _joined(job: Encoding, parts: Sequence[Findings]) -> Encoded | None:
     if len(facts) < len(job.samples):
         return None
     views = [view.key(known) for known in facts.values() for view in job.framing.views_of(known)]
-    texts = [_hash(caption) for captions in job.captions for caption in captions]
+    texts = [key_of(caption) for captions in job.captions for caption in captions]
     images, captions = Rows(job.images, as_array(views)).table(), Rows(job.texts, as_array(texts)).table()
     if images is None or captions is None:
         return None
@@ -232,7 +228,7 @@ def _joined(job: Encoding, parts: Sequence[Findings]) -> Encoded | None:
         job.framing.views,
         None if max(counts) == 1 else torch.tensor([0, *accumulate(counts)]),
         torch.tensor(shape, dtype=torch.int16) if job.framing.buckets else None,
-        _hash(*job.facts.values(), *views, *texts, str(counts)).hex(),
+        key_of(*job.facts.values(), *views, *texts, str(counts)).hex(),
         job.facts
         | {
             "set": job.name,

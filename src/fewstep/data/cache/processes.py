@@ -46,12 +46,17 @@ def meet(place: Path) -> None:
         now, until = own.stat().st_mtime, time.monotonic() + PATIENCE_S
     while any(not _since(mark_of(place, other, of), now - PATIENCE_S) for other in range(of)):
         if time.monotonic() > until:
-            raise FewstepError(
-                f"not all of the {of} processes write to {place.parent}",
-                "set FEWSTEP_CACHE to a folder that all machines share, or encode on one of them with fewstep data"
-                " encode, and copy the result to the others",
-            )
+            encode = "encode on one of them with fewstep data encode, and copy the result to the others"
+            raise absent(place.parent, f", or {encode}")
         time.sleep(POLL_S)
+
+
+def absent(folder: Path, instead: str = "") -> FewstepError:
+    """The error for processes of the run that do not write to a folder. instead: what else helps."""
+    return FewstepError(
+        f"not all of the {this_process().of} processes write to {folder}",
+        f"set FEWSTEP_CACHE to a folder that all machines share{instead}",
+    )
 
 
 def _since(path: Path, begun: float) -> bool:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def _halves(keys: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.uin
     return halves[:, 0], halves[:, 1]
 
 
+def key_of(*parts: str | bytes) -> bytes:
+    """A hash of KEY bytes of these, each with its length."""
+    digest = blake2b(digest_size=KEY)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.digest()
+
+
 def as_array(keys: Sequence[bytes]) -> NDArray[np.uint8]:
     """The keys as (N, KEY) bytes."""
     return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY)
@@ -88,6 +98,11 @@ class Store:
         numbers = np.repeat(np.arange(len(keys), dtype=np.int32), [len(part) for part in keys])
         rows = np.concatenate([np.arange(len(part), dtype=np.int32) for part in keys])
         return files, Keys(np.concatenate(keys), np.stack([numbers, rows], 1))
+
+    def touch(self) -> None:
+        """Let doctor's --prune know that it was needed now."""
+        with suppress(OSError):  # a cache that is only read
+            os.utime(self.folder)
 
 
 class Writer:

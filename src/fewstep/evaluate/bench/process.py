@@ -8,6 +8,7 @@ from traceback import format_exception
 from typing import TypeVar, TypeVarTuple, cast
 
 from fewstep.errors import FewstepError, option
+from fewstep.events import hush
 
 Arguments = TypeVarTuple("Arguments")
 R = TypeVar("R")
@@ -38,6 +39,7 @@ def in_own_process(function: Callable[[*Arguments], R], *arguments: *Arguments) 
 def _answer(sender: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
     """Send the function's result, or its error. Ctrl-C is the other process's: it ends this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    hush()
     result: object
     try:
         result = function(*arguments)
