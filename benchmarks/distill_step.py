@@ -34,6 +34,7 @@ from fewstep.evaluate.bench.run import instructions
 from fewstep.evaluate.bench.turn import matmul_rate
 from fewstep.families import FAMILIES
 from fewstep.lora.layers import LoraLayers, initial, target_shapes
+from fewstep.models.load import speed_up
 from fewstep.models.network import UNetNetwork
 from fewstep.models.text import sizes_of
 from fewstep.training.losses import lcd_loss, pseudo_huber
@@ -105,6 +106,7 @@ def our_step(config: DistillStepConfig) -> LossStep:
         DistillConfig, model="", data="", out="", precision=config.dtype, frozen_weights=config.frozen_weights
     )
     unet = frozen_network(new_unet(config), options, own=True)
+    speed_up(unet)
     network, layers = UNetNetwork(unet), LoraLayers(unet)
     layers.add("student", initial(target_shapes(unet), config.rank, 0), trainable=True)
     student, teacher = LoraStudent(network, layers, ("student", 1.0), options), SwitchedNetwork(network, layers)

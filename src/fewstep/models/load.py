@@ -17,6 +17,7 @@ from fewstep.events import doing
 from fewstep.hub import not_found, resolved
 from fewstep.io import brief, read_json, read_object
 from fewstep.lora.recipe import Recipe, checked_recipe
+from fewstep.models.attention import use_attention
 from fewstep.models.exported import refuse_exported
 from fewstep.models.fitting import check_control, check_parts
 from fewstep.models.model import PARTS, Model
@@ -89,10 +90,32 @@ def load_model(
     refuse_exported(name)
     path = shipped_model(name) or resolved(name)
     if path.is_file():
-        return load_single_file(path, dtype, device, unet_dtype)
-    index = _index(path, name)
-    if in_pixels(index):
-        return _pixel_model(path, index, unet_dtype or dtype, device)
+        model = load_single_file(path, dtype, device, unet_dtype)
+    elif in_pixels(index := _index(path, name)):
+        model = _pixel_model(path, index, unet_dtype or dtype, device)
+    else:
+        model = _latent_model(path, index, dtype, device, safety, unet_dtype or dtype)
+    for network in (model.unet, model.vae):
+        if network is not None:
+            speed_up(network)
+    return model
+
+
+def speed_up(network: Any) -> None:
+    """Have a network of diffusers use fewstep's attention, if this machine's CPU has instructions for bf16."""
+    if fast_dtype(torch.device("cpu")) == torch.bfloat16:
+        use_attention(network)
+
+
+def _latent_model(
+    path: Path,
+    index: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    safety: bool,
+    unet_dtype: torch.dtype,
+) -> Model:
+    """The model of Stable Diffusion in a folder in diffusers' layout."""
     parts = {part: kind for part, kind in NETWORKS.items() if part != "text_encoder_2" or index.get(part, [None])[0]}
     tokenizers = [part.replace("text_encoder", "tokenizer") for part in parts if part.startswith("text_encoder")]
     for part in (*parts, *tokenizers, "scheduler"):
@@ -107,7 +130,7 @@ def load_model(
     check_parts(path, read | networks)
     if str(device) != "meta":
         for part, network in networks.items():
-            networks[part] = filled(network, path / part, unet_dtype or dtype if part == "unet" else dtype, device)
+            networks[part] = filled(network, path / part, unet_dtype if part == "unet" else dtype, device)
     return Model(
         path=path,
         **read,
@@ -154,7 +177,9 @@ def load_controlnet(name: str, model: Model) -> Any:
         )
     network = checked_part(ControlNetModel, folder)
     check_control(name, network.config, model)
-    return filled(network, folder, model.unet.dtype, model.device)
+    filled(network, folder, model.unet.dtype, model.device)
+    speed_up(network)
+    return network
 
 
 @quiet()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fewstep.models.attention import heads
+
 CROSS = ".attn2.processor"  # end of the names of the processors of attention to the text
 
 
@@ -47,11 +49,6 @@ class GuidedAttention:
             attended = guided_attention(attended, negative[0], self.scale, self.tau, self.alpha)
         output: Tensor = attn.to_out[0](attended)
         return output
-
-
-def heads(attn: Any, x: Tensor) -> Tensor:
-    """x (B, N, C) split into heads: (B, heads, N, C / heads)."""
-    return x.view(*x.shape[:2], attn.heads, -1).transpose(1, 2)
 
 
 @contextmanager
