@@ -105,15 +105,15 @@ class BlockedAttention(torch.autograd.Function):
         for head in heads_of(query):
             q, k, v_t = query[head] * scale, key[head].contiguous(), value[head].t().contiguous()
             k_t, given = k.t().contiguous(), gradient[head].contiguous()
-            sums = torch.zeros(2, *k_t.shape, dtype=torch.promote_types(k.dtype, torch.float32))
+            sums = torch.zeros(2, *k.shape, dtype=torch.promote_types(k.dtype, torch.float32))
             for rows in blocks_of(q, k_t):
                 p = probabilities(q[rows], k_t, memory)
-                sums[1] += given[rows].t() @ p  # faster than its transpose
+                sums[1] += p.t() @ given[rows]
                 of_p = torch.mm(given[rows], v_t, out=memory[0][: len(p)])
                 of_scores = torch._softmax_backward_data(of_p, p, -1, p.dtype)
                 of_query[head][rows] = (of_scores @ k) * scale
-                sums[0] += q[rows].t() @ of_scores
-            of_key[head], of_value[head] = sums.transpose(1, 2)
+                sums[0] += of_scores.t() @ q[rows]
+            of_key[head], of_value[head] = sums
         return of_query, of_key, of_value
 
 
