@@ -85,7 +85,7 @@ def test_configs_survive_json():
         ),
         ("eta", (0, 1), (-0.1, 1.1, float("nan"))),
         ("gamma", (0, 1), (-0.1, 1.1)),
-        ("dtype", ("fp32", "bf16", "fp16"), ("int8",)),
+        ("dtype", ("fp32", "bf16", "fp16", "int8"), ("int4",)),
         ("device", ("auto", "cpu", "cuda", "mps"), ("tpu",)),
     ],
 )

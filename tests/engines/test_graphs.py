@@ -28,7 +28,7 @@ from tests.tiny import tiny_model, tiny_sdxl
 
 PROMPTS = ("a red cat", "a blue house", "the dog", "a drawing of a fish")
 STYLE = Recipe(method="denoising")
-BF16_DB, FP32_DB = 35, 50  # PSNR of emoji's pictures to those of torch in float32: the median, at least
+INT8_DB, BF16_DB, FP32_DB = 28, 35, 50  # PSNR of emoji's pictures to those of torch in float32: the median, at least
 RUNTIMES = {"openvino": OpenVINO, "onnx": ONNX}
 both = pytest.mark.parametrize("name", RUNTIMES)
 
@@ -157,6 +157,32 @@ def test_emojis_pictures_are_torchs():
     assert psnr(expected, expected.roll(1, 0)).median() < BF16_DB / 2
 
 
+def test_emojis_pictures_in_int8_are_near_torchs_and_a_second_start_builds_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
+    with Session(engine="torch", dtype="fp32", device="cpu") as session:
+        expected = torch.stack([picture.pixels for picture in session.draw(EMOJI)])
+    with Session(engine="openvino", dtype="int8", device="cpu") as session:
+        pixels = torch.stack([picture.pixels for picture in session.draw(EMOJI)])
+        assert session.engine.dtype == "int8"
+    assert psnr(expected, pixels).median() >= INT8_DB
+    assert psnr(expected, pixels).median() < BF16_DB + 5  # it is in int8
+    printed = capsys.readouterr()
+    assert printed.out == ""  # nncf's progress bars
+    assert "the networks were built for openvino in " in printed.err
+    monkeypatch.setattr(OpenVINO, "write_int8", lambda *_: pytest.fail("built again"))
+    with Session(engine="openvino", dtype="int8", device="cpu") as session:
+        assert torch.equal(torch.stack([picture.pixels for picture in session.draw(EMOJI)]), pixels)
+
+
+def test_int8_is_another_graph_of_the_unet_alone():
+    folders = []
+    for dtype in ("auto", "int8"):
+        one = engine("openvino", "emoji", dtype=dtype, device="cpu")
+        assert isinstance(one, GraphEngine)
+        folders.append({name: one._folder(name) for name in ("text_encoder", "unet", "vae_decoder")})
+    assert [name for name in folders[0] if folders[0][name] != folders[1][name]] == ["unet"]
+
+
 def test_a_decoder_that_overflows_computes_again_in_float32(tiny_model_folder, monkeypatch):
     one = engine("openvino", tiny_model_folder)
     assert isinstance(one, GraphEngine)
@@ -183,6 +209,10 @@ def test_a_decoder_that_overflows_computes_again_in_float32(tiny_model_folder, m
         ("openvino", {"device": "cuda"}, "the engine openvino does not run on"),
         ("openvino", {"device": "gpu"}, "OpenVINO finds no gpu on this machine"),
         ("openvino", {"dtype": "fp16"}, "OpenVINO does not compute in"),
+        *(
+            (name, {"dtype": "int8"}, f"the {name} engine does not compute in")
+            for name in ("torch", "compiled", "onnx")
+        ),
         ("onnx", {"device": "gpu"}, "the engine onnx does not run on"),
         ("onnx", {"device": "directml"}, "this build of ONNX Runtime does not have"),
         ("onnx", {"device": "cpu", "dtype": "bf16"}, "the engine onnx does not compute in"),
@@ -196,6 +226,23 @@ def test_what_it_cannot_do_is_refused_before_anything_is_loaded(monkeypatch, nam
     with pytest.raises((UsageError, FewstepError), match=message) as caught:
         engine(name, "emoji", **where)
     assert caught.value.hint
+
+
+def test_an_exported_folder_is_not_quantized(monkeypatch):
+    monkeypatch.setattr("fewstep.engines.graphs.engine.exported_for", lambda _: "openvino")
+    with pytest.raises(UsageError, match="int8 is made of the model that it was exported from"):
+        engine("openvino", "somewhere", dtype="int8")
+
+
+def test_int8_without_its_package_is_refused_with_the_install_line(monkeypatch):
+    monkeypatch.setattr("fewstep.engines.graphs.engine.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(FewstepError, match="int8 needs the package nncf") as caught:
+        engine("openvino", "emoji", dtype="int8")
+    assert caught.value.hint == 'pip install "fewstep[int8]"'
+    with pytest.raises(UsageError, match="the torch engine does not compute in") as caught:
+        engine("auto", "emoji", dtype="int8")
+    assert 'pip install "fewstep[int8]"' in str(caught.value.hint)
 
 
 @both

@@ -86,6 +86,11 @@ def open_engine(where: Where) -> Engine:
 def check_supported(supports: Capabilities, config: Config, name: str) -> None:
     """Raise UsageError when the config (a Where or a Draw) sets a field that the engine does not take."""
     fields = type(config).model_fields
+    if getattr(config, "dtype", None) == "int8" and not supports.int8:
+        raise UsageError(
+            f"the {name} engine does not compute in {option_name('dtype')} int8",
+            f'use {option_name("engine")} openvino, and pip install "fewstep[int8]"',
+        )
     for field in sorted(OPTIONAL & fields.keys()):
         if field not in supports.fields and getattr(config, field) not in (fields[field].default, ()):
             raise UsageError(

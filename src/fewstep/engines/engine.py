@@ -28,6 +28,7 @@ class Capabilities:
     """The abilities of an engine, known before anything is loaded."""
 
     fields: frozenset[str] = OPTIONAL  # the fields of OPTIONAL that it takes, from Where and Draw
+    int8: bool = False  # it computes in int8
     replug_at_once: bool = True  # it can change LoRAs without building the model again
 
 
@@ -111,7 +112,7 @@ class Engine(Protocol):
 
     @property
     def dtype(self) -> str:
-        """The precision in which the network computes: fp32, bf16 or fp16."""
+        """The precision in which the network computes: fp32, bf16, fp16 or int8."""
 
     @property
     def device(self) -> torch.device:

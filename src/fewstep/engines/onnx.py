@@ -1,7 +1,7 @@
 """The engine that runs the networks in ONNX Runtime: on a CPU, on an NVIDIA GPU, or on any GPU under Windows."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,7 +56,7 @@ class ONNX:
             )
         self.dtype = dtype if dtype != "auto" else "fp32" if self._device == "cpu" else "fp16"
         self.half = self.dtype == "fp16" if half is None else half
-        self.identity = f"opset {OPSET} {'half' if self.half else 'exact'}"
+        self.floating = self.dtype
 
     def _checked(self, device: str) -> str:
         """The device, which this build of ONNX Runtime has."""
@@ -74,6 +74,12 @@ class ONNX:
                 f"pip uninstall onnxruntime, then pip install {PACKAGES.get(device, 'onnxruntime')}",
             )
         return device
+
+    def identity(self, name: str) -> str:
+        return f"opset {OPSET} {'half' if self.half else 'exact'}"
+
+    def write_int8(self, graph: Graph, inputs: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
+        raise AssertionError("the engine does not take int8")
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Export the graph."""

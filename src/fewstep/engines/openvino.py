@@ -1,19 +1,23 @@
 """The engine that runs the networks in OpenVINO, on a CPU or on an Intel GPU."""
 
+import io
+import logging
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fewstep.configs import Where
+from fewstep.engines.engine import Capabilities
 from fewstep.engines.graphs.engine import GraphEngine, Runtime
 from fewstep.engines.graphs.parts import Running, arrays_of
 from fewstep.errors import FewstepError, UsageError, option
@@ -25,6 +29,11 @@ FILE = GRAPH_FILES["openvino"]
 DEVICES = {"auto": "CPU", "cpu": "CPU", "gpu": "GPU"}  # ours -> OpenVINO's
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}  # of a device, as OpenVINO names them
+EXACT = (  # layers that int8 leaves as they are: each costs little time, and in int8 much of the picture
+    *(r".*\.conv_(in|out|shortcut)/.*", r".*\.proj_(in|out)/.*", r".*\.downsamplers\..*", r".*\.time_emb.*"),
+    *(r".*\.attn2\.to_(k|v|out)\b.*", r".*\.ff\.net\.2/.*"),
+)
+QUANTIZATION = 1  # another number makes what was quantized before void: for EXACT, the calibration's inputs, ...
 SIZES = 2  # sizes of inputs for which one graph is kept ready
 
 
@@ -42,6 +51,21 @@ def library() -> ModuleType:
                 'pip install "fewstep[openvino]"',
             ) from error
     package: ModuleType = openvino
+    return package
+
+
+def quantizer() -> ModuleType:
+    """The package that quantizes. Raises FewstepError when it is not installed."""
+    with without("openvino_telemetry"):
+        try:
+            import nncf
+        except ImportError as error:
+            raise FewstepError(
+                f"{option('dtype')} int8 needs the package nncf, which cannot be imported ({error})",
+                'pip install "fewstep[int8]"',
+            ) from error
+    nncf.set_log_level(logging.ERROR)
+    package: ModuleType = nncf
     return package
 
 
@@ -75,7 +99,8 @@ class OpenVINO:
     name = "openvino"
 
     def __init__(self, device: str, dtype: str, half: bool | None = None) -> None:
-        """device: auto, cpu or gpu. dtype: auto is the fastest one that the device computes natively.
+        """device: auto, cpu or gpu. dtype: auto is the fastest one that the device computes natively. int8 is of the
+        UNet alone, and the rest is as with auto.
 
         half: store weights in half precision; None = unless it computes in float32.
         """
@@ -91,9 +116,25 @@ class OpenVINO:
                 f"OpenVINO finds no {device} on this machine",
                 f"it finds {', '.join(self._core.available_devices).lower()}; an Intel GPU needs its driver",
             )
-        self.dtype = self._checked(dtype)
-        self.half = self.dtype != "fp32" if half is None else half
-        self.identity = f"{self._package.get_version()} {'half' if self.half else 'exact'}"
+        if dtype == "int8":
+            self._quantizer = self._checked_quantizer()
+        self.floating = self._checked("auto" if dtype == "int8" else dtype)
+        self.dtype = "int8" if dtype == "int8" else self.floating
+        self.half = self.floating != "fp32" if half is None else half
+
+    def _checked_quantizer(self) -> ModuleType:
+        """The package that quantizes, for a CPU."""
+        if self._device != "CPU":
+            raise UsageError(
+                f"the engine openvino computes in {option('dtype')} int8 only on a CPU", f"leave out {option('dtype')}"
+            )
+        return quantizer()
+
+    def identity(self, name: str) -> str:
+        known = f"{self._package.get_version()} {'half' if self.half else 'exact'}"
+        if name != "unet" or self.dtype != "int8":
+            return known
+        return f"{known} int8 {QUANTIZATION} nncf {self._quantizer.__version__}"
 
     def _checked(self, dtype: str) -> str:
         """The precision, which the device has. auto is the fastest."""
@@ -111,6 +152,34 @@ class OpenVINO:
     def write(self, graph: Graph, folder: Path) -> None:
         """Convert the graph."""
         self._package.save_model(self.converted(graph), folder / FILE, compress_to_fp16=self.half)
+
+    def write_int8(self, graph: Graph, inputs: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
+        """Convert the graph, and quantize it after training: weights and activations of all layers but EXACT in int8.
+
+        The range of an activation is the one with the least squared error on the inputs (nncf's histogram). Attention
+        stays as it is, which gains no time from int8.
+        """
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+        nncf = self._quantizer
+        with redirect_stdout(io.StringIO()):  # its progress bars
+            model = nncf.quantize(
+                self.converted(graph),
+                nncf.Dataset([{name: x.numpy() for name, x in row.items()} for row in inputs]),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(inputs),
+                model_type=nncf.ModelType.TRANSFORMER,
+                ignored_scope=nncf.IgnoredScope(
+                    patterns=list(EXACT), types=["ScaledDotProductAttention"], validate=False
+                ),
+                advanced_parameters=AdvancedQuantizationParameters(
+                    disable_bias_correction=True,
+                    activations_range_estimator_params=RangeEstimatorParametersSet.HISTOGRAM,
+                    smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
+                ),
+            )
+        self._package.save_model(model, folder / FILE, compress_to_fp16=self.half)
 
     def converted(self, graph: Graph) -> Any:
         """The graph as an openvino.Model."""
@@ -132,7 +201,7 @@ class OpenVINO:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise FewstepError(f"{folder / FILE} cannot be read ({reason})", "delete its folder") from error
-        return OpenVINOGraph(self._core, model, self._device, self.dtype)
+        return OpenVINOGraph(self._core, model, self._device, self.floating)
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -177,6 +246,8 @@ class OpenVINOGraph:
 
 class OpenVINOEngine(GraphEngine):
     """A model's networks in OpenVINO."""
+
+    supports: ClassVar[Capabilities] = replace(GraphEngine.supports, int8=True)
 
     @staticmethod
     def start(where: Where) -> Runtime:

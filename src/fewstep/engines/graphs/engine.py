@@ -21,6 +21,7 @@ from torch import Tensor
 from fewstep.configs import Where
 from fewstep.diffusion.guidance import Conditioning, Network
 from fewstep.engines.engine import Capabilities, Facts, NetworkOptions, facts_of
+from fewstep.engines.graphs.calibration import calibration_inputs
 from fewstep.engines.graphs.parts import GraphAutoencoder, GraphNetwork, GraphText, Running
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import doing, note
@@ -44,12 +45,18 @@ class Runtime(Protocol):
     """The program that builds graphs and runs them."""
 
     name: str  # of the engine
-    identity: str  # versions, and options of what is built
-    dtype: str  # in which it computes: fp32, bf16 or fp16
+    dtype: str  # in which it computes: fp32, bf16, fp16, or int8, which is of the UNet alone
+    floating: str  # in which it computes all that is not in int8
     half: bool  # whether it stores weights in half precision
+
+    def identity(self, name: str) -> str:
+        """Versions, and options of what is built, for the graph of that name."""
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Build the graph, and write it to the folder, which is empty."""
+
+    def write_int8(self, graph: Graph, inputs: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
+        """Build the UNet's graph in int8. inputs: such as it gets when it draws."""
 
     def read(self, folder: Path) -> Running:
         """The graph in a folder, ready to run. Raises FewstepError when it cannot be read."""
@@ -79,6 +86,12 @@ class GraphEngine(ABC):
         if exported == runtime.name:
             if where.loras:
                 raise built_in(where.model)
+            if runtime.dtype == "int8":
+                raise UsageError(
+                    f"{where.model} was exported, and {option('dtype')} int8 is made of the model that it was exported"
+                    " from",
+                    f"name that model, or leave out {option('dtype')}",
+                )
             return cls(load_exported(Path(where.model).expanduser()), runtime, exported=True)
         if not takes_text(where.model):
             raise UsageError(f"the {runtime.name} engine does not run a model in pixel space", "use the engine torch")
@@ -115,7 +128,7 @@ class GraphEngine(ABC):
             if (encoder := getattr(outline, name)) is not None
         }
         parts["unet"] = GraphNetwork(graphs, outline.unet.config)
-        parts["vae"] = GraphAutoencoder(graphs, outline.vae.config, DTYPES[self.dtype])
+        parts["vae"] = GraphAutoencoder(graphs, outline.vae.config, DTYPES[self.runtime.floating])
         return replace(outline, **parts)
 
     def embed(self, texts: Sequence[str], height: int, width: int) -> Conditioning:
@@ -179,7 +192,7 @@ class GraphEngine(ABC):
             return self.outline.path / name
         shares = {module: share for module, share in shares_of(self._terms).items() if part_of(module) == name}
         content = self._hashes[SOURCES[name]], *graph_names(self.outline)  # SDXL's text encoders give more
-        about = " ".join(map(str, (LAYOUT, self.runtime.identity, torch.__version__, name, *content)))
+        about = " ".join(map(str, (LAYOUT, self.runtime.identity(name), torch.__version__, name, *content)))
         key = sha256_bytes(about.encode(), *(part for module in sorted(shares) for part in bytes_of(module, shares)))
         return cache_dir() / KEPT / f"{self.runtime.name}-{name}-{key[:32]}"
 
@@ -204,13 +217,21 @@ class GraphEngine(ABC):
                 Folding(model.layers(), self._stored).plug(self._terms)
             for one, folder in missing.items():
                 with atomic_folder(folder) as temporary:
-                    self.runtime.write(graph_of(model, one), temporary)
+                    self._write(model, one, temporary)
         del model
         gc.collect()  # tracing leaves cycles that would keep the model's weights in memory
         note(
             f"the networks were built for {self.runtime.name} in {time.perf_counter() - begun:.0f} s, and are kept in"
             f" {cache_dir() / KEPT}; other LoRAs or weights mean building anew, which the engine torch does without"
         )
+
+    def _write(self, model: Model, name: str, folder: Path) -> None:
+        """Build one graph of the model."""
+        graph = graph_of(model, name)
+        if name == "unet" and self.dtype == "int8":
+            self.runtime.write_int8(graph, calibration_inputs(model, graph.module), folder)
+        else:
+            self.runtime.write(graph, folder)
 
 
 def built_in(model: str) -> UsageError:
