@@ -106,8 +106,14 @@ def page(document: Figures) -> str:
         if number in sections
     ]
     table = text_table(("limit", "what was measured", "result"), rows)
-    head = {"certain": CERTAIN, "table": table, "steps": steps, "how": how(sections)}
+    head = {"certain": CERTAIN, "table": table, "steps": steps, "how": how(sections), "options": options(sections)}
     return template("limits").format(learnt=paragraph(learnt(sections)), **head, **texts)
+
+
+def options(sections: Figures) -> str:
+    """As they are typed for these figures."""
+    found = {"--images": max(s["images"] for s in sections.values()), "--paths": sections.get("2", {}).get("paths")}
+    return " ".join(f"{name} {value}" for name, value in found.items() if value is not None)
 
 
 def how(sections: Figures) -> str:
