@@ -30,7 +30,7 @@ def model(tiny_model_folder: Path) -> Model:
     return load_model(str(tiny_model_folder))
 
 
-@pytest.mark.parametrize("shape", [(48, 96), (32, 16, 3, 3)])
+@pytest.mark.parametrize("shape", [(48, 96), (20, 144), (64, 128), (32, 16, 3, 3)])
 @pytest.mark.parametrize("storage", ERRORS)
 def test_a_packed_weight_is_near_the_weight_in_fewer_bytes(storage: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

@@ -59,8 +59,9 @@ def unpacked(values: Tensor, scales: Tensor | None, shape: torch.Size, dtype: to
         return values.to(dtype)
     if values.dtype == torch.int8:
         return values.to(dtype) * scales.to(dtype)
-    weight: Tensor = torch.ops.bitsandbytes.dequantize_4bit(values, scales, NF4_BLOCK, "nf4", shape, dtype)
-    return weight
+    # as one row: for matrices with rows of no whole blocks, bitsandbytes 0.50 gives other weights on CPUs with AVX-512
+    row: Tensor = torch.ops.bitsandbytes.dequantize_4bit(values, scales, NF4_BLOCK, "nf4", (shape.numel(),), dtype)
+    return row.view(shape)
 
 
 class PackedLayer(nn.Module):
