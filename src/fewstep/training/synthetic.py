@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle, islice
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -24,14 +23,13 @@ from fewstep.data.cache.encoded import SIZES, VALUES
 from fewstep.data.cache.encoding import encode_captions, text_store
 from fewstep.data.cache.index import Rows
 from fewstep.data.cache.processes import this_process
-from fewstep.data.cache.store import Store, Writer, as_array, key_of
+from fewstep.data.cache.store import Store, Writer, as_array, encoded_folder, key_of
 from fewstep.data.prompts import Prompt, list_that_ships, listed_prompts, shipped_prompts
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.engines import NetworkOptions
 from fewstep.engines.torch import TorchEngine
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import counted, doing, in_minutes, note
-from fewstep.io import cache_dir
 from fewstep.models.load import DTYPES
 from fewstep.models.model import TEXT_PARTS, Model, parts_sha256
 from fewstep.models.quiet import quiet
@@ -196,11 +194,6 @@ def synthetic_pictures(config: DistillConfig, model: Model, captions: Sequence[s
     for store in (artist.store, texts):
         store.touch()
     return encoded
-
-
-def encoded_folder() -> Path:
-    """Where encoded data of all runs is."""
-    return cache_dir() / "encoded"
 
 
 def draw_missing(artist: Artist, batches: Sequence[Sequence[Wish]]) -> None:

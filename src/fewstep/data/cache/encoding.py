@@ -24,12 +24,12 @@ from fewstep.data.cache.encoded import Encoded
 from fewstep.data.cache.index import INDEX, Rows, read_index, write_index
 from fewstep.data.cache.processes import POLL_S, mark_of, meet, this_process
 from fewstep.data.cache.remembered import Remembered
-from fewstep.data.cache.store import Store, Writer, as_array, key_of
+from fewstep.data.cache.store import Store, Writer, as_array, encoded_folder, key_of
 from fewstep.data.framing import Framing, ImageFacts
 from fewstep.data.sources import Sample
 from fewstep.errors import FewstepError
 from fewstep.events import counted, doing
-from fewstep.io import atomic_path, cache_dir
+from fewstep.io import atomic_path
 from fewstep.models.model import Model, encoder_sha256
 
 REMEMBERED = "images.sqlite"  # facts of images that were read before
@@ -131,7 +131,7 @@ def encode(
     Raises FewstepError naming an image that cannot be read by its key. What was encoded before is kept then.
     """
     with doing("looking for encoded data"):
-        job = Encoding(samples, model, framing, folder or cache_dir() / "encoded", alone=folder is not None)
+        job = Encoding(samples, model, framing, folder or encoded_folder(), alone=folder is not None)
         found = job.found()
     if found is None:
         if this_process().of > 1:

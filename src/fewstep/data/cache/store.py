@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.data.framing import KEY
-from fewstep.io import atomic_path, sha256_bytes
+from fewstep.io import atomic_path, cache_dir, sha256_bytes
 
 KEYS = "keys"  # of the rows, (rows, KEY) bytes
 MOST_ROWS = 1024  # in a file
@@ -60,6 +60,11 @@ class Keys:
 def _halves(keys: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     halves = np.ascontiguousarray(keys).view(np.uint64).reshape(-1, 2)
     return halves[:, 0], halves[:, 1]
+
+
+def encoded_folder() -> Path:
+    """Where encoded data of all runs is."""
+    return cache_dir() / "encoded"
 
 
 def key_of(*parts: str | bytes) -> bytes:
