@@ -22,6 +22,7 @@ from studies.results.verdicts import (
     has_lora,
     of_names,
     of_plugin,
+    of_survey,
     of_typed,
     way_of,
 )
@@ -43,7 +44,9 @@ def page(document: Document) -> str:
     parts = {name: f"Not measured yet: `python -m studies.results --pieces {name}`." for name in PIECES}
     parts |= {name: TEXTS[name](document[name]) for name in PIECES if name in document}
     sheet = SHEET if "typed" in document else ""
-    text = template("results").format(learnt=learnt(document), sheet=sheet, protocol=protocol(document), **parts)
+    bars = "\n".join(of_survey(document["survey"]["survey"]["rows"])) if "survey" in document else ""
+    words = {"learnt": learnt(document), "sheet": sheet, "bars": bars, "protocol": protocol(document)}
+    text = template("results").format(**words, **parts)
     return re.sub("\n{3,}", "\n\n", text)
 
 

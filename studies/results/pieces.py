@@ -17,7 +17,8 @@ from fewstep.lora.files import open_lora
 from fewstep.lora.recipe import Recipe
 from studies.results.config import FINETUNED, PIECES, STYLE_STEPS, STYLE_WEIGHT, ResultsConfig
 
-SURVEY, NAMES, TYPED, BEST, PLUGIN = 2112, 1056, 416, 256, 512  # pictures of a row of each piece
+SURVEY, NAMES, TYPED, BEST, PLUGIN = 2112, 528, 208, 128, 256  # pictures of a row of each piece
+TEACHER = 528  # of the teacher's own pictures, in the first two
 SCALES = (1.5, 2.0, 3.0, 5.0)  # guidance at which solvers are tried for their best, beside the teacher's
 LORA_SCALES = (1.0, 1.5)  # and the LoRA, which has guidance in it
 ROUNDS = 5  # of timing, in the last pass, when nothing else is drawn
@@ -59,13 +60,13 @@ def jobs_of(config: ResultsConfig, piece: str) -> dict[str, CompareConfig]:
 def survey_jobs(config: ResultsConfig) -> dict[str, CompareConfig]:
     """The four rows that surveys print, of as many pictures as a Fréchet distance needs."""
     rows = rows_of(ACCELERATION, recipe_of_lcm(), guidance_of(config))[:4]
-    return {"survey": job(config, rows, SURVEY, named_drawings(), "names", teacher=SURVEY, timing_rounds=ROUNDS)}
+    return {"survey": job(config, rows, SURVEY, named_drawings(), "names", teacher=TEACHER, timing_rounds=ROUNDS)}
 
 
 def names_jobs(config: ResultsConfig) -> dict[str, CompareConfig]:
     """All rows, on the names of things."""
     rows = rows_of(ACCELERATION, recipe_of_lcm(), guidance_of(config))
-    return {"names": job(config, rows, NAMES, named_drawings(), "names", teacher=SURVEY, timing_rounds=ROUNDS)}
+    return {"names": job(config, rows, NAMES, named_drawings(), "names", teacher=TEACHER, timing_rounds=ROUNDS)}
 
 
 def typed_jobs(config: ResultsConfig) -> dict[str, CompareConfig]:

@@ -106,15 +106,22 @@ def kid_beyond(row: Row, other: Row) -> Figure:
 # --- the bars -----------------------------------------------------------------------------------------------
 
 
+def of_survey(rows: Rows) -> list[str]:
+    """The bar on the rows that have the most pictures."""
+    return [agreement_line(rows, 4, AGREEMENT_4)]
+
+
 def of_names(rows: Rows) -> list[str]:
     """The bars on names of things."""
-    four, two = fast(rows, 4), fast(rows, 2)
-    lines = of_teacher(rows)
-    for bar, row in ((AGREEMENT_4, four), (AGREEMENT_2, two)):
-        found = Figure(*(row["beside_first"][f"agreement_ratio{end}"] for end in ("", "_low", "_high")))
-        claim = f"{way_of(row)} agrees with its prompts at least {bar} times as often as {way_of(rows[0])}"
-        lines.append(line(at_least(found, bar), claim, found.text(".3f")))
-    return lines
+    return [*of_teacher(rows), agreement_line(rows, 2, AGREEMENT_2)]
+
+
+def agreement_line(rows: Rows, steps: int, bar: float) -> str:
+    """How often the LoRA's pictures agree with their prompts, beside those of the first row."""
+    row = fast(rows, steps)
+    found = Figure(*(row["beside_first"][f"agreement_ratio{end}"] for end in ("", "_low", "_high")))
+    claim = f"{way_of(row)} agrees with its prompts at least {bar} times as often as {way_of(rows[0])}"
+    return line(at_least(found, bar), claim, found.text(".3f"))
 
 
 def of_typed(rows: Rows) -> list[str]:

@@ -222,7 +222,7 @@ def test_damaged_files(mutation: Mutation, layout: str, tmp_path: Path) -> None:
         path.write_bytes(mutation(data, random.Random(seed)))
         begun = time.process_time()
         seen.add(outcome(path))
-        assert time.process_time() - begun < 1, seed
+        assert time.process_time() - begun < 20, seed
     assert "refused" in seen
     assert seen <= {"refused", "read"}
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * MIB / 1024
