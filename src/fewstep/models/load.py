@@ -18,6 +18,7 @@ from fewstep.hub import not_found, resolved
 from fewstep.io import brief, read_json, read_object
 from fewstep.lora.recipe import Recipe, checked_recipe
 from fewstep.models.attention import use_attention
+from fewstep.models.convolution import use_products
 from fewstep.models.exported import refuse_exported
 from fewstep.models.fitting import check_control, check_parts
 from fewstep.models.model import PARTS, Model
@@ -102,9 +103,10 @@ def load_model(
 
 
 def speed_up(network: Any) -> None:
-    """Have a network of diffusers use fewstep's attention, if this machine's CPU has instructions for bf16."""
+    """Have a network of diffusers compute by matrix products what they are faster for on a CPU that has bf16."""
     if fast_dtype(torch.device("cpu")) == torch.bfloat16:
         use_attention(network)
+        use_products(network)
 
 
 def _latent_model(

@@ -151,10 +151,10 @@ def pack(network: nn.Module, storage: str, dtype: torch.dtype) -> None:
     """
     if storage == "nf4":
         bitsandbytes_for("frozen_weights", "nf4", "int8")
-    kinds: dict[type[nn.Module], Any] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}
     for name, layer in layers_of(network).items():
-        kind, weight = kinds.get(type(layer)), layer.weight
-        if kind is not None and isinstance(weight, Tensor) and weight.numel() >= SMALLEST:
+        kind: Any = PackedLinear if isinstance(layer, nn.Linear) else PackedConv2d
+        weight = layer.weight
+        if isinstance(weight, Tensor) and weight.numel() >= SMALLEST:
             parent, _, own = name.rpartition(".")
             setattr(network.get_submodule(parent), own, kind(layer, storage, dtype).train(layer.training))
     for parameter in network.parameters():
