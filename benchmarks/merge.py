@@ -1,6 +1,6 @@
 """Times merging two LoRAs of a family's full size, from two files to one, with fewstep and PEFT.
 
-    python benchmarks/merge.py [--family sdxl] [--rank 64] [--svd-every 64] [--rounds 3]
+    python -m benchmarks.merge [--family sdxl] [--rank 64] [--svd-every 64] [--rounds 3]
 
 Every arrangement runs in a process of its own, on random fp16 files. Ours reads both, combines them and saves, at the
 summed rank or compressed back to the files' rank. PEFT puts both beside layers of the family's shapes (whose own

@@ -72,6 +72,7 @@ class Taken(NamedTuple):
     step_s: float
 
 
+@quiet()
 def model_folder(family: Family, folder: Path) -> Path:
     """A folder with a model of random weights in half precision, with the layers that LAYERS leaves."""
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """Times loading a single-file checkpoint of a family's full size, and drawing with it, in fewstep and diffusers.
 
-    python benchmarks/single_file.py [--family sdxl] [--size 256] [--rounds 3]
+    python -m benchmarks.single_file [--family sdxl] [--size 256] [--rounds 3]
 
 Every load runs in a process of its own, on a file of random fp16 weights in the original layout. diffusers' loader
 fetches configs and tokenizer from the hub; here it gets a folder with them, which fewstep wrote before. Afterwards all

@@ -2,3 +2,7 @@
 
 Run them from the repository's folder. They write docs/NAME.md, its figures to docs/NAME.json, and its pictures.
 """
+
+from fewstep.events import hush
+
+hush()

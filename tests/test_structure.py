@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fewstep import configs
+from fewstep.events import NOISY
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fewstep"
@@ -314,3 +315,14 @@ def test_importing_changes_nothing_in_the_process():
     command = [sys.executable, "-c", STATE, "\n".join(sorted(theirs)), " ".join(ours)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=SOURCE.parent, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    "begun", [*(f"import {package}" for package in PACKAGES), "from fewstep.cli import entry; entry()"]
+)
+def test_programs_let_no_library_warn_as_it_is_imported(begun):
+    """Those of fewstep's own packages, from their package's first line on, as other processes import it too."""
+    warn = "import logging, atexit; atexit.register(lambda: [logging.getLogger(name).warning('') for name in %r])"
+    command = [sys.executable, "-c", f"{warn % (NOISY,)}\n{begun}", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -34,6 +34,7 @@ from fewstep.io import atomic_folder, cache_dir, read_json, write_json
 from fewstep.lora.recipe import Recipe
 from fewstep.models.load import RECIPE_FILE, load_model, pick_device
 from fewstep.models.model import Model
+from fewstep.models.quiet import quiet
 from fewstep.training.draws import Order, SampleId, generator, integers, normal, uniform
 from fewstep.training.loop import loop
 from fewstep.training.losses import denoising_loss
@@ -317,7 +318,7 @@ class Exporter:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        with atomic_folder(folder) as temporary:
+        with quiet(), atomic_folder(folder) as temporary:
             pipeline.save_pretrained(temporary)
             shutil.copytree(self.config.tokenizer, temporary / "tokenizer", dirs_exist_ok=True)
             # transformers 5 would load the text encoder as stored, diffusers the UNet in float32: not a pair.

@@ -27,6 +27,7 @@ from fewstep.errors import FewstepError
 from fewstep.io import atomic_folder, cache_dir
 from fewstep.metrics.agreement import whitened
 from fewstep.models.load import pick_device
+from fewstep.models.quiet import quiet
 from fewstep.training.draws import SampleId, generator, integers
 from fewstep.training.loop import loop
 from fewstep.training.players import Player, Trainable, average_of
@@ -149,7 +150,7 @@ def run(config: TextConfig) -> None:
         averaged = copy.deepcopy(module.text_encoder)
         prefix, shadow = "text_encoder.", trainable.averages["export"].shadow
         averaged.load_state_dict({n.removeprefix(prefix): x for n, x in shadow.items() if n.startswith(prefix)}, False)
-        with atomic_folder(config.out / "text_encoder") as temporary:
+        with quiet(), atomic_folder(config.out / "text_encoder") as temporary:
             averaged.save_pretrained(temporary)
 
     data = Seen(seen, packed.rows, tokenizer)

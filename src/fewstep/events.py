@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOGGER = logging.getLogger("fewstep")
-NOISY = "bitsandbytes.backends.cpu.ops"  # diffusers imports it; it warns of a kernel that fewstep does not use
+NOISY = (  # loggers of libraries that warn, as they are imported, of what fewstep does not use
+    "bitsandbytes.backends.cpu.ops",  # a kernel; diffusers imports it
+    "transformers.utils.import_utils",  # torchvision
+)
 
 
 @dataclass(frozen=True)
@@ -123,5 +126,9 @@ def in_minutes(seconds: float) -> str:
 
 
 def hush() -> None:
-    """Let no warning of no use come from libraries as they are imported. For programs: a library changes no logger."""
-    logging.getLogger(NOISY).setLevel(logging.ERROR)
+    """Let no warning of no use come from libraries as they are imported: it runs before they are.
+
+    For programs: a library changes no logger.
+    """
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,8 +1,13 @@
-"""What processes of a benchmark are made to do. Importing it takes no time."""
+"""What processes of a benchmark are made to do. Importing it takes no time, and libraries warn."""
 
+import logging
 import os
 
 from fewstep.errors import UsageError
+from fewstep.events import NOISY
+
+for _name in NOISY:
+    logging.getLogger(_name).warning("as some libraries do when they are imported")
 
 
 def end() -> None:

@@ -142,6 +142,12 @@ def test_errors_come_back_from_a_process() -> None:
         in_own_process(fail)
 
 
+def test_libraries_that_a_process_imports_are_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError):
+        in_own_process(refuse)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_process_that_ends_is_marked_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(*_: object) -> None:
         raise FewstepError("the process ended by itself", "close other programs")
@@ -381,6 +387,7 @@ def test_a_random_model_of_a_family_is_made_and_removed(
     monkeypatch.setattr(plan_file, "FAMILIES", {"sd15": FAMILIES["emoji"]})
     done = fewstep("bench", *QUICK, "--random", "sd15", "--alone", "--json", out=tmp_path / "out")
     assert done.code == 0, done.err
+    assert "shards" not in done.err  # transformers has a bar for them
     document = json.loads(done.out)
     assert (document["model"], document["random"], document["lora"]) == ("sd15", True, ["lora.safetensors"])
     assert (document["width"], document["solver"], document["steps"]) == (128, "lcm", 4)

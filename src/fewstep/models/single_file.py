@@ -31,6 +31,7 @@ from fewstep.io import atomic_folder
 from fewstep.lora.dialects import text_module
 from fewstep.models.model import Model
 from fewstep.models.parts import check_finite, size_in_words
+from fewstep.models.quiet import quiet
 from fewstep.models.weights import at_origin, family_of_file, opened
 
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
@@ -180,6 +181,7 @@ def byte_letters() -> list[str]:
 
 
 @doing("writing the model")
+@quiet()
 def save_folder(model: Model, folder: Path) -> None:
     """Write a model from a single file as a folder in diffusers' layout, in its present types, whole or not at all."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # a slow import that few commands need
