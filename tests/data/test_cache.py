@@ -18,8 +18,8 @@ from fewstep.data.cache import INDEX, Encoded, encode, read_index, store
 from fewstep.data.cache.ahead import ahead
 from fewstep.data.cache.batches import at_once
 from fewstep.data.cache.encoded import Table
-from fewstep.data.cache.index import write_index
-from fewstep.data.cache.store import Keys, as_array
+from fewstep.data.cache.index import Rows, write_index
+from fewstep.data.cache.store import Keys, Store, as_array
 from fewstep.data.framing import Framing, ImageFacts
 from fewstep.data.sources import FileSample, list_samples
 from fewstep.errors import FewstepError
@@ -290,6 +290,15 @@ def test_keys_are_found_where_they_are_and_only_there():
     assert (Keys(keys, places).find(others) == -1).all()
     assert keys[3].tobytes() in Keys(keys, places)
     assert (Keys(as_array([]), places[:0]).find(keys) == -1).all()
+
+
+def test_files_that_go_away_while_they_are_written_are_named(samples, model, tmp_path, monkeypatch):
+    message = r"^files of the cache .* went away while it was written\n\nhint: run it again$"
+    with pytest.raises(FewstepError, match=message):
+        Rows(Store(tmp_path), as_array([bytes(16)])).awaited()
+    monkeypatch.setattr(Store, "read", lambda self: ([], Keys(as_array([]), np.zeros((0, 2), np.int32))))
+    with pytest.raises(FewstepError, match=message):
+        encode(samples, model, SQUARE)
 
 
 def test_the_index_of_many_samples_opens_in_a_second(tmp_path):

@@ -6,7 +6,6 @@ names the rows of one set of samples. It is found again by the stamps of the ima
 """
 
 import json
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,12 +21,11 @@ from fewstep.data.cache.ahead import Prepared, ahead, content_of, default_worker
 from fewstep.data.cache.batches import BATCH, PictureEncoder, embedded
 from fewstep.data.cache.encoded import Encoded
 from fewstep.data.cache.index import INDEX, Rows, read_index, write_index
-from fewstep.data.cache.processes import POLL_S, mark_of, meet, this_process
+from fewstep.data.cache.processes import awaited, mark_of, meet, this_process
 from fewstep.data.cache.remembered import Remembered
 from fewstep.data.cache.store import Store, Writer, as_array, encoded_folder, key_of
 from fewstep.data.framing import Framing, ImageFacts
 from fewstep.data.sources import Sample
-from fewstep.errors import FewstepError
 from fewstep.events import counted, doing
 from fewstep.io import atomic_path
 from fewstep.models.model import Model, encoder_sha256
@@ -187,26 +185,20 @@ def encode_images(job: Encoding, workers: int) -> Findings:
 def combined(job: Encoding, findings: Findings) -> Encoded:
     """The encoded data of all processes, of which the first writes the index when all have done their share."""
     process = this_process()
+    part_files = [_part_file(job.index, rank, process.of) for rank in range(process.of)]
     if process.of > 1:
-        _write_part(_part_file(job.index, process.rank, process.of), findings)
-    while process.rank == 0:
-        parts = (
-            [findings]
-            if process.of == 1
-            else [_read_part(_part_file(job.index, n, process.of)) for n in range(process.of)]
-        )
-        if (encoded := _joined(job, [p for p in parts if p is not None])) is not None:
-            write_index(job.index, encoded)
-            for rank in range(process.of):
-                _part_file(job.index, rank, process.of).unlink(missing_ok=True)
-                mark_of(job.index, rank, process.of).unlink(missing_ok=True)
-            break
-        if process.of == 1:
-            raise FewstepError(f"files of the cache {job.root} went away while it was written", "run it again")
-        time.sleep(POLL_S)
-    while (found := job.found()) is None:
-        time.sleep(POLL_S)
-    return found
+        _write_part(part_files[process.rank], findings)
+
+    def joined() -> Encoded | None:
+        parts = map(_read_part, part_files) if process.of > 1 else [findings]
+        return _joined(job, [part for part in parts if part is not None])
+
+    if process.rank == 0:
+        write_index(job.index, awaited(joined, job.root))
+        for rank, part_file in enumerate(part_files):
+            part_file.unlink(missing_ok=True)
+            mark_of(job.index, rank, process.of).unlink(missing_ok=True)
+    return awaited(job.found, job.root)
 
 
 def _joined(job: Encoding, parts: Sequence[Findings]) -> Encoded | None:

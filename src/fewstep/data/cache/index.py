@@ -9,7 +9,6 @@ of rows have up to 1,024 of them, or 64 MiB. So 100 million samples of 512 pixel
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.data.cache.encoded import Encoded, Table
-from fewstep.data.cache.processes import PATIENCE_S, POLL_S, absent, this_process
+from fewstep.data.cache.processes import PATIENCE_S, awaited
 from fewstep.data.cache.store import Store, whole
 from fewstep.io import atomic_path
 
@@ -45,15 +44,7 @@ class Rows(NamedTuple):
 
     def awaited(self) -> Table:
         """The table, when all processes of the run have written their rows. Raises FewstepError if they do not come."""
-        files, until = -1, 0.0
-        while (table := self.table()) is None:
-            there = len(list(self.store.folder.glob("*.safetensors")))
-            if there != files:
-                files, until = there, time.monotonic() + PATIENCE_S
-            elif this_process().of == 1 or time.monotonic() > until:
-                raise absent(self.store.folder)
-            time.sleep(POLL_S)
-        return table
+        return awaited(self.table, self.store.folder, PATIENCE_S)
 
 
 def _only_used(files: Sequence[Path], places: NDArray[np.int32]) -> tuple[list[Path], Tensor]:

@@ -2,12 +2,15 @@
 
 import os
 import time
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fewstep.errors import FewstepError
 from fewstep.io import explaining
 
+T = TypeVar("T")
 PATIENCE_S = 600.0  # for which a process waits for the others to begin
 POLL_S = 0.5
 
@@ -49,6 +52,25 @@ def meet(place: Path) -> None:
             encode = "encode on one of them with fewstep data encode, and copy the result to the others"
             raise absent(place.parent, f", or {encode}")
         time.sleep(POLL_S)
+
+
+def awaited(look: Callable[[], T | None], folder: Path, patience_s: float = inf) -> T:
+    """What `look` finds, once all processes of the run have written their share of it to a folder.
+
+    patience_s: for which no file may be added to the folder. Raises FewstepError if none is added for so long, and for
+    one process alone if it does not find what it wrote.
+    """
+    files, until = -1, inf
+    while (found := look()) is None:
+        if this_process().of == 1:
+            raise FewstepError(f"files of the cache {folder} went away while it was written", "run it again")
+        there = len(list(folder.glob("*.safetensors")))
+        if there != files:
+            files, until = there, time.monotonic() + patience_s
+        elif time.monotonic() > until:
+            raise absent(folder)
+        time.sleep(POLL_S)
+    return found
 
 
 def absent(folder: Path, instead: str = "") -> FewstepError:
