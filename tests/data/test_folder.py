@@ -129,12 +129,14 @@ def test_a_missing_caption_names_the_image(tmp_path):
 
 
 def test_folders_without_images(tmp_path):
-    with pytest.raises(FewstepError, match=r"^no images in .*\n\nhint: data takes images with captions"):
+    with pytest.raises(FewstepError, match=r"^no images in .*\n\nhint: images with captions are read from a folder"):
         read_items(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,text\n")
     with pytest.raises(FewstepError, match=r"^no images in "):
         read_items(tmp_path)
-    with pytest.raises(FewstepError, match=r"^data not found: .*absent\n\nhint: data takes images with captions"):
+    with pytest.raises(
+        FewstepError, match=r"^data not found: .*absent\n\nhint: images with captions are read from a folder"
+    ):
         read_items(tmp_path / "absent")
 
 

@@ -112,7 +112,7 @@ def test_reference_takes_a_new_source():
     assert notes == ("left out of toy:4: 1 yellow square",)
     with pytest.raises(FewstepError, match=r"^unreadable image: toy/200 \("):
         read_real(reference_images("toy:5").samples, "toy:5", 16, network)
-    with pytest.raises(FewstepError, match=r"^reference toy:0: no images in toy:0 .*\n\nhint: reference takes "):
+    with pytest.raises(FewstepError, match=r"^reference toy:0: no images in toy:0 .*\n\nhint: images with captions "):
         reference_images("toy:0")
 
 

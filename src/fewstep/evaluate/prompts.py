@@ -44,8 +44,8 @@ def reference_images(reference: str | Path, captioned: bool = False) -> Listing:
     try:
         return list_samples(reference, captioned)
     except FewstepError as error:
-        hint = error.hint.marked.replace(option("data"), option("reference"))
-        raise FewstepError(f"{option('reference')} {reference}: {error.message.marked}", hint) from None
+        message = f"{option('reference')} {reference}: {error.message.marked}"
+        raise FewstepError(message, error.hint.marked) from None
 
 
 def things() -> dict[str, str]:

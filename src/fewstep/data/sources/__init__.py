@@ -16,7 +16,7 @@ from fewstep.data.found import ARCHIVES
 from fewstep.data.places import is_address
 from fewstep.data.sources.filters import EVERYTHING, Filters, filters_of, kept, write_skipped
 from fewstep.data.sources.source import Broken, FileSample, Sample, SampleList, Source
-from fewstep.errors import FewstepError, option
+from fewstep.errors import FewstepError
 from fewstep.events import doing, note
 from fewstep.io import is_file, is_folder
 
@@ -93,7 +93,7 @@ def listed(config: Selection, given: str | Path, captioned: bool, out: Path | No
 
 
 def _hint() -> str:
-    return f"{option('data')} takes images with captions: {', or '.join(kind.LAYOUT for kind in kinds())}"
+    return f"images with captions are read from {', or '.join(kind.LAYOUT for kind in kinds())}"
 
 
 def _pattern_in(given: str | Path) -> str:
