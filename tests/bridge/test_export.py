@@ -16,7 +16,7 @@ from fewstep.lora.low_rank import Adapter, LowRank
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
 from fewstep.models.load import load_model
-from fewstep.models.stepping import STEPPINGS
+from fewstep.models.stepping import STEPPINGS, scheduler_of, write_scheduler
 from fewstep.session.plan import SOLVERS
 from tests.sessions import pictures
 from tests.tiny import tiny_model
@@ -155,6 +155,19 @@ def test_what_is_there_is_not_replaced(fewstep, tmp_path):
     done = fewstep("export", out=tmp_path / "out")
     assert (done.code, done.error) == (2, f"--out {tmp_path / 'out'} already exists")
     assert fewstep("export", out=tmp_path / "x", to="gguf").code == 2
+
+
+@pytest.mark.parametrize("solver", STEPPINGS)
+def test_schedulers_are_written_in_json_that_every_program_reads(tmp_path, tiny_model_folder, solver):
+    shutil.copy(tiny_model_folder / "model_index.json", tmp_path)
+    scheduler = scheduler_of(tiny_model_folder, "epsilon", solver, [999, 749, 499, 249], 50)[1]
+    write_scheduler(tmp_path, scheduler, False)
+    text = (tmp_path / "scheduler" / "scheduler_config.json").read_text()
+    json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+    back = type(scheduler).from_pretrained(tmp_path / "scheduler")
+    assert {k: v for k, v in back.config.items() if k[0] != "_"} == {
+        k: v for k, v in scheduler.config.items() if k[0] != "_"
+    }
 
 
 def test_every_stepping_is_a_solver():

@@ -1,6 +1,7 @@
 """The counterparts of our solvers in diffusers: schedulers, with which other programs sample a folder correctly."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from fewstep.diffusion.schedule import SCHEDULE_KEYS
 from fewstep.errors import FewstepError
 from fewstep.io import read_json, write_json
 
+CONFIG = "scheduler_config.json"
+NO_JSON = -math.inf  # diffusers' default of lambda_min_clipped, which it writes as -Infinity
 PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")  # of the same parts
 
 
@@ -57,7 +60,7 @@ def scheduler_of(
         )
     kind = getattr(diffusers, stepping.name)
     known = inspect.signature(kind.__init__).parameters
-    stored = read_json(source / "scheduler" / "scheduler_config.json", "scheduler config")
+    stored = read_json(source / "scheduler" / CONFIG, "scheduler config")
     config = {name: stored[name] for name in SCHEDULE_KEYS if name in stored and name in known}
     config |= {"prediction_type": prediction_type, "clip_sample": False, **stepping.config}
     config["steps_offset"] = 1  # our grids do not use it, and the pipeline warns about other values
@@ -88,3 +91,6 @@ def write_scheduler(folder: Path, scheduler: Any, embeds_guidance: bool) -> None
         index["_class_name"] = PIPELINES[name == "LCMScheduler"]
     write_json(folder / "model_index.json", index | {"scheduler": ["diffusers", name]})
     scheduler.save_pretrained(folder / "scheduler")
+    file = folder / "scheduler" / CONFIG
+    config = read_json(file, "scheduler config")
+    write_json(file, {key: value for key, value in config.items() if value != NO_JSON})
