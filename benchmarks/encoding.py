@@ -37,7 +37,7 @@ from fewstep.data.framing import Framing
 from fewstep.data.sources import FileSample
 from fewstep.families import FAMILIES
 from fewstep.images import covering
-from fewstep.models.load import DTYPES, load_model, pick_device
+from fewstep.models.load import DTYPES, load_model, pick_device, speed_up
 from fewstep.models.model import Model
 
 SCALE, SHAPE = 1.5, 4 / 3  # of the photos: their height in sides of a training picture, their width in heights
@@ -69,6 +69,7 @@ def autoencoder_model(config: EncodingConfig) -> Model:
         return model
     torch.manual_seed(0)
     vae = AutoencoderKL(**FAMILIES[config.family].vae).eval().requires_grad_(False)
+    speed_up(vae)
     return replace(model, vae=vae.to(model.device, DTYPES[config.dtype]))
 
 
