@@ -169,7 +169,7 @@ def test_emojis_pictures_in_int8_are_near_torchs_and_a_second_start_builds_nothi
     printed = capsys.readouterr()
     assert printed.out == ""  # nncf's progress bars
     assert "the networks were built for openvino in " in printed.err
-    monkeypatch.setattr(OpenVINO, "write_int8", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(OpenVINO, "write", lambda *_: pytest.fail("built again"))
     with Session(engine="openvino", dtype="int8", device="cpu") as session:
         assert torch.equal(torch.stack([picture.pixels for picture in session.draw(EMOJI)]), pixels)
 

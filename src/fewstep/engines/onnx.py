@@ -1,7 +1,7 @@
 """The engine that runs the networks in ONNX Runtime: on a CPU, on an NVIDIA GPU, or on any GPU under Windows."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,9 +77,6 @@ class ONNX:
 
     def identity(self, name: str) -> str:
         return f"opset {OPSET} {'half' if self.half else 'exact'}"
-
-    def write_int8(self, graph: Graph, inputs: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
-        raise AssertionError("the engine does not take int8")
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Export the graph."""

@@ -151,10 +151,13 @@ class OpenVINO:
 
     def write(self, graph: Graph, folder: Path) -> None:
         """Convert the graph."""
-        self._package.save_model(self.converted(graph), folder / FILE, compress_to_fp16=self.half)
+        model = self.converted(graph)
+        if graph.calibration:
+            model = self.quantized(model, graph.calibration)
+        self._package.save_model(model, folder / FILE, compress_to_fp16=self.half)
 
-    def write_int8(self, graph: Graph, inputs: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
-        """Convert the graph, and quantize it after training: weights and activations of all layers but EXACT in int8.
+    def quantized(self, model: Any, inputs: Sequence[Mapping[str, Tensor]]) -> Any:
+        """An openvino.Model quantized after training: weights and activations of all layers but EXACT in int8.
 
         The range of an activation is the one with the least squared error on the inputs (nncf's histogram). Attention
         stays as it is, which gains no time from int8.
@@ -164,8 +167,8 @@ class OpenVINO:
 
         nncf = self._quantizer
         with redirect_stdout(io.StringIO()):  # its progress bars
-            model = nncf.quantize(
-                self.converted(graph),
+            return nncf.quantize(
+                model,
                 nncf.Dataset([{name: x.numpy() for name, x in row.items()} for row in inputs]),
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(inputs),
@@ -179,7 +182,6 @@ class OpenVINO:
                     smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
                 ),
             )
-        self._package.save_model(model, folder / FILE, compress_to_fp16=self.half)
 
     def converted(self, graph: Graph) -> Any:
         """The graph as an openvino.Model."""

@@ -3,7 +3,7 @@
 Names of parts, inputs and outputs are those of optimum-intel's folders, which OpenVINO GenAI reads too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ class Graph(NamedTuple):
     example: Mapping[str, Tensor]  # input -> a value
     shapes: Mapping[str, tuple[int, ...]]  # input -> its shape, in which ANY is a size that may change
     outputs: tuple[str, ...]  # names, in order
+    calibration: Sequence[Mapping[str, Tensor]] = ()  # inputs such as it gets when it draws, if it is to be in int8
 
 
 class NetworkGraph(nn.Module):

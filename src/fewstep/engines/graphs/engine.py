@@ -55,9 +55,6 @@ class Runtime(Protocol):
     def write(self, graph: Graph, folder: Path) -> None:
         """Build the graph, and write it to the folder, which is empty."""
 
-    def write_int8(self, graph: Graph, inputs: Sequence[Mapping[str, Tensor]], folder: Path) -> None:
-        """Build the UNet's graph in int8. inputs: such as it gets when it draws."""
-
     def read(self, folder: Path) -> Running:
         """The graph in a folder, ready to run. Raises FewstepError when it cannot be read."""
 
@@ -229,9 +226,8 @@ class GraphEngine(ABC):
         """Build one graph of the model."""
         graph = graph_of(model, name)
         if name == "unet" and self.dtype == "int8":
-            self.runtime.write_int8(graph, calibration_inputs(model, graph.module), folder)
-        else:
-            self.runtime.write(graph, folder)
+            graph = graph._replace(calibration=calibration_inputs(model, graph.module))
+        self.runtime.write(graph, folder)
 
 
 def built_in(model: str) -> UsageError:
