@@ -46,6 +46,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding
     """The convolution of x (B, C, H, W), (B, O, h, w): each output's inputs in a row, times the weight as a matrix."""
     (down, right), (rows, columns) = stride, weight.shape[2:]
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))
-    below, beside = x.shape[1] - rows + 1, x.shape[2] - columns + 1
-    seen = [x[:, i : i + below : down, j : j + beside : right] for i in range(rows) for j in range(columns)]
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    seen = [x[:, i : i + height : down, j : j + width : right] for i in range(rows) for j in range(columns)]
     return F.linear(torch.cat(seen, -1), weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
