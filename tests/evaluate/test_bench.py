@@ -370,6 +370,10 @@ def test_bad_input(fewstep: Any, tiny_model_folder: Path, tiny_pixels_folder: Pa
     error, hint = refused("--engine", "torch,steam")
     assert error == "unknown engine 'steam'"
     assert set(engine_names()) <= set(hint.removeprefix("known ones: ").split(", "))
+    for name in ("auto", "torch"):
+        error, hint = refused("--engine", f"openvino,{name}", "--dtype", "int8")
+        assert error == "the torch engine does not compute in --dtype int8"
+        assert hint == 'use --engine openvino, and pip install "fewstep[int8]"'
     assert "sd3" in refused("--random", "sd3")[0]
     assert refused("--model", tiny_model_folder, "--lora", tmp_path / "none.st", code=1)[0].startswith("LoRA file not")
     assert "is a model in pixel space" in refused("--model", tiny_pixels_folder)[0]

@@ -24,6 +24,7 @@ __all__ = [
     "engine_kind",
     "engine_names",
     "for_changing_loras",
+    "kind_for",
     "open_engine",
 ]
 
@@ -74,13 +75,17 @@ def for_changing_loras(name: str) -> str:
 def open_engine(where: Where) -> Engine:
     """The engine that `where` asks for, with its model loaded.
 
-    Raises UsageError before anything is loaded when `where` asks for what this engine cannot do. Raises FewstepError
-    when the model cannot be loaded.
+    Raises as `kind_for`, before anything is loaded, and FewstepError when the model cannot be loaded.
     """
+    return kind_for(where).open(where)
+
+
+def kind_for(where: Where) -> type[Engine]:
+    """The engine that `where` asks for. Raises UsageError when it asks for what this engine cannot do."""
     name = chosen(where)
     kind = engine_kind(name)
     check_supported(kind.supports, where, name)
-    return kind.open(where)
+    return kind
 
 
 def check_supported(supports: Capabilities, config: Config, name: str) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from fewstep import __version__
 from fewstep.assets import MODEL
-from fewstep.configs import BenchConfig
-from fewstep.engines import engine_kind, engine_names
+from fewstep.configs import BenchConfig, Where, build
+from fewstep.engines import kind_for
 from fewstep.errors import FewstepError
 from fewstep.evaluate.bench.arrangements import GUIDE, OWN, TUNED
 from fewstep.evaluate.bench.plan import BenchPlan, planned
@@ -37,8 +37,7 @@ Round = tuple[dict[str, Turn], Rates]  # the turns by arrangement
 def bench(config: BenchConfig) -> dict[str, Any]:
     """The rows and what their numbers rest on, in JSON's types. Nothing of a random model is left behind."""
     for engine in config.engine:
-        if engine not in engine_names():
-            engine_kind(engine)  # which refuses any other name but auto
+        kind_for(build(Where, model=config.model, engine=engine, dtype=config.dtype, device=config.device))
     device = pick_device(config.device)
     fetch(config)
     with scratch(cache_dir() / "bench") as spare:

@@ -60,7 +60,7 @@ def titled(row: Mapping[str, Any]) -> str:
 def facts(document: Mapping[str, Any]) -> list[str]:
     """What was measured, on what, and how, in words."""
     flops, rates = document["flops"], document["matmul_flops_per_s"]
-    measured = ", ".join(f"{rate / 1e12:.3g} in {name}" for name, rate in rates.items())
+    measured = ", ".join(f"{rate / 1e12:.3g} in {name}" for name, rate in rates.items()) or "not measured"
     loras = ", ".join(document["lora"]) or "none"
     weights = ", random weights" if document["random"] else ""
     return [
