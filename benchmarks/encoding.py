@@ -39,6 +39,7 @@ from fewstep.families import FAMILIES
 from fewstep.images import covering
 from fewstep.models.load import DTYPES, load_model, pick_device, speed_up
 from fewstep.models.model import Model
+from fewstep.models.quiet import quiet
 
 SCALE, SHAPE = 1.5, 4 / 3  # of the photos: their height in sides of a training picture, their width in heights
 
@@ -62,6 +63,7 @@ class EncodingConfig(Config):
     """Samples of the index that is opened."""
 
 
+@quiet()
 def autoencoder_model(config: EncodingConfig) -> Model:
     """The small model that ships, with an autoencoder of the family's size."""
     model = load_model(MODEL, device=pick_device(config.device))
