@@ -14,6 +14,8 @@ import uvicorn
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+import fewstep
+from fewstep.images import encoded
 from fewstep.server.app import new_app
 from fewstep.server.running import bound
 from tests.server.conftest import config, image_of, png, until
@@ -107,6 +109,62 @@ def test_a_kept_picture_survives_reload_and_gives_its_command(page: Page) -> Non
     assert 'session.draw("a castle", steps=4' in code
 
 
+def test_enter_keeps_the_picture_of_what_is_typed_though_it_is_not_drawn_yet(page: Page) -> None:
+    page.get_by_label("Prompt").fill("a green dragon")
+    page.get_by_label("Prompt").press("Enter")
+    kept = page.locator(".gallery img")
+    kept.wait_for()
+    assert [one.get_attribute("alt") for one in kept.all()] == ["a green dragon"]
+
+
+def test_a_picture_drawn_from_another_gives_a_command_that_names_it(page: Page) -> None:
+    page.evaluate("() => Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as from another machine
+    page.evaluate("() => addEventListener('copy', () => (window.typed = getSelection().toString()))")
+    drop(page, png())
+    page.get_by_role("button", name="Keep").click()
+    page.locator(".gallery button").click()
+    page.get_by_role("button", name="Copy as command").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert "--strength 0.6 --image START.png" in page.evaluate("() => window.typed")
+
+
+def test_settings_without_a_start_picture_remove_the_one_that_is_there(page: Page) -> None:
+    page.get_by_role("button", name="Keep").click()
+    drop(page, png())
+    page.locator("img.start").wait_for()
+    page.locator(".gallery button").click()
+    page.get_by_role("button", name="Use its settings").click()
+    expect(page.locator("img.start")).to_have_count(0)
+
+
+def test_what_the_page_lacks_of_a_dropped_picture_is_said(page: Page) -> None:
+    (picture,) = fewstep.sample("a fox", steps=9, dtype="fp32", device="cpu")
+    papercut = {**picture.recipe["lora"][0], "file": "papercut"}
+    recipe = {**picture.recipe, "model": "my-model", "lora": [papercut]}
+    drop(page, encoded(picture.image, "png", recipe))
+    expect(page.get_by_role("alert")).to_have_text(
+        "This page cannot draw that picture again. It lacks the model my-model, the LoRA papercut, 9 steps."
+    )
+    page.get_by_label("Prompt").fill("a boat")
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_the_model_of_an_earlier_server_is_not_asked_for(page: Page) -> None:
+    page.evaluate("() => localStorage.setItem('fewstep-settings', JSON.stringify({model: 'gone', prompt: 'a boat'}))")
+    page.reload()
+    expect(page.locator(PICTURE)).to_have_attribute("alt", "a boat", timeout=PATIENCE_MS)
+
+
+def test_a_frame_has_the_shape_of_its_picture(page: Page) -> None:
+    first = source(page)
+    page.get_by_label("Width").fill("256")
+    page.get_by_label("Width").press("Tab")
+    changed(page, first)
+    box = page.locator(".frame").bounding_box()
+    assert box is not None
+    assert box["width"] / box["height"] == pytest.approx(2, rel=0.05)
+
+
 def test_a_dropped_picture_loads_its_recipe(page: Page, http, tmp_path: Path) -> None:
     body = {"prompts": ["a blue whale"], "seed": 5, "steps": 2, "loras": ["lcm:1", "noto-mono:0.5"]}
     file = http.post("/v1/sample", json=body, headers={"accept": "image/png"}).content
@@ -140,7 +198,10 @@ def test_a_sketch_is_drawn_from(page: Page) -> None:
     first = source(page)
     page.get_by_role("button", name="Sketch").click()
     box = page.locator("canvas").bounding_box()
+    around = page.locator("fieldset", has=page.locator("canvas")).bounding_box()
     assert box is not None
+    assert around is not None
+    assert box["x"] + box["width"] < around["x"] + around["width"]
     page.mouse.move(box["x"] + 20, box["y"] + 20)
     page.mouse.down()
     page.mouse.move(box["x"] + 100, box["y"] + 90, steps=5)

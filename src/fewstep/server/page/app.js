@@ -3,7 +3,7 @@
 import { html, render, useEffect, useRef, useState } from '/page/vendor/htm-preact.js';
 import { ApiError, Gone, alive, draw, offer as askOffer, setKey } from '/page/api.js';
 import { all, keep, remove } from '/page/history.js';
-import { command, python, recipeIn, requestOf } from '/page/recipe.js';
+import { command, lacking, python, recipeIn, requestOf } from '/page/recipe.js';
 import { Sketch } from '/page/sketch.js';
 
 const SETTINGS = 'fewstep-settings';
@@ -13,6 +13,7 @@ const START = {
   prompt: 'a red fox', steps: 4, guidance: '', negative: '', seed: 0, width: '', height: '', strength: 0.6, compare: false,
 };
 const BASELINE = { solver: 'ddim', steps: 32 };
+const MOST_STEPS = 8;
 
 // --- what is asked for ---------------------------------------------------------------------------------------
 
@@ -27,6 +28,11 @@ function requestFor(settings, loras, image) {
   for (const side of ['width', 'height']) if (settings[side] !== '') request[side] = Number(settings[side]);
   if (image) Object.assign(request, { image: image.slice(image.indexOf(',') + 1), strength: settings.strength });
   return request;
+}
+
+// The model of that name; the server's first if it has none, such as one of an earlier server.
+function offered(model, { models }) {
+  return models.includes(model) ? model : models[0];
 }
 
 function nameAndWeight({ name, weight }) {
@@ -55,7 +61,10 @@ function usePicture(request, ready, onError) {
   const [shown, setShown] = useState({ image: null, entry: null, busy: 0, ms: null });
   const text = JSON.stringify(request);
   useEffect(() => {
-    if (!ready || !request) return undefined;
+    if (!ready || !request) {
+      setShown((old) => ({ ...old, busy: 0 }));
+      return undefined;
+    }
     const stop = new AbortController();
     const on = {
       step: ({ step, steps }) => setShown((old) => ({ ...old, busy: step / steps })),
@@ -102,11 +111,11 @@ function Controls({ settings, change, offer, loras, setLoras, image, setImage })
     ${offer.models.length > 1 &&
     html`<label
       >Model
-      <select value=${settings.model ?? offer.models[0]} onChange=${(e) => change({ model: e.target.value })}>
+      <select value=${settings.model} onChange=${(e) => change({ model: e.target.value })}>
         ${offer.models.map((one) => html`<option>${one}</option>`)}
       </select></label
     >`}
-    <${Slider} label="Steps" min="1" max="8" value=${settings.steps} onInput=${(e) => change({ steps: +e.target.value })} />
+    <${Slider} label="Steps" min="1" max=${MOST_STEPS} value=${settings.steps} onInput=${(e) => change({ steps: +e.target.value })} />
     <fieldset>
       <legend>LoRAs</legend>
       ${offer.loras.map((name) => {
@@ -229,7 +238,7 @@ function Detail({ picture, onUse, onDelete, onClose }) {
   useEffect(() => dialog.current.showModal(), []);
   const { recipe, request, image } = picture;
   const copy = async (name, text) => {
-    await navigator.clipboard.writeText(text);
+    await toClipboard(text, dialog.current);
     setCopied(name);
   };
   const facts = {
@@ -243,7 +252,7 @@ function Detail({ picture, onUse, onDelete, onClose }) {
       <div>
         <dl>${Object.entries(facts).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>
         <div class="actions">
-          <button type="button" class="main" onClick=${() => onUse(requestOf(recipe))}>Use its settings</button>
+          <button type="button" class="main" onClick=${() => onUse(recipe)}>Use its settings</button>
           <button type="button" onClick=${() => copy('command', command(request))}>
             ${copied === 'command' ? 'Copied' : 'Copy as command'}
           </button>
@@ -257,6 +266,17 @@ function Detail({ picture, onUse, onDelete, onClose }) {
       </div>
     </div>
   </dialog>`;
+}
+
+// Browsers give the clipboard to https and localhost alone; elsewhere the text is selected in `place`, and copied.
+async function toClipboard(text, place) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = document.createElement('textarea');
+  area.value = text;
+  place.append(area);
+  area.select();
+  document.execCommand('copy');
+  area.remove();
 }
 
 function AskKey({ onKey }) {
@@ -287,14 +307,20 @@ function App() {
   const [pictures, setPictures] = useState([]);
   const [opened, setOpened] = useState(null);
   const [problem, setProblem] = useState(null);
+  const [notice, setNotice] = useState(null); // why a picture's settings do not draw it again
+  const [waiting, setWaiting] = useState(null); // the request whose picture is kept as soon as it is drawn
   const [dropping, setDropping] = useState(false);
   const prompt = useRef(null);
 
-  const change = (part) => setSettings((old) => ({ ...old, ...part }));
+  const change = (part) => {
+    setSettings((old) => ({ ...old, ...part }));
+    setNotice(null);
+  };
   const load = () =>
     askOffer()
       .then((found) => {
         setOffer(found);
+        setSettings((old) => ({ ...old, model: offered(old.model, found) }));
         setLoras(found.loras.map((name) => ({ name, weight: found.plugged.find((one) => one.name === name)?.weight ?? 0 })));
         setProblem(null);
       })
@@ -324,19 +350,29 @@ function App() {
   const shown = usePicture(request, ready, setProblem);
   const other = usePicture(baseline, ready && settings.compare && shown.busy === 0, setProblem);
 
+  const text = JSON.stringify(request);
+  const keepShown = async () => {
+    if (!ready) return;
+    if (JSON.stringify(shown.request) !== text) return setWaiting(text);
+    setWaiting(null);
+    const kept = { image: shown.image, recipe: shown.entry.recipe, request: { ...shown.request, image: Boolean(shown.request.image) } };
+    setPictures([await keep(kept), ...pictures]);
+  };
+  useEffect(() => void (waiting === text && shown.busy === 0 && keepShown()), [shown.entry]);
+
   if (problem instanceof ApiError && problem.status === 401) return html`<main><${AskKey} onKey=${load} /></main>`;
   if (!offer) return html`<${Problem} problem=${problem} />`;
 
-  const keepShown = async () => {
-    if (!shown.entry) return;
-    const kept = { image: shown.image, recipe: shown.entry.recipe, request: { ...shown.request, image: undefined } };
-    setPictures([await keep(kept), ...pictures]);
-  };
-  const use = (wish) => {
+  const use = (recipe) => {
+    const wish = requestOf(recipe);
     change({
-      prompt: wish.prompts[0], steps: Math.min(wish.steps ?? 4, 8), seed: wish.seed ?? 0, guidance: wish.guidance_scale ?? '',
+      prompt: wish.prompts[0], model: offered(recipe.model, offer), steps: Math.min(wish.steps ?? 4, MOST_STEPS), seed: wish.seed ?? 0, guidance: wish.guidance_scale ?? '',
       negative: wish.negative_prompt ?? '', width: wish.width ?? '', height: wish.height ?? '',
+      strength: wish.strength ?? settings.strength,
     });
+    if (!recipe.image) setImage(null);
+    const missing = lacking(recipe, offer, MOST_STEPS, image);
+    setNotice(missing.length ? { message: `This page cannot draw that picture again. It lacks ${missing.join(', ')}.` } : null);
     const weights = Object.fromEntries((wish.loras ?? []).map((one) => [one.slice(0, one.lastIndexOf(':')), +one.slice(one.lastIndexOf(':') + 1)]));
     setLoras(loras.map(({ name }) => ({ name, weight: weights[name] ?? 0 })));
     setOpened(null);
@@ -347,12 +383,12 @@ function App() {
     const file = event.dataTransfer.files[0];
     if (!file) return;
     const recipe = await recipeIn(file);
-    if (recipe) use(requestOf(recipe));
+    if (recipe) use(recipe);
     else if (/^image\/(png|jpeg|webp)$/.test(file.type)) setImage(await dataUrl(file));
     else setProblem(new Error(`${file.name} is no picture`));
   };
-  const aspect = `${settings.width || 1} / ${settings.height || 1}`;
-  const speed = other.ms && shown.ms ? `, ${(other.ms / shown.ms).toFixed(1)} times as long` : '';
+  const aspect = shown.entry ? `${shown.entry.recipe.width} / ${shown.entry.recipe.height}` : '1';
+  const speed = other.ms && shown.ms && other.busy === 0 ? `, ${(other.ms / shown.ms).toFixed(1)} times as long` : '';
 
   return html`<div
     class=${dropping ? 'dropping' : ''}
@@ -373,7 +409,7 @@ function App() {
     <main>
       <${Controls} ...${{ settings, change, offer, loras, setLoras, image, setImage }} />
       <section>
-        <${Problem} problem=${problem} />
+        <${Problem} problem=${problem ?? notice} />
         <div class="prompt">
           <textarea
             ref=${prompt}
@@ -389,7 +425,7 @@ function App() {
               }
             }}
           ></textarea>
-          <button type="button" class="main" onClick=${keepShown}>Keep</button>
+          <button type="button" class="main" onClick=${keepShown}>${waiting === text && !problem ? 'Keeping …' : 'Keep'}</button>
         </div>
         <div class=${settings.compare ? 'stage two' : 'stage'}>
           <${Shown} title=${`${settings.steps} steps`} shown=${shown} aspect=${aspect} />

@@ -44,6 +44,16 @@ export function requestOf(recipe) {
   return request;
 }
 
+// What the page does not have of a recipe.
+export function lacking(recipe, offer, steps, image) {
+  return [
+    ...(offer.models.includes(recipe.model) ? [] : [`the model ${recipe.model}`]),
+    ...recipe.lora.map((one) => one.file).filter((name) => !offer.loras.includes(name)).map((name) => `the LoRA ${name}`),
+    ...(recipe.steps > steps ? [`${recipe.steps} steps`] : []),
+    ...(recipe.image && !image ? ['the picture that it was drawn from'] : []),
+  ];
+}
+
 export function command(request) {
   const parts = ['fewstep sample', quoted(request.prompts[0])];
   if (request.model && request.model !== 'emoji') parts.push('--model', quoted(request.model));
