@@ -241,10 +241,13 @@ def explained(error: CycloptsError, kind: type[Config] | None, argv: Sequence[st
         return usage_error(error.__cause__)
     text = re.sub(r'^Command "[^"]*" parameter ', "", " ".join(str(error).split()))
     text = re.sub(r"^(--\S+) requires an argument\.?$", r"\1 is required", text)
+    text = re.sub(r"\s*Available commands: .*$", "", text)  # which is cut short; --help has them all
+    text = re.sub(r"^Unused Tokens: \['(.*?)'(?:, .*)?\]\.?$", r"\1 belongs to no option", text)
     suggestion = re.search(r"option: -*(\S+)\. Did you mean -*(\S+)\?$", text)
     if suggestion and SequenceMatcher(None, suggestion[1], suggestion[2]).ratio() < ALIKE:
         text = text[: text.index(" Did you mean")]
-    return UsageError(text[0].lower() + text[1:].rstrip("."), "see --help for the options")
+    what = "commands" if text.startswith("Unknown command") else "options"
+    return UsageError(text[0].lower() + text[1:].rstrip("."), f"see --help for the {what}")
 
 
 def entry() -> None:
