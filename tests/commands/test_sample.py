@@ -172,6 +172,7 @@ def test_inspect_shows_how_a_picture_was_drawn(fewstep, drawn, drawing, folder):
     assert "mask" not in lines
     both = json.loads(fewstep("inspect", first, "lcm", "--json").out)  # told apart by what is in them
     assert [both[0]["steps"], both[1]["layout"]] == [2, "kohya"]
+    assert fewstep("inspect", folder / "none.png").error == f"image not found: {folder / 'none.png'}"
 
 
 @pytest.mark.parametrize("text", ["a:0.5:1", "b/c.safetensors:-0.3,te=0.1,up=1e-07", "lcm:0.30000000000000004"])

@@ -135,7 +135,8 @@ def test_folders_without_images(tmp_path):
     with pytest.raises(FewstepError, match=r"^no images in "):
         read_items(tmp_path)
     with pytest.raises(
-        FewstepError, match=r"^data not found: .*absent\n\nhint: images with captions are read from a folder"
+        FewstepError,
+        match=r"^data not found: .*absent\n\nhint: check the path; images with captions are read from a folder",
     ):
         read_items(tmp_path / "absent")
 

@@ -86,7 +86,9 @@ def test_a_table_of_the_reference_may_say_style_and_concept(tmp_path):
 
 
 def test_errors_of_the_reference_name_its_option(tmp_path):
-    with pytest.raises(FewstepError, match=r"reference .*nowhere: data not found: .*\n\nhint: images with captions"):
+    with pytest.raises(
+        FewstepError, match=r"reference .*nowhere: data not found: .*\n\nhint: check the path; images with captions"
+    ):
         prompts_for(None, tmp_path / "nowhere")
 
 

@@ -75,6 +75,7 @@ BAD = [
 
 def test_a_good_run_has_no_findings() -> None:
     assert diagnosed(GOOD) == []
+    assert diagnosed(replace(GOOD, recipe=training(planned_steps=2))) == []  # resumed with fewer steps than it had
     assert diagnosed(replace(GOOD, quality=(), metrics=(), captions=(), scheduler=None)) == []
     assert diagnosed(replace(GOOD, recipe=STYLE, config=config(drop_captions=0.1))) == []
 

@@ -9,6 +9,7 @@ from fewstep.assets import MODEL
 from fewstep.commands.redraw import typed_lora
 from fewstep.commands.result import Result
 from fewstep.configs import InspectConfig
+from fewstep.data.found import SUFFIXES
 from fewstep.errors import Line, option, printable
 from fewstep.events import doing
 from fewstep.families import FAMILIES, ModuleShape
@@ -59,9 +60,16 @@ class Coverage(NamedTuple):
 def inspect(config: InspectConfig) -> Result:
     """The facts about each file."""
     models, base = candidates(config.model)
-    found = [of_picture(Path(text)) if is_picture(Path(text)) else of_lora(text, models, base) for text in config.files]
+    found = [
+        of_picture(Path(text)) if names_picture(Path(text)) else of_lora(text, models, base) for text in config.files
+    ]
     documents = [result.document for result in found]
     return Result(documents if len(found) > 1 else documents[0], "\n\n".join(result.text for result in found))
+
+
+def names_picture(path: Path) -> bool:
+    """Whether the file is a picture, or is missing and has the name of one."""
+    return is_picture(path) or (path.suffix.lower() in SUFFIXES and not path.exists())
 
 
 def of_picture(path: Path) -> Result:

@@ -206,7 +206,7 @@ def wrong_prediction(record: Record) -> Fault | None:
 def too_short(record: Record) -> Fault | None:
     """Scores that still rise at the end, or steps that are too few for any run."""
     planned = record.recipe.training.get("planned_steps")
-    if planned:
+    if planned and planned > record.steps:
         return Fault(
             "length",
             f"the run was stopped after {record.steps:,} of {int(planned):,} steps",

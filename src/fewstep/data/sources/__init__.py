@@ -108,7 +108,7 @@ def _refusal(given: str) -> FewstepError:
     if is_address(given):
         return FewstepError(f"{given} is no address of shards or of tables", _hint())
     if not is_file(path):
-        return FewstepError(f"data not found: {path}", _hint())
+        return FewstepError(f"data not found: {path}", f"check the path; {_hint()}")
     suffix = path.suffix.lower()
     if suffix not in ARCHIVES:
         return FewstepError(
