@@ -18,7 +18,7 @@ import fewstep
 from fewstep.images import encoded
 from fewstep.server.app import new_app
 from fewstep.server.running import bound
-from tests.server.conftest import config, image_of, png, until
+from tests.server.conftest import config, image_of, png, serving, until
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE_MS = 60_000
@@ -218,6 +218,19 @@ def test_it_fits_a_phone_and_both_themes(page: Page) -> None:
         page.get_by_role("button", name="Light or dark").click()
         grounds.add(page.evaluate("() => getComputedStyle(document.body).backgroundColor"))
     assert len(grounds) == 2
+
+
+def test_a_key_is_asked_for_until_it_is_the_right_one(browser: Browser) -> None:
+    with serving(api_key="secret") as address:
+        page = browser.new_page()
+        page.goto(address)
+        for key in ("wrong", "secret"):
+            page.get_by_label("This server asks for a key").fill(key)
+            page.get_by_role("button", name="Go on").click()
+            if key == "wrong":
+                expect(page.get_by_role("alert")).to_have_text("The server does not take this key.")
+        page.locator(PICTURE).wait_for(timeout=PATIENCE_MS)
+        page.close()
 
 
 def test_a_server_that_is_gone_is_said_and_a_wrong_value_too(browser: Browser) -> None:

@@ -281,18 +281,21 @@ async function toClipboard(text, place) {
 
 function AskKey({ onKey }) {
   const [key, change] = useState('');
+  const [wrong, setWrong] = useState(false);
   return html`<form
     class="card"
-    onSubmit=${(event) => {
+    onSubmit=${async (event) => {
       event.preventDefault();
       setKey(key);
-      onKey();
+      await onKey();
+      setWrong(true); // with the right key this form is gone
     }}
   >
     <label
       >This server asks for a key
       <input type="password" value=${key} onInput=${(e) => change(e.target.value)} autofocus
     /></label>
+    ${wrong && html`<p class="message" role="alert">The server does not take this key.</p>`}
     <p><button class="main">Go on</button></p>
   </form>`;
 }
