@@ -81,7 +81,8 @@ def test_times_as_fast_are_left_out_of_rows_not_timed_in_turns():
         ["row", "times as fast"],
         [["b", "2.00"]],
     )
-    assert in_words(rows) == ["times as fast: left out, because rows are timed in turns only with timing_rounds"]
+    (line,) = in_words(rows)
+    assert line.startswith("times as fast: left out")
     assert in_words(rows[:1]) == []
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, UsageError
 from fewstep.models.references import parse_reference
 
 
@@ -29,6 +29,16 @@ def test_a_folder_of_none_or_several_is_refused(
     with pytest.raises(FewstepError, match=message) as caught:
         _ = parse_reference(str(tmp_path)).file
     assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("name", ["lcm", "file"])
+def test_a_weight_that_is_no_number_is_named(tmp_path: Path, name: str) -> None:
+    if name == "file":
+        name = str(tmp_path / "x.safetensors")
+        Path(name).touch()
+    with pytest.raises(UsageError, match="'abc' is no weight") as caught:
+        _ = parse_reference(f"{name}:abc").file
+    assert caught.value.hint == f"give a number, as in {name}:0.8"
 
 
 def test_what_is_neither_file_nor_folder_is_not_found() -> None:

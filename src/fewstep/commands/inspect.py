@@ -183,7 +183,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
         "coverage": "; ".join(map(str, covered)),
         "touched": facts["touched"],
         "parameters": f"{facts['parameters']:,} in {facts['modules']} modules",
-        "rank": ", ".join(f"{rank} ({count} modules)" for rank, count in facts["ranks"].items()),
+        "rank": ", ".join(f"{rank} ({count} module{'s' * (count != 1)})" for rank, count in facts["ranks"].items()),
         "strength": ", ".join(strengths) + STRENGTH if strengths else UNKNOWN_STRENGTH,
         "sampling": ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()) or "unknown",
         **facts["metadata"],

@@ -81,7 +81,7 @@ def in_words(rows: Sequence[Row]) -> list[str]:
             " block; both rows have the same real images, prompts and noise"
         )
     if rows[1:] and "speedup" not in measured:
-        lines.append("times as fast: left out, because rows are timed in turns only with timing_rounds")
+        lines.append("times as fast: left out, because rows are timed in turns only where timing rounds are asked for")
     jackknifed = [
         column.title.removesuffix(CERTAIN).removesuffix(" x 1000")
         for column in COLUMNS

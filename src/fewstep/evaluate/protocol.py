@@ -92,10 +92,10 @@ def times_of(rounds: int) -> str:
     """How the times are measured, in words."""
     if rounds:
         return (
-            f"seconds per image, median over {rounds} newly drawn batches, in turn with the rows of the same LoRAs and"
+            f"of an image, the median over {rounds} newly drawn batches, in turn with the rows of the same LoRAs and"
             " the first row; times as fast: the first row's time divided by a row's, median over the rounds"
         )
-    return "seconds per image, median over full batches, after a warm-up"
+    return "of an image, the median over full batches, after a warm-up"
 
 
 def measured_with(

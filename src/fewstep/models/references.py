@@ -29,15 +29,23 @@ class LoraReference(NamedTuple):
         if file.is_dir():
             return file if (file / PEFT_CONFIG).is_file() else only_in(file)
         if not file.is_file():
-            raise FewstepError(
-                f"LoRA file not found: {self.path}",
-                "check the path, name one that ships (lcm, high-contrast, noto-mono), or a hub id owner/name",
-            )
+            raise not_found(str(self.path))
         return file
 
     def weight_of(self, module: str) -> float:
         """The weight of a module: that of the narrowest block that contains it and has a weight, else `weight`."""
         return next((self.blocks[b] for b in blocks_of(module) if b in self.blocks), self.weight)
+
+
+def not_found(text: str) -> FewstepError:
+    """What is said of a LoRA that is not there, such as one whose weight is no number."""
+    name, _, last = text.rpartition(":")
+    if name and (shipped_lora(name) or Path(name).is_file()):
+        return UsageError(f"LoRA {text}: {last!r} is no weight", f"give a number, as in {name}:0.8")
+    return FewstepError(
+        f"LoRA file not found: {text}",
+        "check the path, name one that ships (lcm, high-contrast, noto-mono), or a hub id owner/name",
+    )
 
 
 def only_in(folder: Path) -> Path:
