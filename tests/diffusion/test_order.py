@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.schedule import NoiseLevel
+from fewstep.diffusion.schedule import NoiseLevel, schedule_from_config
 from fewstep.diffusion.solvers import (
     DDIM,
     SOLVERS,
@@ -153,3 +153,14 @@ def test_heun_is_dpm_solver_2_with_its_inner_level_at_the_end():
     x_t, _ = run_step(Heun().step(x_s, Heun().levels(SCHEDULE, s, t), None, None), DATA.denoise)
     expected, _ = run_step(DPMSolver2().step(x_s, (s, t, t), None, None), DATA.denoise)
     torch.testing.assert_close(x_t, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_heun_does_not_overshoot_from_what_is_nearly_pure_noise():
+    schedule = schedule_from_config({"beta_schedule": "squaredcos_cap_v2"})
+    s, t = (schedule.at(torch.tensor([at]), torch.float64) for at in (999.0, 949.0))
+    assert 0 < s.alpha < 1e-4
+    first_order, heun = (
+        run_step(solver.step(DATA.x(Z, s), solver.levels(schedule, s, t), None, None), DATA.denoise)[0] - DATA.x(Z, t)
+        for solver in (DDIM(), Heun())
+    )
+    assert heun.norm() < first_order.norm()
