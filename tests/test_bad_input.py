@@ -380,10 +380,10 @@ def test_spoilt_loras(fewstep, tiny_model_folder, lora, tmp_path, out, spoil, me
     assert not out.exists()
 
 
-def test_a_weight_that_is_no_number_is_part_of_the_name(fewstep, tiny_model_folder, lora, out):
+def test_a_weight_that_is_no_number_is_said(fewstep, tiny_model_folder, lora, out):
     for weight in ("nan", "inf", "1e999", "x"):
         done = fewstep("sample", "a cat", model=tiny_model_folder, lora=f"{lora}:{weight}", out=out)
-        assert (done.code, done.error) == (1, f"LoRA file not found: {lora}:{weight}")
+        assert (done.code, done.error) == (2, f"LoRA {lora}:{weight}: {weight!r} is no weight")
 
 
 def test_a_weight_that_overflows_is_said(fewstep, tiny_model_folder, lora, out):
