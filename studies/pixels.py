@@ -223,7 +223,7 @@ def learnt(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         sentence(steps, {row["model"]: row["kid_teacher"] for row in rows if row["steps"] == steps})
         for steps in (1, 2, 4)
     ]
-    return [*found, *untrained(rows)]
+    return [*found, *untrained(rows), *unlearnt(rows)]
 
 
 def sentence(steps: int, kids: Mapping[str, Mapping[str, float]]) -> str:
@@ -243,6 +243,18 @@ def untrained(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         "The teacher in 50 steps is further from the drawings than some of the other rows: it was trained too little"
         " for that column to rank the models."
+    ]
+
+
+def unlearnt(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each student that is further from the drawings, in all its rows, than the teacher in 2 steps."""
+    poor = next(row["kid"]["low"] for row in rows if row["model"] == "teacher" and row["steps"] == 2)
+    best = {name: min(row["kid"]["high"] for row in rows if row["model"] == name) for name in ("cd", "ct")}
+    return [
+        f"{name_of(name)} has not learnt to draw in so short a training: in any number of steps it is no nearer to the"
+        " drawings than the teacher in 2."
+        for name, high in best.items()
+        if high >= poor
     ]
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from studies.pages import DOCS
-from studies.pixels import WAYS, page, rough, sentence, spread, table, untrained
+from studies.pixels import WAYS, page, rough, sentence, spread, table, unlearnt, untrained
 
 
 def kid(value: float, half: float = 0.001) -> dict[str, float]:
@@ -30,6 +30,14 @@ def test_a_teacher_that_learnt_too_little_is_named() -> None:
     rows = [{"kid": kid(0.5)}, {"kid": kid(0.6)}, {"kid": kid(0.4)}]
     assert untrained(rows[:2]) == []
     assert untrained(rows)[0].startswith("The teacher in 50 steps is further from the drawings than some")
+
+
+def test_a_student_that_has_not_learnt_to_draw_is_named() -> None:
+    teacher = [{"model": "teacher", "steps": steps, "kid": kid(0.3)} for steps in (50, 2)]
+    cd, ct = ({"model": name, "steps": 1, "kid": kid(0.2)} for name in ("cd", "ct"))
+    assert unlearnt([*teacher, cd, ct]) == []
+    (text,) = unlearnt([*teacher, cd, ct | {"kid": kid(0.31)}])
+    assert text.startswith("CT has not learnt to draw")
 
 
 def test_a_short_training_is_named() -> None:
