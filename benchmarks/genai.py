@@ -80,11 +80,8 @@ def run(config: GenaiBenchmarkConfig) -> None:
         turns = [[seconds(draw, number) for draw in ways] for number in range(1, config.rounds + 1)]
     fewstep, genai = (median(column) for column in zip(*turns, strict=True))
     ratio = median(other / mine for mine, other in turns)
-    print(
-        f"{config.family}, {config.size} px, {STEPS} steps: fewstep {fewstep:.2f} s, GenAI {genai:.2f} s a picture;",
-        end=" ",
-    )
-    print(f"GenAI / fewstep {ratio:.2f}")
+    print(f"{config.family}, {config.size} px, {STEPS} steps, seconds a picture:", end=" ")
+    print(f"fewstep {fewstep:.2f}, GenAI {genai:.2f}; GenAI / fewstep {ratio:.2f}")
 
 
 if __name__ == "__main__":

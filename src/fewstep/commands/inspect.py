@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.assets import MODEL
+from fewstep.commands.check_text import number_of
 from fewstep.commands.redraw import typed_lora
 from fewstep.commands.result import Result
 from fewstep.configs import InspectConfig
@@ -183,7 +184,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
         "coverage": "; ".join(map(str, covered)),
         "touched": facts["touched"],
         "parameters": f"{facts['parameters']:,} in {facts['modules']} modules",
-        "rank": ", ".join(f"{rank} ({count} module{'s' * (count != 1)})" for rank, count in facts["ranks"].items()),
+        "rank": ", ".join(f"{rank} ({number_of(count, 'module')})" for rank, count in facts["ranks"].items()),
         "strength": ", ".join(strengths) + STRENGTH if strengths else UNKNOWN_STRENGTH,
         "sampling": ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()) or "unknown",
         **facts["metadata"],
