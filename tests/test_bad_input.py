@@ -423,7 +423,7 @@ def test_options_of_sampling(fewstep, tiny_model_folder, tiny_data_folder, tmp_p
     hint = refused("dpm-solver makes 2 network calls a step, but --steps 3 is", solver="dpm-solver", steps=3)
     assert hint == "use a multiple of 2"
     refused("image not found: ", 1, image=tmp_path / "absent.png")
-    refused("unreadable image: ", 1, image=tmp_path)
+    assert refused("image .* is a folder$", 1, image=tmp_path) == "name one picture"
     refused("unreadable image: ", 1, image=tiny_data_folder / "00.txt")
     if not torch.cuda.is_available():
         refused("--device cuda is not available", 1, device="cuda")
@@ -595,7 +595,7 @@ def test_ctrl_c_in_training(tiny_model_folder, tiny_data_folder, cache_folder, o
     finally:
         process.kill()
     assert (process.returncode, output) == (130, "")
-    found = re.search(r"(?:^|\n)error: stopped after (\d+) of 100000 steps, [^\n]+\n\nhint: ([^\n]+)\n\Z", errors)
+    found = re.search(r"(?:^|\n)error: stopped after (\d+) of 100,000 steps, [^\n]+\n\nhint: ([^\n]+)\n\Z", errors)
     assert found, errors
     assert "Traceback" not in errors
     assert found[2] == "run the same command with --resume to continue"

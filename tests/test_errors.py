@@ -12,7 +12,7 @@ import pytest
 
 from fewstep import configs, errors
 from fewstep.configs import option_name
-from fewstep.errors import LONGEST, FewstepError, Line, UsageError, option, spelled
+from fewstep.errors import LONGEST, FewstepError, Line, UsageError, number_of, option, spelled
 
 SOURCE = Path(errors.__file__).parent
 PUBLIC = [getattr(configs, name) for name in configs.__all__]
@@ -35,6 +35,11 @@ def test_python_spells_a_field_plainly_and_skins_in_their_own_way():
     assert error.spelled(option_name) == "--guidance-scale 99 is too large\n\nhint: give --lora or a lower one"
     assert error.spelled(quoted) == '"guidance_scale" 99 is too large\n\nhint: give "loras" or a lower one'
     assert error.whole == f"{option('guidance_scale')} 99 is too large; give {option('loras')} or a lower one"
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1200, "1,200 steps")])
+def test_one_thing_is_no_plural(count, words):
+    assert number_of(count, "step") == words
 
 
 def test_an_error_may_name_no_field_or_one_that_its_message_leaves_out():

@@ -222,7 +222,7 @@ def test_noise_prediction_at_zero_terminal_snr_is_refused(tmp_path):
             lambda t: t.pop(f"{VAE}decoder.conv_in.bias"),
             f"lacks 1 of the model's tensors, such as {VAE}decoder.conv_in",
         ),
-        (lambda t: t.update(stray=ONE), "has 1 tensors that have no place in the model, such as stray"),
+        (lambda t: t.update(stray=ONE), "has 1 tensor without a place in the model, such as stray"),
         (lambda t: t.update({f"{VAE}decoder.conv_in.bias": ONE}), f"{VAE}decoder.conv_in.bias is 1, not 128"),
         (
             lambda t: t[f"{VAE}decoder.conv_in.bias"].fill_(torch.nan),

@@ -40,6 +40,11 @@ def printable(text: str, most: int = LONGEST) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
+def number_of(count: int, what: str) -> str:
+    """A number of things in words, such as 1 file or 1,200 files."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def is_text(text: str) -> bool:
     """Whether every character is one: bytes that are no UTF-8, and half a character in JSON, make strings that no
     file and no tokenizer takes.

@@ -150,7 +150,7 @@ def test_encoded_data_is_found_by_a_run(fewstep, tiny_model_folder, tiny_data_fo
 
 def test_encoded_data_in_a_folder(fewstep, tiny_model_folder, tiny_data_folder, tmp_path):
     done = fewstep("data", "encode", tiny_data_folder, model=tiny_model_folder, size=16, out=tmp_path / "out")
-    assert done.out == f"6 samples of {tiny_data_folder} are encoded in {tmp_path / 'out'}\n"
+    assert done.out == f"6 samples of {tiny_data_folder}, encoded in {tmp_path / 'out'}\n"
     assert f"distill --model {tiny_model_folder} --data {tmp_path / 'out'}" in done.err
     (tmp_path / "file").write_text("")
     done = fewstep("data", "encode", tiny_data_folder, model=tiny_model_folder, out=tmp_path / "file")

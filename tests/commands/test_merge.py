@@ -327,7 +327,7 @@ def test_a_file_with_a_module_of_nowhere_is_refused_or_cut(fewstep, two, tmp_pat
     assert done.error.endswith(f"does not fit emoji: {total} of {total + 1} modules match; {stray} is not in it")
     done = fewstep("merge", a, "--allow-partial", out=tmp_path / "x")
     assert done.code == 0
-    assert f"note: 1 modules of {a} are left out: {stray}" in done.err
+    assert f"note: left out of {a}: 1 module, {stray}" in done.err
     assert len(load_adapter(tmp_path / "x", EMOJI.all_modules())[0].modules) == total
 
 

@@ -81,7 +81,7 @@ def test_what_nobody_waits_for_is_not_drawn() -> None:
 def test_a_full_queue_says_when_to_come_again() -> None:
     queue = Queue(3)
     queue.put(job(count=2))
-    with pytest.raises(Busy, match="2 pictures are waiting") as found:
+    with pytest.raises(Busy, match="busy, with 2 pictures waiting") as found:
         queue.put(job(count=2))
     assert found.value.retry_after_s >= 1
     queue.put(job())  # which still fits

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep.bridge.scheduler import FewstepScheduler
 from fewstep.diffusion.prediction import prediction_named
 from fewstep.diffusion.schedule import SCHEDULE_KEYS, NoiseSchedule, schedule_from_config
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import FewstepError, UsageError, number_of
 from fewstep.events import note
 from fewstep.lora.dialects import COMPONENTS, module_name
 from fewstep.lora.layers import layers_of, shape_of
@@ -117,7 +117,7 @@ def answer_slow(pipe: Any, plugged: bool, plan: Plan) -> None:
             'give a LoRA, as in accelerate(pipe, "lcm-lora-sdv1-5"), or the steps and solver of a few-step model',
         )
     note(
-        f"none of the LoRAs is an acceleration: {plan.solver_name} in {plan.steps} steps,"
+        f"none of the LoRAs is an acceleration: {plan.solver_name} in {number_of(plan.steps, 'step')},"
         f" guidance {plan.guidance_scale:g}"
     )
 
@@ -199,7 +199,8 @@ def references_of(
     files = [] if lora is None else [lora] if isinstance(lora, str | Path) else list(lora)
     weights = [weight] * len(files) if isinstance(weight, int | float) else list(weight)
     if len(weights) != len(files) or not all(math.isfinite(w) for w in weights):
-        raise UsageError(f"weight {weight} does not fit {len(files)} LoRAs", "give one number, or one for each")
+        count = number_of(len(files), "LoRA")
+        raise UsageError(f"weight {weight} does not fit {count}", "give one number, or one for each")
     named = zip(map(parse_reference, map(str, files)), weights, strict=True)
     return [LoraReference(r.path, w * r.weight, {b: w * own for b, own in r.blocks.items()}) for r, w in named]
 

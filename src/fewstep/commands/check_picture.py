@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.data.check import ImageLook, Report
-from fewstep.errors import printable
+from fewstep.errors import number_of, printable
 from fewstep.images import on_white, opened
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#888888"
@@ -29,7 +29,7 @@ def draw_report(path: Path, report: Report, source: str) -> Path:
     draw_captions(figure.add_subplot(grid[0, 2 * third :]), report)
     for place, (title, look) in enumerate(outliers(report.looks)):
         draw_outlier(figure.add_subplot(grid[1, place]), title, look, look.name_in(source))
-    figure.suptitle(f"{printable(source, 90)}: {len(report.looks):,} images")
+    figure.suptitle(f"{printable(source, 90)}: {number_of(len(report.looks), 'image')}")
     figure.savefig(path, format="png", dpi=100)
     return path
 

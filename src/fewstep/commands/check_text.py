@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-from fewstep.errors import option, printable
+from fewstep.errors import number_of, option, printable
 
 BAR = 30  # letters of the longest bar
 LINE = 100  # letters of an example
@@ -141,8 +141,3 @@ def of_captions(captions: Mapping[str, Any]) -> list[Remark]:
 def them(count: int) -> str:
     """The pronoun for so many."""
     return "it" if count == 1 else "them"
-
-
-def number_of(count: int, what: str) -> str:
-    """A number of things in words."""
-    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -12,7 +12,7 @@ from fewstep.data.cache import encode
 from fewstep.data.check import Intake, Report, check
 from fewstep.data.sources import listed
 from fewstep.data.sources.filters import filters_of, write_skipped
-from fewstep.errors import UsageError, option, printable
+from fewstep.errors import UsageError, number_of, option, printable
 from fewstep.events import note
 from fewstep.io import cache_dir, explaining, is_file
 from fewstep.models.load import load_model, pick_device, takes_text
@@ -59,7 +59,7 @@ def data_encode(config: DataEncodeConfig) -> Result:
     if config.out is not None:
         note(f"train on it, here or elsewhere: {program()} distill --model {config.model} --data {quote(str(place))}")
     document = {"source": source, "samples": len(encoded), "size": config.size or model.size, "folder": str(place)}
-    return Result(document, f"{len(encoded):,} samples of {printable(source)} are encoded in {place}")
+    return Result(document, f"{number_of(len(encoded), 'sample')} of {printable(source)}, encoded in {place}")
 
 
 def intake_of(model: Model) -> Intake:

@@ -14,7 +14,7 @@ from fewstep.commands.program import program
 from fewstep.commands.result import Result
 from fewstep.configs import DemoConfig, DistillConfig, Draw, build
 from fewstep.engines import for_changing_loras
-from fewstep.errors import FewstepError, UsageError, option
+from fewstep.errors import FewstepError, UsageError, number_of, option
 from fewstep.evaluate.report import figure, heading, page, paragraph, preformatted, table, text_table
 from fewstep.events import note
 from fewstep.io import atomic_folder
@@ -142,7 +142,7 @@ def compare_solvers(session: Session, config: DemoConfig) -> tuple[Part, list[li
         lines.append(
             SheetRow(
                 solver,
-                f"{steps} step{'s' * (steps > 1)}, {nfe} NFE\n{milliseconds} ms a picture",
+                f"{number_of(steps, 'step')}, {nfe} NFE\n{milliseconds} ms a picture",
                 result.images[:SHEET_THINGS],
             )
         )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fewstep import __version__
 from fewstep.commands.result import Result
 from fewstep.configs import DoctorConfig
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, number_of
 from fewstep.events import doing, note
 from fewstep.io import cache_dir, write_bytes
 
@@ -64,7 +64,8 @@ def _package(name: str) -> Finding:
 def _devices() -> list[Finding]:
     import torch
 
-    findings = [Finding("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", True)]
+    cores, threads = number_of(os.cpu_count() or 1, "core"), number_of(torch.get_num_threads(), "thread")
+    findings = [Finding("cpu", f"{cores}, {threads}", True)]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         findings.append(Finding(f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB", True))

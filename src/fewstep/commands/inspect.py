@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.assets import MODEL
-from fewstep.commands.check_text import number_of
 from fewstep.commands.redraw import typed_lora
 from fewstep.commands.result import Result
 from fewstep.configs import InspectConfig
 from fewstep.data.found import SUFFIXES
-from fewstep.errors import Line, option, printable
+from fewstep.errors import Line, number_of, option, printable
 from fewstep.events import doing
 from fewstep.families import FAMILIES, ModuleShape
 from fewstep.images import is_picture
@@ -55,7 +54,8 @@ class Coverage(NamedTuple):
     total: int
 
     def __str__(self) -> str:
-        return f"{self.model}: {self.found} of {self.total} modules ({100 * self.found / self.total:.0f} %)"
+        share = self.found / self.total
+        return f"{self.model}: {self.found} of {number_of(self.total, 'module')} ({100 * share:.0f} %)"
 
 
 def inspect(config: InspectConfig) -> Result:
@@ -123,7 +123,7 @@ def report(text: str, models: Models, base: Base | None) -> dict[str, Any]:
         "dora": file.dora is not None,
         "fits": fits,
         "coverage": [c._asdict() for c in ([best] if fits else sorted(coverages, key=lambda c: -c.found)[:2])],
-        "touched": f"{best.found} of {len(models[best.model])} modules of {best.model}",
+        "touched": f"{best.found} of {number_of(len(models[best.model]), 'module')} of {best.model}",
         **measured(adapter, whole),
         "sampling": sampling(file.recipe),
         "metadata": {key: value for key, value in adapter.metadata.items() if key in METADATA},
@@ -183,7 +183,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
         "fits": ", ".join(facts["fits"]) or Line(f"no known family: add {option('model')}"),
         "coverage": "; ".join(map(str, covered)),
         "touched": facts["touched"],
-        "parameters": f"{facts['parameters']:,} in {facts['modules']} modules",
+        "parameters": f"{facts['parameters']:,} in {number_of(facts['modules'], 'module')}",
         "rank": ", ".join(f"{rank} ({number_of(count, 'module')})" for rank, count in facts["ranks"].items()),
         "strength": ", ".join(strengths) + STRENGTH if strengths else UNKNOWN_STRENGTH,
         "sampling": ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()) or "unknown",

@@ -11,6 +11,7 @@ import fewstep
 from fewstep.assets import ACCELERATION, LICENCE, MODEL, STYLES
 from fewstep.commands.result import Result
 from fewstep.configs import ListConfig, Solver
+from fewstep.errors import number_of
 from fewstep.hub.names import LORAS, MODELS
 from fewstep.hub.resolve import hub
 from fewstep.io import cache_dir
@@ -117,7 +118,7 @@ def as_text(document: dict[str, Any]) -> str:
         (
             f"The cache, {cache['folder']}",
             [
-                (one["kind"], files_of(one["files"]), in_units(one["bytes"]), ages_of(one), one["what"])
+                (one["kind"], number_of(one["files"], "file"), in_units(one["bytes"]), ages_of(one), one["what"])
                 for one in cache["holds"]
             ]
             or [("nothing",)],
@@ -132,11 +133,6 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(f"  {line}".rstrip() for line in lines)
-
-
-def files_of(count: int) -> str:
-    """A number of files in words, such as 1 file or 12 files."""
-    return f"{count:,} file{'s' * (count != 1)}"
 
 
 def ages_of(one: dict[str, Any]) -> str:

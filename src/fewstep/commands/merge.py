@@ -8,7 +8,7 @@ import torch
 
 from fewstep.commands.result import Result
 from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, ResizeConfig
-from fewstep.errors import FewstepError, UsageError, option, printable
+from fewstep.errors import FewstepError, UsageError, number_of, option, printable
 from fewstep.events import doing
 from fewstep.families import family_of
 from fewstep.lora.carried import carried
@@ -155,5 +155,5 @@ def written(facts: Mapping[str, Any], loss: RankLoss | None) -> Result:
 def in_words(value: Any) -> str:
     """A fact as text for people."""
     if isinstance(value, dict):
-        value = f"{value['weight']:g} x {value['file']}, {value['modules']} modules"
+        value = f"{value['weight']:g} x {value['file']}, {number_of(value['modules'], 'module')}"
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

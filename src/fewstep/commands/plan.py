@@ -10,7 +10,7 @@ import torch
 
 from fewstep.commands.result import Result
 from fewstep.configs import AdapterConfig, DistillConfig, FinetuneConfig, PlanConfig, build
-from fewstep.errors import UsageError, option
+from fewstep.errors import UsageError, number_of, option
 from fewstep.events import doing
 from fewstep.io import cache_dir
 from fewstep.models.load import pick_device
@@ -144,7 +144,7 @@ def in_seconds(document: dict[str, Any], steps: int) -> str:
     """The time of a step and of the run, if they were measured."""
     if document["step_s"] is None:
         return f" ({option('probe')} says how long it takes)"
-    return f", {document['step_s']:.3g} s; {steps:,} steps {document['run_s'] / 3600:.3g} h"
+    return f", {document['step_s']:.3g} s; {number_of(steps, 'step')} {document['run_s'] / 3600:.3g} h"
 
 
 def advice(changes: dict[str, Any] | None) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from fewstep.errors import number_of
 from fewstep.evaluate.plots import COLOURS, COLUMNS, QUALITY, SCALE, check_matplotlib
 from fewstep.io import atomic_path, read_lines
 
@@ -34,7 +35,7 @@ def plot_curves(out: Path) -> list[Path]:
 def of_measure(measure: str, lines: Sequence[dict[str, Any]]) -> list[tuple[str, str, float]]:
     """Key in the lines, name, and scale of each number of steps in which previews measured it."""
     steps = sorted({int(key.rpartition("_")[2]) for line in lines for key in line if key.rpartition("_")[0] == measure})
-    return [(f"{measure}_{n}", f"{n} step{'s' * (n > 1)}", SCALE.get(measure, 1.0)) for n in steps]
+    return [(f"{measure}_{n}", number_of(n, "step"), SCALE.get(measure, 1.0)) for n in steps]
 
 
 def draw_panels(

@@ -19,7 +19,7 @@ from fewstep.assets import MODEL
 from fewstep.configs import AdapterConfig, Draw
 from fewstep.data.prompts import Prompt, shipped_prompts
 from fewstep.engines import DEFAULT
-from fewstep.errors import FewstepError, UsageError
+from fewstep.errors import FewstepError, UsageError, number_of
 from fewstep.evaluate.measure import drawings_for, labelled_pictures, load_judge
 from fewstep.evaluate.prompts import numbers_of
 from fewstep.evaluate.protocol import surroundings
@@ -209,7 +209,7 @@ def pixels_of(session: Session, wish: Draw, plan: Plan) -> Tensor:
 def sheet_of(pictures: Mapping[int, Tensor], prompts: Sequence[Prompt], step: int) -> Image.Image:
     """The first pictures of each number of steps, a row each. step: of the training."""
     rows = [
-        SheetRow(f"{steps} step{'s' * (steps > 1)}", f"after {step:,} of training", [*map(to_image, pixels[:ON_SHEET])])
+        SheetRow(f"{number_of(steps, 'step')}", f"after {step:,} of training", [*map(to_image, pixels[:ON_SHEET])])
         for steps, pixels in pictures.items()
     ]
     return grid(rows, [prompt.text for prompt in prompts[:ON_SHEET]])

@@ -11,6 +11,7 @@ import torch
 from fewstep import __version__
 from fewstep.configs import CompareConfig
 from fewstep.data.prompts import Prompt
+from fewstep.errors import number_of
 from fewstep.evaluate import best_guidance, first_row
 from fewstep.evaluate.measure import DIVERSE_IMAGES, DIVERSE_PROMPTS, Tools, ceiling_of
 from fewstep.evaluate.row_pictures import RowPictures
@@ -41,7 +42,7 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {platform.system()}"
     threads = torch.get_num_threads()
-    return f"{processor()}, {threads} thread{'s' * (threads > 1)}, {device.type}, {platform.system()}"
+    return f"{processor()}, {number_of(threads, 'thread')}, {device.type}, {platform.system()}"
 
 
 def processor() -> str:

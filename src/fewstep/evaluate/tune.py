@@ -14,7 +14,7 @@ from fewstep.assets import STYLES, shipped_kit
 from fewstep.configs import Draw, TuneConfig, build
 from fewstep.data.prompts import Prompt, Prompts
 from fewstep.engines import for_changing_loras
-from fewstep.errors import FewstepError, Line, UsageError, option
+from fewstep.errors import FewstepError, Line, UsageError, number_of, option
 from fewstep.evaluate.candidates import (
     BLOCKS,
     Scored,
@@ -324,8 +324,9 @@ def markdown(document: dict[str, Any]) -> str:
     chance = "" if p["agreement_chance"] is None else f"agreement: chance {100 * p['agreement_chance']:.2f} %"
     facts = [
         f"model: {p['model']['name']} (sha256 {p['model']['sha256'][:12]}), {p['size']} px, {p['dtype']};"
-        f" {p['solver']}, {p['steps']} steps, guidance {p['guidance_scale']:g}",
-        f"images: {p['images']} per pair, {p['prompts']['count']} prompts ({p['prompts']['source']}); {p['seeds']}",
+        f" {p['solver']}, {number_of(p['steps'], 'step')}, guidance {p['guidance_scale']:g}",
+        f"images: {p['images']} per pair, {number_of(p['prompts']['count'], 'prompt')} ({p['prompts']['source']});"
+        f" {p['seeds']}",
         f"style distance: {p['style_distance']}",
         *([chance] if chance else []),
         p["score"],

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from fewstep.errors import FewstepError, option
+from fewstep.errors import FewstepError, number_of, option
 from fewstep.io import read_object
 from fewstep.models.part_configs import AGAIN, checked_config, layers_of_config
 from fewstep.models.weights import lost_values, opened
@@ -92,7 +92,7 @@ def filled(network: Any, folder: Path, dtype: torch.dtype, device: torch.device 
         raise FewstepError(f"{path} asks for {min(missing)}, which its weights lack", COPY)
     if unknown:
         raise FewstepError(
-            f"{path} has no place for {len(unknown)} tensors of its weights, such as {min(unknown)}",
+            f"{path} has no place for {number_of(len(unknown), 'tensor')} of its weights, such as {min(unknown)}",
             "it belongs to another model, or something that is not Stable Diffusion was merged into the weights",
         )
     network.load_state_dict(weights, assign=True)

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from fewstep.assets import MODEL, shipped_vocabulary, verified
 from fewstep.diffusion.prediction import refuse_blind
 from fewstep.diffusion.schedule import schedule_from_config
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, number_of
 from fewstep.events import doing
 from fewstep.families import SCHEDULER, Family, TextEncoder
 from fewstep.families.single_file import (
@@ -115,7 +115,7 @@ def check_accounted(path: Path, keys: frozenset[str], parts: Iterable[Checkpoint
     unknown = sorted(key for key in keys - used if not UNUSED.fullmatch(key))
     if unknown:
         raise FewstepError(
-            f"{path} has {len(unknown)} tensors that have no place in the model, such as {unknown[0]}",
+            f"{path} has {number_of(len(unknown), 'tensor')} without a place in the model, such as {unknown[0]}",
             "it is a checkpoint of another kind, or something that is not Stable Diffusion was merged into it",
         )
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fewstep.errors import option
+from fewstep.errors import number_of, option
 from fewstep.events import doing, note
 from fewstep.families import FAMILIES, ModuleShape, family_of
 from fewstep.lora.files import Base, LoraFile, hash_of, open_lora
@@ -87,7 +87,7 @@ def placed(
         wrong = misfits(adapter, shapes)
         if wrong and allow_partial and len(wrong) < len(adapter.modules):
             some = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-            note(f"{len(wrong)} modules of {reference.path} are left out: {some}")
+            note(f"left out of {reference.path}: {number_of(len(wrong), 'module')}, {some}")
             adapter = adapter.without(wrong)
         else:
             check_fits(adapter, shapes, str(reference.path), model)

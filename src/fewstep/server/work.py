@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from fewstep.configs import Draw, Where
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, number_of
 from fewstep.events import Event, Preview
 from fewstep.server.metrics import BATCH, DRAWING_S, PICTURES, WAITED_S, WAITING
 from fewstep.session import Picture, Session
@@ -25,7 +25,8 @@ class Busy(FewstepError):
     """The queue is full."""
 
     def __init__(self, waiting: int, retry_after_s: int) -> None:
-        super().__init__(f"the server is busy: {waiting} pictures are waiting", f"try again in {retry_after_s} s")
+        waiting_now = f"the server is busy, with {number_of(waiting, 'picture')} waiting"
+        super().__init__(waiting_now, f"try again in {retry_after_s} s")
         self.retry_after_s = retry_after_s
 
 

@@ -14,7 +14,7 @@ from fewstep.diffusion.schedule import (
     trailing_grid,
 )
 from fewstep.diffusion.solvers import SOLVERS, Solver
-from fewstep.errors import Line, UsageError, option
+from fewstep.errors import Line, UsageError, number_of, option
 from fewstep.lora.recipe import Recipe
 
 DEFAULT_STEPS = 20
@@ -226,8 +226,8 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, em
     if fast and fast.recognised_by:
         notes.append(
             f"a LoRA carries no recipe; its name contains '{fast.recognised_by}', so it is used with {fast.solver},"
-            f" {fast.steps} steps, guidance {fast.guidance_scale:g}; {option('solver')}, {option('steps')} and"
-            f" {option('guidance_scale')} change that"
+            f" {number_of(fast.steps or steps, 'step')}, guidance {fast.guidance_scale:g}; {option('solver')},"
+            f" {option('steps')} and {option('guidance_scale')} change that"
         )
     if fast and fast.caveat:
         notes.append(f"pictures will differ from its makers': {fast.caveat}")

@@ -8,6 +8,7 @@ from typing import Any
 from fewstep import __version__
 from fewstep.assets import MODEL
 from fewstep.configs import AdapterConfig
+from fewstep.errors import number_of
 from fewstep.hub import hub_name
 from fewstep.hub.licences import CARD, SPELLINGS
 from fewstep.io import read_json, read_lines, write_bytes
@@ -38,7 +39,11 @@ def recipe_in(result: Path) -> Recipe:
 
 def card(config: AdapterConfig, recipe: Recipe, caption: str) -> str:
     """The text of the card."""
-    few = f"draws in {recipe.steps} steps" if recipe.accelerates else "draws in another style"
+    few = (
+        f"draws in {number_of(recipe.steps, 'step')}"
+        if recipe.accelerates and recipe.steps
+        else "draws in another style"
+    )
     what = "A fine-tuned model" if config.full else f"A LoRA of rank {config.rank}"
     sheets = sorted((config.out / "previews").glob("*.png"))
     picture = f"\n![Pictures of the last step of training](previews/{sheets[-1].name})\n" if sheets else ""

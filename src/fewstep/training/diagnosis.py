@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, variance
 from typing import Any, NamedTuple
 
-from fewstep.errors import option
+from fewstep.errors import number_of, option
 from fewstep.lora.recipe import Recipe
 
 FEW_DATA, FEW_STEPS, MANY_EPOCHS = 50, 300, 200
@@ -158,7 +158,7 @@ def wrong_grid(record: Record) -> Fault | None:
         higher = "" if k >= 50 else f"raise {option('k')} to {20 if k < 20 else 50}, or "
         return Fault(
             "grid",
-            f"{option('k')} {k} makes a grid of {points} timesteps, and the run has {record.steps} steps",
+            f"{option('k')} {k} makes a grid of {points} timesteps, and the run has {number_of(record.steps, 'step')}",
             "what is right at the clean end travels about one timestep of the grid per step, and did not arrive",
             f"{higher}train longer ({option('train_steps')})",
         )
@@ -209,7 +209,7 @@ def too_short(record: Record) -> Fault | None:
     if planned and planned > record.steps:
         return Fault(
             "length",
-            f"the run was stopped after {record.steps:,} of {int(planned):,} steps",
+            f"the run was stopped after {record.steps:,} of {number_of(int(planned), 'step')}",
             "a few-step model that is not finished draws blurry pictures",
             f"continue it with {option('resume')}",
         )
@@ -221,7 +221,7 @@ def too_short(record: Record) -> Fault | None:
     figure = (
         f"{record.quality[-1]['measure']} still changed by {change_of(scores):.0%} up to the last step"
         if rising
-        else f"the run has {record.steps:,} steps"
+        else f"the run has {number_of(record.steps, 'step')}"
     )
     return Fault(
         "length",
@@ -302,7 +302,7 @@ def too_little_data(record: Record) -> Fault | None:
     more = f"use more images, or {option('synthetic')} with more {option('images')}"
     return Fault(
         "data",
-        f"{record.samples:,} samples, each seen {epochs:,.0f} time{'s' * (round(epochs) != 1)}",
+        f"{number_of(record.samples, 'sample')}, each seen {number_of(round(epochs), 'time')}",
         "the result learns these pictures by heart, and prompts about others suffer",
         more if record.distilled else f"use more images, fewer {option('train_steps')}, or a lower {option('rank')}",
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fewstep.configs import TrainingConfig
-from fewstep.errors import FewstepError, Interrupted, UsageError, option
+from fewstep.errors import FewstepError, Interrupted, UsageError, number_of, option
 from fewstep.events import note
 from fewstep.sheets import ScoredSheet
 from fewstep.training.checkpoint import FOLDER, checkpoint_path, checkpoints, keep_newest, resumed, save_checkpoint
@@ -205,8 +205,9 @@ def run_until_the_end(run: Run, on_checkpoint: Callable[[int], None], one_step: 
             if stop or run.step % config.checkpoint_every == 0 or run.step == config.train_steps:
                 keep(run, on_checkpoint, at_any_rate=stop or run.step == config.train_steps)
             if stop and run.step < config.train_steps:
+                steps = number_of(config.train_steps, "step")
                 raise Interrupted(
-                    f"stopped after {run.step} of {config.train_steps} steps, with a checkpoint in {run.folder}",
+                    f"stopped after {run.step:,} of {steps}, with a checkpoint in {run.folder}",
                     f"run the same command with {option('resume')} to continue",
                 )
 
@@ -223,7 +224,8 @@ def keep(run: Run, on_checkpoint: Callable[[int], None], at_any_rate: bool) -> N
     except FewstepError as error:
         if at_any_rate:
             raise
-        note(f"{error.message.marked}; training goes on, and tries again {run.config.checkpoint_every} steps later")
+        pause = number_of(run.config.checkpoint_every, "step")
+        note(f"{error.message.marked}; training goes on, and tries again {pause} later")
 
 
 def new_accelerator(config: TrainingConfig) -> Accelerator:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from fewstep.configs import AdapterConfig, DistillConfig, FinetuneConfig
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, number_of
 from fewstep.events import note
 from fewstep.io import scratch
 from fewstep.models.load import load_model, pick_device
@@ -110,5 +110,5 @@ def previewed(draw: Look, step: int) -> ScoredSheet | None:
         return draw(step)
     except (FewstepError, OSError, torch.OutOfMemoryError) as error:
         reason = error.message.marked if isinstance(error, FewstepError) else str(error)
-        note(f"no preview after {step} steps: {reason}")
+        note(f"no preview after {number_of(step, 'step')}: {reason}")
         return None

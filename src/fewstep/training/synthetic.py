@@ -28,7 +28,7 @@ from fewstep.data.prompts import Prompt, list_that_ships, listed_prompts, shippe
 from fewstep.diffusion.sampler import ImageNoise
 from fewstep.engines import NetworkOptions
 from fewstep.engines.torch import TorchEngine
-from fewstep.errors import FewstepError, UsageError, option
+from fewstep.errors import FewstepError, UsageError, number_of, option
 from fewstep.events import counted, doing, in_minutes, note
 from fewstep.models.load import DTYPES
 from fewstep.models.model import TEXT_PARTS, Model, parts_sha256
@@ -219,7 +219,7 @@ def forecast(artist: Artist, missing: Sequence[Sequence[Wish]]) -> None:
     with doing("timing a step"):
         seconds = artist.seconds_a_call(missing[0]) * calls
     note(
-        f"the model draws {pictures:,} pictures to train on, in {plan.steps} steps at guidance {plan.guidance_scale:g}:"
-        f" about {in_minutes(seconds)} on this machine; they are kept for other runs, and {option('images')} asks for"
-        " fewer"
+        f"the model draws {number_of(pictures, 'picture')} to train on, in {number_of(plan.steps, 'step')} at guidance"
+        f" {plan.guidance_scale:g}: about {in_minutes(seconds)} on this machine; they are kept for other runs, and"
+        f" {option('images')} asks for fewer"
     )

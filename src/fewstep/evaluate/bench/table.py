@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fewstep.errors import number_of
 from fewstep.evaluate.bench.arrangements import GUIDE, OWN, TUNED
 from fewstep.evaluate.bench.run import ALL_PARTS
 from fewstep.evaluate.plots import COLOURS
@@ -65,7 +66,7 @@ def facts(document: Mapping[str, Any]) -> list[str]:
     weights = ", random weights" if document["random"] else ""
     return [
         f"model: {document['model']}{weights}; LoRA: {loras}; {document['width']} x {document['height']} px,"
-        f" {document['steps']} steps of {document['solver']}, guidance {document['guidance_scale']:g}",
+        f" {number_of(document['steps'], 'step')} of {document['solver']}, guidance {document['guidance_scale']:g}",
         f"decoder of fewstep: {document['decoder']}; of diffusers: full",
         "a picture: from the prompt to a PNG file, in a process that is open; text, a step of the network, decoder and"
         " the rest are its parts, in seconds",
