@@ -34,7 +34,7 @@ def test_a_folder_is_drawn_in_the_order_of_names(fewstep, model, tmp_path) -> No
         (tmp_path / f"{number}.png").write_bytes(picture(colour))
     (tmp_path / "notes.txt").write_text("no picture")
     out = tmp_path / "out"
-    done = fewstep("stream", "--model", model, "--prompt", "a cat", "--frames", tmp_path, "--out", out, "--json", *CPU)
+    done = fewstep("stream", "--model", model, "a cat", "--frames", tmp_path, "--out", out, "--json", *CPU)
     found = json.loads(done.out)
     assert (done.code, found["frames"]) == (0, 4)
     assert found["frames_per_s"] > 0
@@ -52,7 +52,7 @@ def test_a_video_is_drawn_frame_by_frame(fewstep, model, tmp_path) -> None:
         for colour in COLOURS:
             video.mux(track.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 32), colour))))
         video.mux(track.encode())
-    done = fewstep("stream", "--model", model, "--prompt", "a cat", "--frames", file, "--most", "3",
+    done = fewstep("stream", "--model", model, "a cat", "--frames", file, "--most", "3",
                    "--out", tmp_path / "out", *CPU)  # fmt: skip
     assert done.code == 0
     assert done.out.startswith("3 frames in ")
@@ -85,15 +85,26 @@ def test_what_is_no_frame_is_one_line_and_nothing_is_written(fewstep, model, tmp
         ("empty", "there is no frame"),
         ("broken.mp4", "unreadable video"),
     ):
-        done = fewstep("stream", "--model", model, "--prompt", "a", "--frames", tmp_path / frames,
+        done = fewstep("stream", "--model", model, "a", "--frames", tmp_path / frames,
                        "--out", tmp_path / "out", *CPU)  # fmt: skip
         assert words in done.error
     assert not (tmp_path / "out").exists()
 
 
 def test_a_controlnet_is_refused(fewstep, model, tmp_path) -> None:
-    done = fewstep("stream", "--model", model, "--prompt", "a", "--frames", tmp_path, "--controlnet", "x", *CPU)
+    done = fewstep("stream", "--model", model, "a", "--frames", tmp_path, "--controlnet", "x", *CPU)
     assert "does not take --controlnet" in done.error
+
+
+@pytest.mark.parametrize("typed", [(), ("a cat", "a dog")])
+def test_a_sequence_has_one_prompt(fewstep, tmp_path, typed) -> None:
+    done = fewstep("stream", *typed, "--frames", tmp_path)
+    assert (done.code, done.error) == (2, f"{len(typed)} prompts were given, not one")
+
+
+def test_the_option_that_was_is_answered(fewstep, tmp_path) -> None:
+    done = fewstep("stream", "--prompt", "a cat", "--frames", tmp_path)
+    assert done.hint == "here it is PROMPT, without an option"
 
 
 def test_a_missing_package_names_its_install_line(monkeypatch, tmp_path: Path) -> None:

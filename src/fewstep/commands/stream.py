@@ -13,7 +13,7 @@ from PIL import Image
 from fewstep.commands.result import Result
 from fewstep.configs import Draw, StreamConfig, build
 from fewstep.engines import for_changing_loras
-from fewstep.errors import FewstepError, UsageError, option
+from fewstep.errors import FewstepError, UsageError, number_of, option
 from fewstep.images import read_bytes, save_image
 from fewstep.session import Session
 from fewstep.session.streaming import ANY_FRAME
@@ -43,7 +43,7 @@ def stream(config: StreamConfig) -> Result:
         raise UsageError(f"stream does not take {option('controlnet')}", "leave it out")
     where = config.where.model_copy(update={"engine": for_changing_loras(config.engine)})
     own = {name: getattr(config, name) for name in Draw.model_fields if name in StreamConfig.model_fields}
-    draw = build(Draw, prompts=(config.prompt,), image=ANY_FRAME, **own)
+    draw = build(Draw, image=ANY_FRAME, **own)
     entered: list[float] = []
     ways: list[Way] = []
     frames = islice(frames_of(config.frames), config.most)
@@ -55,7 +55,7 @@ def stream(config: StreamConfig) -> Result:
         raise FewstepError(f"there is no frame in {config.frames}", "name a folder of pictures, a video, or -")
     found = rates(ways)
     text = (
-        f"{len(ways)} frames in {config.out}: {found['frames_per_s']:.1f} frames/s,"
+        f"{number_of(len(ways), 'frame')} in {config.out}: {found['frames_per_s']:.1f} frames/s,"
         f" each {found['latency_s']:.2f} s on its way"
     )
     return Result({"out": str(config.out), "frames": len(ways), **found}, text)

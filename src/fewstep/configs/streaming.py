@@ -2,20 +2,22 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fewstep.configs.base import Grid, Solver, Typed
 from fewstep.configs.drawing import Output
 from fewstep.configs.where import Where
+from fewstep.errors import UsageError
 
 
 class StreamConfig(Output, Where):
     """Draw a sequence of frames anew after a prompt, as a video or a camera gives them."""
 
-    first: ClassVar[tuple[str, ...]] = ("prompt", "frames", "model", "loras", "steps", "strength", "out")
+    argument = ("prompts", "PROMPT")
+    first: ClassVar[tuple[str, ...]] = ("frames", "model", "loras", "steps", "strength", "out")
 
-    prompt: str
-    """What to draw."""
+    prompts: Annotated[tuple[str, ...], Typed(as_argument=True)] = ()
+    """What to draw; one prompt."""
     frames: str
     """A folder of pictures, in the order of their names; a video file (its package av must be installed); or - for
     pictures one after another on stdin: PNG or JPEG, as ffmpeg -f image2pipe writes them."""
@@ -39,3 +41,14 @@ class StreamConfig(Output, Where):
     """Pixels, likewise."""
     most: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many frames; by default at the end."""
+
+    @field_validator("prompts")
+    @classmethod
+    def _one(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if len(prompts) != 1:
+            raise UsageError(
+                f"{len(prompts)} prompts were given, not one",
+                'fewstep stream "a red fox" --frames video.mp4',
+                "prompts",
+            )
+        return prompts
