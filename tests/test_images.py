@@ -176,7 +176,7 @@ def test_paths_that_lead_to_no_file(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "folder.png").mkdir()
     for name in ("loop.png", "folder.png", "n" * 300 + ".png", "n\0l.png"):
-        with pytest.raises(FewstepError, match=r"^unreadable image: ") as caught:
+        with pytest.raises(FewstepError, match=r"^unreadable image: |^image .* is a folder\n") as caught:
             read_image(tmp_path / name, 4, 4)
         assert str(caught.value).count(printable(name)) == 1
 

@@ -114,6 +114,8 @@ def opened(picture: PictureFile, name: str = UNNAMED) -> Image.Image:
             return upright(eight_bits(file).convert("RGBA"), orientation(file))
     except FileNotFoundError:
         raise FewstepError(f"image not found: {name}", "check the path") from None
+    except IsADirectoryError:
+        raise FewstepError(f"image {name} is a folder", "name one picture") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         raise explained(picture, name, error) from error
 

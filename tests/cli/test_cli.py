@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fewstep import __version__
-from fewstep.cli.app import COMMANDS, config_of, main_of
+from fewstep.cli.app import COMMANDS, config_of, main_of, refuse_loose_weight
 from fewstep.configs import DoctorConfig, SampleConfig, option_name
 from fewstep.io import atomic_path, sha256_file
 
@@ -91,6 +91,9 @@ def test_help_of_the_program_names_every_command(fewstep):
         ("sample x --model m --guidance-scale 99", r"--guidance-scale 99: input should be less than or equal to 50"),
         ("sample x --model m --guidance-scale nan", r"--guidance-scale nan: input should be a finite number$"),
         ("sample x --model m --strength 0.5", r"--strength needs --image$"),
+        ("sample x --lora lcm 0.8", r"--lora lcm 0\.8: the weight stands apart from the file$"),
+        ("stream x --frames f --lora=lcm -1", r"--lora lcm -1: the weight stands apart from the file$"),
+        ("export --lora lcm 1 --to onnx --out o", r"--lora lcm 1: the weight stands apart from the file$"),
         ("sample x --model m --fooo 2", r"unknown option: --fooo$"),
         ("distill --model m --data d --out o --resolution 512", r"unknown option: --resolution$"),
         (
@@ -121,6 +124,19 @@ def test_usage_errors(fewstep, monkeypatch, tmp_path, typed, message):
     assert re.match(message, done.error), done.error
     assert not re.search(r"https?:|errors\.pydantic|\[type=", done.err)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "typed", ["7", "7 --lora lcm", "x --lora lcm:0.5 7", "--lora lcm 7th x", "--seed 7 --lora=lcm x"]
+)
+def test_other_numbers_are_prompts(typed):
+    refuse_loose_weight(["sample", *typed.split()])
+
+
+def test_the_hint_of_a_value_out_of_range_is_the_range(fewstep):
+    assert fewstep("sample", "x", steps=0).hint == "the range: from 1 to 1,000"
+    assert fewstep("sample", "x", strength=2, image="x").hint == "the range: above 0, at most 1"
+    assert fewstep("distill", model="m", data="d", out="o", steps=0).hint == "the range: at least 1"
 
 
 def test_every_other_error_is_exit_code_1(fewstep):

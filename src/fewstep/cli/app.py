@@ -30,6 +30,7 @@ SPINS = (
 
 HELP = frozenset({"--help", "-h"})
 ALIKE = 0.65  # similarity of two options' names above which a misspelt one is understood as the other
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 C = TypeVar("C", bound=Config)
 Command = Callable[[Any], None]
@@ -186,12 +187,14 @@ def guarded(app: App, argv: Sequence[str], kinds: Mapping[str, type[Config]]) ->
     sink = Terminal()
     try:
         with termination_as_ctrl_c(), telling(sink):
+            if all("loras" in kind.model_fields for kind in kinds.values()):
+                refuse_loose_weight(argv)
             app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except FewstepError as error:
         return complain(error)
     except ValidationError as error:
-        return complain(usage_error(error))
+        return complain(usage_error(error, next(iter(kinds.values())) if len(kinds) == 1 else None))
     except CycloptsError as error:
         kind = kinds.get(" ".join(error.command_chain or ()))
         return complain(explained(error, kind, argv))
@@ -206,6 +209,18 @@ def guarded(app: App, argv: Sequence[str], kinds: Mapping[str, type[Config]]) ->
         return complain(FewstepError("stopped", "no half-written file was left"), 130)
     finally:
         sink.close()
+
+
+def refuse_loose_weight(argv: Sequence[str]) -> None:
+    """Raise UsageError for `--lora FILE 0.8`, whose weight would be a prompt."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--lora=") else (word,))]
+    for name, file, weight in zip(words, words[1:], words[2:], strict=False):
+        if name == "--lora" and NUMBER.fullmatch(weight) and not NUMBER.fullmatch(file.rpartition(":")[2]):
+            raise UsageError(
+                f"--lora {file} {weight}: the weight stands apart from the file",
+                f"write --lora {file}:{weight}",
+                "loras",
+            )
 
 
 @contextmanager
@@ -238,7 +253,7 @@ def explained(error: CycloptsError, kind: type[Config] | None, argv: Sequence[st
         texts = [text if len(known) == 1 else f"{option}: {text}" for option, text in known.items()]
         return UsageError(f"unknown option{'s' * (len(known) > 1)}: {', '.join(known)}", "; ".join(texts))
     if isinstance(error.__cause__, ValidationError):
-        return usage_error(error.__cause__)
+        return usage_error(error.__cause__, kind)
     text = re.sub(r'^Command "[^"]*" parameter ', "", " ".join(str(error).split()))
     text = re.sub(r"^(--\S+) requires an argument\.?$", r"\1 is required", text)
     text = re.sub(r"\s*Available commands: .*$", "", text)  # which is cut short; --help has them all

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from fewstep.configs.ranges import range_of
 from fewstep.errors import UsageError, is_text, option
 
 
@@ -141,22 +142,24 @@ def build(kind: type[C], **values: Any) -> C:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise usage_error(error) from None
+        raise usage_error(error, kind) from None
 
 
-def usage_error(error: ValidationError) -> UsageError:
-    """pydantic's first complaint as one line and a hint."""
+def usage_error(error: ValidationError, kind: type[Config] | None = None) -> UsageError:
+    """pydantic's first complaint as one line and a hint. kind: the config whose values these are, if it is known."""
     first = error.errors()[0]
-    name = option(str(first["loc"][0])) if first["loc"] else "value"
+    field = str(first["loc"][0]) if first["loc"] else None
+    name = option(field) if field else "value"
     given = first.get("input")
     if first["type"] == "extra_forbidden":
         return UsageError(f"there is no option {name}", f"see {option('help')} for the options of this command")
     if first["type"] == "missing":
         return UsageError(f"{name} is required", f"see {option('help')} for what it takes")
     outside = first["type"].startswith(("greater_than", "less_than"))
+    found = range_of(kind.model_fields[field]) if outside and kind and field in kind.model_fields else ""
     return UsageError(
         f"{name} {given}: {first['msg'][0].lower()}{first['msg'][1:]}",
-        f"see {option('help')} for {'the range of values' if outside else 'what it takes'}",
+        f"the range: {found[0].lower()}{found[1:-1]}" if found else f"see {option('help')} for what it takes",
     )
 
 
