@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from fewstep.configs.base import Grid, Solver, Typed
 from fewstep.configs.drawing import Output
 from fewstep.configs.where import Where
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 
 
 class StreamConfig(Output, Where):
@@ -48,7 +48,7 @@ class StreamConfig(Output, Where):
         if len(prompts) != 1:
             raise UsageError(
                 f"{len(prompts)} prompts were given, not one",
-                'fewstep stream "a red fox" --frames video.mp4',
+                f'fewstep stream "a red fox" {option("frames")} video.mp4',
                 "prompts",
             )
         return prompts
