@@ -28,7 +28,14 @@ from fewstep.training.adapt import Batch
 from fewstep.training.losses import lcd_loss, lcf_loss, squared
 from fewstep.training.methods import METHODS, Method, method_of
 from fewstep.training.methods.consistency import CLEAN
-from fewstep.training.methods.ct import CT, decay_at, doubling_levels, root_levels, timestep_grid
+from fewstep.training.methods.ct import (
+    CT,
+    decay_at,
+    doubling_levels,
+    root_levels,
+    shrinking_steps,
+    timestep_grid,
+)
 from fewstep.training.methods.denoising import Denoising
 from fewstep.training.networks import STUDENT, networks_of
 from tests.diffusion.gaussian import draws, several_gaussians, slope
@@ -152,6 +159,40 @@ def test_a_grid_goes_from_the_clean_level_to_the_last_timestep(levels: int) -> N
     assert min(lengths) >= 1
 
 
+@law
+@given(st.integers(2, 1001), st.integers(1, 1000))
+def test_shrinking_steps_go_a_share_of_the_way_to_the_clean_level(levels: int, T: int) -> None:
+    starts, ends = shrinking_steps(levels, T)
+    assert starts.tolist() == list(range(T))
+    lengths, ways = starts - ends, starts - CLEAN
+    assert (lengths >= 1).all()  # so every step goes down
+    assert (ends >= CLEAN).all()
+    exact = ways / (levels - 1)
+    assert ((lengths - exact >= -1e-3) & (lengths - exact < 1)).all()
+    assert (ends.diff() >= 0).all()
+
+
+def test_the_easy_curriculum_begins_as_a_denoiser_and_shortens_its_steps() -> None:
+    """Its stages are as long as each other, and the first has one step from every timestep to the clean level."""
+    config = config_of("ct", train_steps=400, last_levels=8, curriculum="easy", weighting="inverse-noise")
+    method = CT(SimpleNamespace(schedule=SCHEDULE, embeds_guidance=False), config)
+    assert [method.levels(step) - 1 for step in (0, 99, 100, 199, 200, 299, 300, 399)] == [1, 1, 2, 2, 4, 4, 8, 8]
+    time = (torch.arange(1000) + 0.5) / 1000
+    batch = Batch(
+        torch.zeros(1000, 1, 1, 1), no_text(1000), no_text(1000), torch.zeros(1000, 1, 1, 1), time, time, time
+    )
+    first = method.pair(batch, 0)
+    assert set(first.ends.tolist()) == {CLEAN}
+    assert first.s.t.flatten().tolist() == list(range(1000))
+    torch.testing.assert_close(
+        first.weight * first.s.sigma / (first.weight * first.s.sigma)[0], torch.ones(1000, 1, 1, 1)
+    )
+    assert float(first.weight.mean()) == pytest.approx(1, rel=1e-4)
+    assert method.pair(batch, 399).ends[[999, 7, 0]].tolist() == [874, 6, CLEAN]
+    decays = [method.target_decay(finished) for finished in (1, 100, 101, 400)]
+    assert decays == pytest.approx([0.95 ** (1 / 2)] * 2 + [0.95 ** (1 / 3), 0.95 ** (1 / 9)])
+
+
 def config_of(method: str, **values: object) -> DistillConfig:
     common = {"model": "m", "data": "d", "out": "o", "method": method, "device": "cpu", "batch_size": 2}
     return build(DistillConfig, **(common | values))
@@ -250,6 +291,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["distill", "--method", "ct"], ("ct", "lcm", None, "trailing"), [999, 749, 499, 249]),
         (["distill", "--method", "ct", "--curriculum", "doubling", "--target", "student", "--weighting",
           "inverse-step"], ("ct", "lcm", None, "trailing"), [999, 749, 499, 249]),
+        (["distill", "--method", "ct", "--curriculum", "easy", "--weighting", "inverse-noise"],
+         ("ct", "lcm", None, "trailing"), [999, 749, 499, 249]),
         (["distill", "--method", "tcd", "--guidance-scale", "1"], ("tcd", "tcd", 20, "lcm"), [999, 759, 499, 259]),
     ],
 )  # fmt: skip
@@ -317,6 +360,9 @@ def test_the_teacher_draws_what_it_is_distilled_on(fewstep, tiny_pixels_folder: 
          "leave it out, or use --method ct"),
         (["distill", "--method", "ct", "--first-levels", "20", "--last-levels", "10"],
          "--first-levels 20 is above --last-levels 10", "make --last-levels the larger one"),
+        (["distill", "--method", "ct", "--curriculum", "easy", "--first-levels", "4"],
+         "--curriculum easy begins with steps to the clean level, so it takes no --first-levels",
+         "leave out --first-levels"),
         (["finetune", "--modules", "cross-attention"],
          "--modules cross-attention: the network of {} has no such layers", "use --modules all"),
         (["finetune", "--size", "17"], "--size 17 is not a multiple of 2", "use 16"),

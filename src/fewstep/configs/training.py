@@ -236,9 +236,9 @@ class DistillConfig(AdapterConfig):
     focus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the samples whose timestep is one that sampling in 1, 2, 4 or 8 steps begins from; the others are
     spread over the whole grid."""
-    weighting: Literal["uniform", "inverse-step"] = "uniform"
-    """Of the samples' distances: all alike, or inverse to how much noise a step of k takes away, so that the last
-    steps, which decide on the details, weigh more (arXiv 2310.14189)."""
+    weighting: Literal["uniform", "inverse-step", "inverse-noise"] = "uniform"
+    """Of the samples' distances: all alike, or inverse to how much noise a step takes away (arXiv 2310.14189), or
+    inverse to how much noise the sample has. With the last two the details weigh more."""
     grid: Literal["lcm", "quadratic"] = "lcm"
     """Which of its training timesteps the result asks to be sampled at: evenly spaced ones, or ones denser at the
     end."""
@@ -246,12 +246,14 @@ class DistillConfig(AdapterConfig):
     """Only for --method pcm: into how many phases the way is divided. A picture takes one step for each phase, or a
     multiple. The number must divide the training grid, which has 50 timesteps at --k 20 and 40 at --k 25."""
     first_levels: Annotated[int, Field(ge=2, le=1000)] = 2
-    """Only for --method ct: the number of noise levels at the beginning, the clean one included (the paper's s_0)."""
+    """Only for --method ct: the number of noise levels at the beginning, the clean one included (the paper's s_0). Not
+    for --curriculum easy."""
     last_levels: Annotated[int, Field(ge=2, le=1000)] = 150
     """Only for --method ct: the number of noise levels at the end, without the clean one (the paper's s_1)."""
-    curriculum: Literal["square-root", "doubling"] = "square-root"
+    curriculum: Literal["square-root", "doubling", "easy"] = "square-root"
     """Only for --method ct: how the number grows. It follows a square root (arXiv 2303.01469), or doubles several times
-    (iCT, arXiv 2310.14189)."""
+    (iCT, arXiv 2310.14189). Or the student learns to denoise first, and the steps become shorter then (ECT, arXiv
+    2406.14548), which takes far fewer samples."""
     sampler: Literal["auto", "lcm", "tcd"] = "auto"
     """What the result asks to be sampled with; auto is tcd after --method tcd, else lcm. What tcd trained may be
     sampled with either."""

@@ -162,13 +162,16 @@ def guidance_scales(config: DistillConfig, place: Tensor, device: torch.device) 
 def weights(
     config: DistillConfig, schedule: NoiseSchedule, s: NoiseLevel, t: NoiseLevel, starts: Tensor, ends: Tensor
 ) -> Tensor | float:
-    """The weight of each sample's distance: 1 for all, or (B, 1, 1, 1), 1 / (length of its step in sigma / alpha).
+    """The weight of each sample's distance: 1 for all, or (B, 1, 1, 1), 1 / sigma or 1 / (length of its step).
 
-    Source of the second: iCT, arXiv 2310.14189, section 3.1. It is scaled so that its mean over the grid is 1.
-    starts, ends: the timesteps of all steps of the grid, (N,).
+    The length is that in sigma / alpha (iCT, arXiv 2310.14189, section 3.1). As x_0 = alpha x - sigma v, an x_0 that is
+    wrong by sigma is a v that is wrong by 1: so 1 / sigma lets a network with v-prediction learn at all levels alike.
+    Both are scaled so that the mean over the grid is 1. starts, ends: the timesteps of all steps of the grid, (N,).
     """
     if config.weighting == "uniform":
         return 1.0
+    if config.weighting == "inverse-noise":
+        return 1 / s.sigma / (1 / schedule.at(starts).sigma).mean()
     return 1 / step_length(s, t) / (1 / step_length(schedule.at(starts), level_at(schedule, ends))).mean()
 
 

@@ -33,7 +33,8 @@ class CT:
     """Consistency training: a few-step model from images alone, without a teacher (arXiv 2303.01469, Algorithm 3). The
     grid of noise levels becomes finer while it trains. With --full it trains new weights too.
 
-    The paper's noise levels are Karras' (VE). Here they are evenly spaced timesteps of the model's own schedule (VP).
+    The paper's noise levels are Karras' (VE). Here they are timesteps of the model's own schedule (VP): evenly spaced
+    ones, or with the curriculum "easy" all of them.
     """
 
     model: Model
@@ -55,7 +56,13 @@ class CT:
 
     @staticmethod
     def check(config: DistillConfig) -> None:
-        """Raise UsageError for a grid that would become coarser."""
+        """Raise UsageError for a grid that would become coarser, and for a first one that the curriculum has itself."""
+        if config.curriculum == "easy" and "first_levels" in config.model_fields_set:
+            raise UsageError(
+                f"{option('curriculum')} easy begins with steps to the clean level, so it takes no"
+                f" {option('first_levels')}",
+                f"leave out {option('first_levels')}",
+            )
         if config.first_levels > config.last_levels:
             raise UsageError(
                 f"{option('first_levels')} {config.first_levels} is above {option('last_levels')} {config.last_levels}",
@@ -82,28 +89,33 @@ class CT:
 
         return {STUDENT: Player(student, loss)}
 
+    @property
+    def first_levels(self) -> int:
+        """s_0: 1 with the curriculum "easy", else as asked."""
+        return 1 if self.config.curriculum == "easy" else self.config.first_levels
+
     def levels(self, step: int) -> int:
         """N(k): the number of levels at the run's step k, the clean one included."""
-        config = self.config
-        count = {"square-root": root_levels, "doubling": doubling_levels}[config.curriculum]
-        return count(step, config.train_steps, config.first_levels, config.last_levels)
+        count = root_levels if self.config.curriculum == "square-root" else doubling_levels
+        return count(step, self.config.train_steps, self.first_levels, self.config.last_levels)
 
     def target_decay(self, finished: int) -> float:
         """mu(k): the decay of the target's average at the end of step k, the last of `finished` ones."""
-        return decay_at(self.levels(finished - 1), self.config.first_levels, self.config.target_decay)
+        return decay_at(self.levels(finished - 1), self.first_levels, self.config.target_decay)
 
     def pair(self, batch: Batch, step: int) -> Pair:
-        """Neighbours on the grid of this step, all pairs with the same probability."""
-        schedule, grid = self.model.schedule, torch.tensor(timestep_grid(self.levels(step), len(self.model.schedule)))
-        s, ends = at(grid[1:], batch.time), at(grid[:-1], batch.time)
-        high, low = (level_at(schedule, t).to(batch.x_0.device) for t in (s, ends))
-        return Pair(high, low, ends, weights(self.config, schedule, high, low, grid[1:], grid[:-1]))
+        """One of this step's pairs for each sample, all with the same probability."""
+        schedule, easy = self.model.schedule, self.config.curriculum == "easy"
+        starts, ends = (shrinking_steps if easy else grid_steps)(self.levels(step), len(schedule))
+        s, t = at(starts, batch.time), at(ends, batch.time)
+        high, low = (level_at(schedule, timesteps).to(batch.x_0.device) for timesteps in (s, t))
+        return Pair(high, low, t, weights(self.config, schedule, high, low, starts, ends))
 
     def recipe(self, samples: int) -> Recipe:
         """The recipe of the result, which is sampled at evenly spaced timesteps: at those, or near those, it saw."""
-        names = ("first_levels", "last_levels", "curriculum")
-        own = {name: getattr(self.config, name) for name in names}
-        recipe = recipe_of(self.model, self.config, samples, "lcm", None, usual_guidance(self.model), **own)
+        config = self.config
+        own = {"curriculum": config.curriculum, "first_levels": self.first_levels, "last_levels": config.last_levels}
+        recipe = recipe_of(self.model, config, samples, "lcm", None, usual_guidance(self.model), **own)
         return recipe.model_copy(update={"k": None, "grid": "trailing"})
 
 
@@ -139,3 +151,19 @@ def timestep_grid(levels: int, T: int) -> list[int]:
 
 
 METHODS: dict[str, type[Method]] = {"ct": CT}
+
+
+def grid_steps(levels: int, T: int) -> tuple[Tensor, Tensor]:
+    """The steps of a grid: the timesteps at which they start, (levels - 1,), and those at which they end."""
+    grid = torch.tensor(timestep_grid(levels, T))
+    return grid[1:], grid[:-1]
+
+
+def shrinking_steps(levels: int, T: int) -> tuple[Tensor, Tensor]:
+    """A step from every timestep, (T,), and where it ends: it goes 1 / (levels - 1) of the way to the clean level.
+
+    The first stage has 2 levels, so its steps end at the clean level: there the loss is that of a denoiser.
+    Source: ECT, arXiv 2406.14548, section 3.2, with q = 2, and with timesteps in place of Karras' sigma.
+    """
+    starts = torch.arange(T)
+    return starts, (starts + 1) * (levels - 2) // (levels - 1) + CLEAN
