@@ -118,6 +118,25 @@ def test_bad_values_are_400_and_name_their_field(http, body, field, words) -> No
     assert "\n" not in found["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [(b"{", "the body is not JSON"), (b"", "the request has no body"), (b"[]", "the body is not a JSON object")],
+)
+def test_a_body_that_is_no_json_object_is_named_with_the_header_that_it_needs(http, body, message) -> None:
+    for path in ("/v1/sample", "/v1/images/generations", "/sdapi/v1/txt2img"):
+        found = error(http.post(path, content=body, headers={"content-type": "application/json"}))
+        assert found["message"].startswith(message)
+        assert "content-type: application/json" in found["hint"]
+    forgotten = error(http.post("/v1/sample", content=b'{"prompts": "a"}', headers={"content-type": "text/plain"}))
+    assert forgotten["message"].startswith("the body is not a JSON object")
+
+
+def test_limits_are_said_without_gaps_and_hints_name_what_a_client_can_read(http) -> None:
+    assert error(sample(http, steps=101))["message"] == "steps: 101 (at most 100)"
+    large = error(http.post("/v1/images/generations", json={"prompt": "a", "size": "0x0"}))
+    assert large["hint"] == "see /docs for the range of values"
+
+
 def test_a_bomb_is_refused_before_it_is_decoded(http) -> None:
     bomb = png((30_000, 30_000), 0, "1")
     found = error(sample(http, image=base64.b64encode(bomb).decode()))
@@ -284,11 +303,22 @@ def test_a1111_draws_from_a_picture_and_a_random_seed(http) -> None:
 
 def test_a1111_refuses_as_a1111_does(http) -> None:
     unknown = http.post("/sdapi/v1/txt2img", json={"prompt": "a cat", "sampler_name": "Magic"})
-    assert (unknown.status_code, unknown.json()) == (404, {"detail": "Sampler not found"})
-    assert error(http.post("/sdapi/v1/txt2img", json={"prompt": "<lora:../x:1>"}))["param"] == "loras"
+    assert (unknown.status_code, unknown.json()["detail"]) == (404, "Sampler not found")
+    assert unknown.json()["error"]["hint"].startswith("it has LCM, ")
+    assert error(http.post("/sdapi/v1/txt2img", json={"prompt": "<lora:../x:1>"}))["param"] == "prompt"
     assert error(http.post("/sdapi/v1/txt2img", json={"prompt": "a", "cfg_scale": 99}))["param"] == "cfg_scale"
-    assert error(http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "x"}))["param"] == "model"
-    assert error(http.post("/sdapi/v1/img2img", json={"prompt": "a"}))["param"] == "init_images"
+    assert error(http.post("/sdapi/v1/options", json={"sd_model_checkpoint": "x"}))["param"] == "sd_model_checkpoint"
+    for pictures, message in (([], "0 init_images were sent"), ([""], "0 init_images"), (["$"], "init_images is not")):
+        found = error(http.post("/sdapi/v1/img2img", json={"prompt": "a", "init_images": pictures}))
+        assert found["param"] == "init_images"
+        assert found["message"].startswith(message)
+
+
+def test_a1111s_usual_sampler_draws_and_fields_that_are_null_have_their_defaults(http) -> None:
+    nulls = dict.fromkeys(("negative_prompt", "seed", "cfg_scale", "n_iter", "override_settings", "styles"))
+    body = {"prompt": "a cat", "sampler_name": "Euler a", "steps": 2, **SMALL, **nulls}
+    found = http.post("/sdapi/v1/txt2img", json=body).json()
+    assert json.loads(json.loads(found["info"])["infotexts"][0])["solver"] == "euler-a"
 
 
 def test_a1111_tells_what_there_is(http) -> None:

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fewstep.configs import Draw
 from fewstep.errors import UsageError
 from fewstep.server.asking import Desk, PictureRequest, Ready, base64_of, draw_of, picture_of
+from fewstep.server.errors import document_of
 from fewstep.server.work import StepDone
 
 SAMPLERS = {  # their name -> our solver
@@ -20,6 +21,7 @@ SAMPLERS = {  # their name -> our solver
     "TCD": "tcd",
     "DDIM": "ddim",
     "Euler": "euler",
+    "Euler a": "euler-a",
     "Heun": "heun",
     "DPM++ 2M": "dpm-solver++",
     "DPM++ 2S": "dpm-solver++2s",
@@ -33,6 +35,9 @@ SPELLINGS = {
     "guidance_scale": "cfg_scale",
     "count": "batch_size",
     "strength": "denoising_strength",
+    "image": "init_images",
+    "loras": "prompt",
+    "model": "sd_model_checkpoint",
 }
 
 
@@ -55,6 +60,14 @@ class Text2Image(BaseModel):
     scheduler: str | None = None
     override_settings: dict[str, Any] = Field(default_factory=dict)
     send_images: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        """A field that is null has its default, as in A1111."""
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class Image2Image(Text2Image):
@@ -90,12 +103,10 @@ def routes(desk: Desk) -> APIRouter:
     @router.post("/img2img")
     async def img2img(request: Request, asked: Image2Image) -> Response:
         """Draw a picture again after a prompt."""
-        if len(asked.init_images) != 1:
-            raise UsageError(f"{len(asked.init_images)} init_images were sent", "send one", "init_images")
-        start: dict[str, Any] = {
-            "image": picture_of(asked.init_images[0], "image"),
-            "strength": asked.denoising_strength,
-        }
+        sent = [text for text in asked.init_images if text]
+        if len(sent) != 1:
+            raise UsageError(f"{len(sent)} init_images were sent", "send one", "init_images")
+        start: dict[str, Any] = {"image": picture_of(sent[0], "image"), "strength": asked.denoising_strength}
         if asked.mask:
             start["mask"] = picture_of(asked.mask, "mask")
         return await reply(desk, state, request, asked, start)
@@ -173,7 +184,8 @@ def checkpoint(name: Any) -> str:
 async def reply(desk: Desk, state: WorkState, request: Request, asked: Text2Image, start: dict[str, Any]) -> Response:
     """Pictures, and what they were drawn with."""
     if (name := asked.sampler_name or asked.sampler_index) and solver_of(name) is None:
-        return JSONResponse({"detail": "Sampler not found"}, 404)
+        known = f"it has {', '.join(SAMPLERS)}"
+        return JSONResponse(document_of(UsageError("Sampler not found", known, "sampler_name")), 404)
     prompt, loras = loras_in(asked.prompt)
     draw = drawing(asked, prompt, start)
     chosen = asked.override_settings.get("sd_model_checkpoint") or state.options.get("sd_model_checkpoint")

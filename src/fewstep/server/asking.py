@@ -21,7 +21,7 @@ from fewstep.session.canvas import sides
 
 KINDS = ("PNG", "JPEG", "WEBP")  # of pictures in requests
 SIDES = 8192  # of a picture in a request, in pixels
-UNITS = {"prompts": "letters", "width": "pixels", "outpaint": "pixels"}  # of limits that are not plain numbers
+UNITS = {"prompts": " letters", "width": " pixels", "outpaint": " pixels"}  # of limits that are not plain numbers
 
 
 class PictureRequest(NamedTuple):
@@ -128,7 +128,7 @@ class Desk:
             ("outpaint", outpainted(draw), config.max_pixels),
         ):
             if value > most:
-                raise UsageError(f"{option(field)}: {value:,} {UNITS.get(field, '')}", f"at most {most:,}")
+                raise UsageError(f"{option(field)}: {value:,}{UNITS.get(field, '')}", f"at most {most:,}")
 
 
 def outpainted(draw: Draw) -> int:

@@ -14,11 +14,14 @@ from fewstep.server.guard import error_document
 from fewstep.server.work import Busy
 
 INVALID, LIMIT = "invalid_request_error", "rate_limit_error"
+BODIES = {"json_invalid": "the body is not JSON", "missing": "the request has no body"}  # pydantic's type of error: why
+NO_OBJECT = "the body is not a JSON object"
+JSON_HINT = "send a JSON object, with the header content-type: application/json"
 
 
 def document_of(error: FewstepError, spelling: Mapping[str, str] | None = None) -> dict[str, Any]:
     """An error as data. spelling: what an API calls fields of ours."""
-    names = spelling or {}
+    names = {"help": "/docs", **(spelling or {})}
 
     def spell(field: str) -> str:
         return names.get(field, plain(field))
@@ -49,10 +52,10 @@ def install(app: FastAPI, spellings: Mapping[str, Mapping[str, str]]) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         fields = [str(part) for part in first["loc"] if part != "body" and not isinstance(part, int)]
-        message = ": ".join([*fields[:1], first["msg"]])
-        return JSONResponse(
-            error_document(message, "see /docs for what it takes", next(iter(fields), None), INVALID), 400
-        )
+        if not fields:
+            return JSONResponse(error_document(BODIES.get(first["type"], NO_OBJECT), JSON_HINT, None, INVALID), 400)
+        message = f"{fields[0]}: {first['msg']}"
+        return JSONResponse(error_document(message, "see /docs for what it takes", fields[0], INVALID), 400)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
