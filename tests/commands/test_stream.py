@@ -107,6 +107,11 @@ def test_the_option_that_was_is_answered(fewstep, tmp_path) -> None:
     assert done.hint == "here it is PROMPT, without an option"
 
 
+def test_an_option_of_other_pictures_is_refused(fewstep, model, tmp_path) -> None:
+    done = fewstep("stream", "a", "--model", model, "--frames", tmp_path, "--sheet", *CPU)
+    assert done.error.startswith("unknown option: --sheet")
+
+
 def test_a_missing_package_names_its_install_line(monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "av", None)

@@ -255,7 +255,8 @@ def explained(error: CycloptsError, kind: type[Config] | None, argv: Sequence[st
     if isinstance(error.__cause__, ValidationError):
         return usage_error(error.__cause__, kind)
     text = re.sub(r'^Command "[^"]*" parameter ', "", " ".join(str(error).split()))
-    text = re.sub(r"^(--\S+) requires an argument\.?$", r"\1 is required", text)
+    if missing := re.fullmatch(r"(--\S+) requires an argument\.?", text):
+        text = f"{missing[1]} {'needs a value' if missing[1] in argv else 'is required'}"
     text = re.sub(r"\s*Available commands: .*$", "", text)  # which is cut short; --help has them all
     text = re.sub(r"^Unused Tokens: \['(.*?)'(?:, .*)?\]\.?$", r"\1 belongs to no option", text)
     suggestion = re.search(r"option: -*(\S+)\. Did you mean -*(\S+)\?$", text)

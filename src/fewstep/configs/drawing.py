@@ -21,8 +21,6 @@ class Output(Config):
     format: Literal["png", "jpeg", "webp"] = "png"
     """Kind of file. png keeps every pixel as it was drawn; jpeg and webp are smaller, of quality 95. Each carries its
     recipe, which inspect shows and sample draws again."""
-    sheet: bool = False
-    """Also write a contact sheet: all pictures on one, over their prompts and seeds."""
     as_json: bool = False
     """Print one JSON document about what was drawn instead of file names."""
 
@@ -40,6 +38,8 @@ class SampleConfig(Output, Drawing[Path], Where):
 
     prompt_file: Path | None = None
     """A file with more prompts, one a line, or .jsonl with text."""
+    sheet: bool = False
+    """Also write a contact sheet: all pictures on one, over their prompts and seeds."""
     redraw: Path | None = None
     """A picture that sample wrote: draw it again, by the recipe in it. What is typed beside it is changed."""
 

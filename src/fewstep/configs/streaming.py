@@ -1,5 +1,6 @@
 """The config of the command that draws a sequence of frames."""
 
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
@@ -25,6 +26,9 @@ class StreamConfig(Output, Where):
     """As for sample. So many frames are under way at once, and each takes so many frames' time to come out."""
     strength: Annotated[float, Field(gt=0, le=1)] = 0.6
     """How far to go from each frame: near 0 keeps it, 1 forgets it."""
+    out: Path = Path("images")
+    """The folder for the pictures: frame-00001, frame-00002 and so on. None is written over another: a name that is
+    taken is numbered."""
     solver: Solver = "auto"
     """One that remembers no earlier steps: lcm, tcd, ddim, dpm-solver++2s."""
     grid: Grid = "auto"
