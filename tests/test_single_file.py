@@ -158,6 +158,13 @@ def test_a_lora_is_folded_into_a_single_file_text_encoder_and_all(fewstep, emoji
         assert torch.allclose(folded[name].weight, (layer.weight + delta).half().float(), atol=1e-6), name
 
 
+def test_a_single_file_with_an_acceleration_in_it_carries_its_recipe(fewstep, emoji, tmp_path):
+    assert load_model(str(emoji), device="meta").recipe is None
+    assert fewstep("merge", "lcm", into=emoji, out=tmp_path / "fast.safetensors").code == 0
+    recipe = load_model(str(tmp_path / "fast.safetensors"), device="meta").recipe
+    assert (recipe.method, recipe.solver, recipe.steps) == ("lcd", "lcm", 4)
+
+
 def test_a_single_file_is_trained_and_becomes_a_folder(fewstep, tmp_path):
     file, data = emoji_file(tmp_path / "emoji.safetensors"), tiny_images(tmp_path / "data", 2, size=128)
     options = {"model": file, "data": data, "steps": 1, "batch_size": 1}

@@ -17,6 +17,7 @@ from fewstep.lora.layers import initial
 from fewstep.lora.low_rank import Adapter, LowRank, widest
 from fewstep.lora.recipe import Recipe
 from fewstep.lora.writing import save_adapter
+from fewstep.models.load import model_recipe
 
 EMOJI = FAMILIES["emoji"]
 LCD = Recipe(method="lcd", solver="lcm", steps=4, guidance_scale=1.0, k=20)
@@ -245,6 +246,32 @@ def test_into_a_model_and_the_difference_back(fewstep, two, tmp_path):
     for name, update in back.modules.items():
         wanted = 2 * first.modules[name].delta()
         assert (update.delta() - wanted).norm() < 0.02 * wanted.norm()  # the model is in half precision
+
+
+def test_a_model_with_an_acceleration_in_it_is_sampled_as_with_the_lora_beside_it(fewstep, two, tmp_path):
+    style, _, fast, _ = two
+    base = tmp_path / "base"
+    base_model(base)
+    for loras, expected in (((f"{fast}:1", f"{style}:0.5"), "lcd"), ((f"{style}:1",), None), ((f"{fast}:-1",), None)):
+        done = fewstep("merge", *loras, into=base, out=tmp_path / "tuned")
+        assert done.code == 0, done.err
+        recipe = model_recipe(tmp_path / "tuned")
+        assert (recipe and recipe.method) == expected
+        shutil.rmtree(tmp_path / "tuned")
+    own = Recipe(method="tcd", solver="tcd", steps=2).model_dump_json()
+    (base / "fewstep.json").write_text(own)
+    assert fewstep("merge", f"{fast}:1", into=base, out=tmp_path / "tuned").code == 0
+    assert (tmp_path / "tuned" / "fewstep.json").read_text() == own
+
+
+def test_a_file_that_other_programs_would_not_find_is_noted(fewstep, two, tmp_path):
+    a, _, b, _ = two
+    done = fewstep("merge", a, b, out=tmp_path / "both")
+    assert (done.code, done.err) == (
+        0, f"note: other programs find a LoRA by the ending .safetensors, which {tmp_path / 'both'} lacks\n"
+    )  # fmt: skip
+    assert fewstep("merge", a, b, out=tmp_path / "both.safetensors").err == ""
+    assert fewstep("merge", a, b, out=tmp_path / "folder", dialect="peft").err == ""
 
 
 def test_inspect_tells_what_a_file_is(fewstep, two, tmp_path):

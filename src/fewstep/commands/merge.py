@@ -9,23 +9,25 @@ import torch
 from fewstep.commands.result import Result
 from fewstep.configs import AdapterOutput, DifferenceConfig, MergeConfig, ResizeConfig
 from fewstep.errors import FewstepError, UsageError, number_of, option, printable
-from fewstep.events import doing
+from fewstep.events import doing, note
 from fewstep.families import family_of
+from fewstep.io import atomic_folder, write_json
 from fewstep.lora.carried import carried
 from fewstep.lora.compress import RankLoss, compress
 from fewstep.lora.dialects import PEFT_CONFIG
 from fewstep.lora.difference import difference as difference_of
 from fewstep.lora.files import hash_of
 from fewstep.lora.low_rank import Adapter, LowRank, combine, size_of, widest
-from fewstep.lora.recipe import Recipe
+from fewstep.lora.recipe import KEY, Recipe
 from fewstep.lora.writing import save_adapter
 from fewstep.models.fold import fold_on_disk
 from fewstep.models.licences import joined, licences_of
-from fewstep.models.load import DTYPES
+from fewstep.models.load import DTYPES, RECIPE_FILE, model_recipe
 from fewstep.models.references import parse_reference
 from fewstep.models.sums import Fitted, facts_of, fit, merged_recipe, sources_of, tell_loss
 from fewstep.models.weights import model_path, stored_types, weights_of
 
+SUFFIX = ".safetensors"
 MEANINGS = {  # explanations of the figures for a loss
     "energy": "the share kept of ||change of the weights||^2, all modules together",
     "mean_error": "||change - kept|| / ||change|| of a module, mean over the modules",
@@ -39,14 +41,33 @@ def merge(config: MergeConfig) -> Result:
     fitted = fit([parse_reference(text) for text in config.files], config.into or config.model, config.allow_partial)
     modules = combine([(term.reference.weight_of, term.adapter) for term in fitted.terms])
     if config.into:
-        notes = sources_of(fitted, licences_of(config.into))
-        lost = fold_on_disk(model_path(config.into), config.out, modules, notes)
+        lost = fold(config, model_path(config.into), modules, fitted)
         tell_loss(lost)
         about = {"out": str(config.out), "into": config.into, "lost_in_rounding": round(max([0.0, *lost.values()]), 4)}
         return written({**about, **facts_of(fitted)}, None)
     if config.rank is None and config.energy is None:
         check_ranks(modules, config.max_rank)
     return write_sum(config, modules, fitted)
+
+
+def fold(
+    config: MergeConfig, model: Path, modules: Mapping[str, LowRank], fitted: Fitted
+) -> Mapping[torch.dtype, float]:
+    """Write the model with the sum in it to config.out. Returns what rounding loses.
+
+    A sum that makes it a few-step model gives it its recipe, so that it is sampled as with the LoRAs beside it.
+    """
+    notes, recipe = sources_of(fitted, licences_of(str(config.into))), merged_recipe(fitted)
+    own = model_recipe(model) if model.is_dir() else None
+    if not recipe.accelerates or (own is not None and own.accelerates):
+        return fold_on_disk(model, config.out, modules, notes)
+    notes[KEY] = recipe.model_dump_json()
+    if model.is_file():
+        return fold_on_disk(model, config.out, modules, notes)
+    with atomic_folder(config.out) as folder:
+        lost = fold_on_disk(model, folder, modules, notes)
+        write_json(folder / RECIPE_FILE, recipe.model_dump(mode="json"))
+    return lost
 
 
 def check_out(config: AdapterOutput, model: bool = False) -> None:
@@ -128,6 +149,8 @@ def dtype_of(config: AdapterOutput, inputs: Iterable[torch.dtype]) -> torch.dtyp
 def save(config: AdapterOutput, adapter: Adapter, recipe: Recipe, dtype: torch.dtype) -> None:
     """Write the adapter with its metadata, in the config's format."""
     save_adapter(config.out, adapter, recipe, dtype, config.dialect, adapter.metadata)
+    if config.out.is_file() and config.out.suffix != SUFFIX:
+        note(f"other programs find a LoRA by the ending {SUFFIX}, which {config.out} lacks")
 
 
 def about(out: Path, modules: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, Any]:

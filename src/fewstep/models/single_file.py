@@ -29,6 +29,7 @@ from fewstep.families.single_file import (
 )
 from fewstep.io import atomic_folder
 from fewstep.lora.dialects import text_module
+from fewstep.lora.recipe import from_metadata
 from fewstep.models.model import Model
 from fewstep.models.parts import check_finite, size_in_words
 from fewstep.models.quiet import quiet
@@ -74,6 +75,7 @@ def load_single_file(
         tokenizer_2=tokenizers[1] if len(tokenizers) == 2 else None,
         schedule=schedule_from_config(scheduler),
         prediction_type=scheduler["prediction_type"],
+        recipe=from_metadata(file.metadata() or {}, str(path)),
         zero_empty=len(tokenizers) == 2,
     )
 
