@@ -463,6 +463,8 @@ def test_out_that_is_a_file(fewstep, tiny_model_folder, tiny_data_folder, out):
     assert (done.code, done.error) == (2, f"--out {out} is a file")
     done = fewstep("sample", "a cat", model=tiny_model_folder, steps=1, out=out)
     assert (done.code, done.error) == (2, f"--out {out} is a file")
+    done = fewstep("sample", "a cat", model=tiny_model_folder, steps=1, out=out / "below")
+    assert (done.code, done.error) == (2, f"--out {out / 'below'} is below {out}, which is a file")
     assert out.read_text() == "precious"
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import FewstepError, option
+from fewstep.errors import FewstepError, UsageError, option
 from fewstep.locks import Lock, take
 
 SCRATCH = ".fewstep-"  # what the names of hidden folders begin with, in which files are written
@@ -103,6 +103,14 @@ def _remove(place: Path, lock: Lock) -> None:
 def is_file(path: Path) -> bool:
     """Whether there is a file. None is where the name is too long for one, of which `Path.is_file` makes an error."""
     return os.path.isfile(path)  # noqa: PTH113
+
+
+def refuse_file(out: Path) -> None:
+    """Raise UsageError if --out cannot be a folder, because it is a file or lies below one."""
+    for path in (out, *out.parents):
+        if is_file(path):
+            place = "is a file" if path == out else f"is below {path}, which is a file"
+            raise UsageError(f"{option('out')} {out} {place}", f"name a folder with {option('out')}")
 
 
 def is_folder(path: Path) -> bool:

@@ -67,6 +67,20 @@ def test_stdin_is_pngs_and_jpegs_one_after_another(monkeypatch) -> None:
     assert list(command.frames_of("-")) == sent
 
 
+def test_frames_come_on_stdin_as_help_says(fewstep, model, monkeypatch, tmp_path) -> None:
+    pipe = io.BytesIO(picture("red") + picture("green"))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe))
+    done = fewstep("stream", "--model", model, "--prompt", "a", "--frames", "-", "--out", tmp_path / "out", *CPU)
+    assert done.code == 0, done.err
+    assert done.out.startswith("2 frames in ")
+
+
+def test_out_that_is_a_file_is_refused_before_anything_is_drawn(fewstep, model, tmp_path) -> None:
+    (tmp_path / "file").write_text("precious")
+    done = fewstep("stream", "--model", model, "--prompt", "a", "--frames", tmp_path, "--out", tmp_path / "file", *CPU)
+    assert (done.code, done.error) == (2, f"--out {tmp_path / 'file'} is a file")
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [(b"GIF89a and more", "no PNG or JPEG"), (picture("red")[:-5], "is cut"), (b"\x89P", "is cut")],

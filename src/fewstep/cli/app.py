@@ -159,11 +159,22 @@ def spelling(field: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program. Returns its exit code."""
-    typed = list(sys.argv[1:] if argv is None else argv)
+    typed = joined(sys.argv[1:] if argv is None else argv)
     names = [name for name in (" ".join(typed[:2]), *typed[:1]) if name in COMMANDS][:1]  # others would take time
     names = names or list(COMMANDS)
     with_help = len(names) > 1 or not HELP.isdisjoint(typed)
     return guarded(new_app(names, with_help), typed, {name: config_of(name) for name in names})
+
+
+def joined(typed: Iterable[str]) -> list[str]:
+    """What was typed, with a lone - as the value of the option before it; cyclopts takes it for another option."""
+    words: list[str] = []
+    for word in typed:
+        if word == "-" and words and words[-1].startswith("--") and "=" not in words[-1]:
+            words[-1] += "=-"
+        else:
+            words.append(word)
+    return words
 
 
 def main_of(kind: type[Config], run: Command, argv: Sequence[str] | None = None) -> int:

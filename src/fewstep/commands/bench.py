@@ -2,18 +2,17 @@
 
 from fewstep.commands.result import Result
 from fewstep.configs import BenchConfig
-from fewstep.errors import FewstepError, UsageError, option
+from fewstep.errors import FewstepError
 from fewstep.evaluate.bench.run import bench as measure
 from fewstep.evaluate.bench.table import chart, markdown
 from fewstep.evaluate.plots import check_matplotlib
 from fewstep.events import note
-from fewstep.io import atomic_path, is_file, write_bytes, write_json
+from fewstep.io import atomic_path, refuse_file, write_bytes, write_json
 
 
 def bench(config: BenchConfig) -> Result:
     """The table and what its numbers rest on. config.out holds both, and a chart."""
-    if is_file(config.out):
-        raise UsageError(f"{option('out')} {config.out} is a file", f"name a folder with {option('out')}")
+    refuse_file(config.out)
     document = measure(config)
     write_json(config.out / "bench.json", document)
     write_bytes(config.out / "table.md", f"{markdown(document)}\n".encode())

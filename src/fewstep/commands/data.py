@@ -12,9 +12,9 @@ from fewstep.data.cache import encode
 from fewstep.data.check import Intake, Report, check
 from fewstep.data.sources import listed
 from fewstep.data.sources.filters import filters_of, write_skipped
-from fewstep.errors import UsageError, number_of, option, printable
+from fewstep.errors import number_of, printable
 from fewstep.events import note
-from fewstep.io import cache_dir, explaining, is_file
+from fewstep.io import cache_dir, explaining, refuse_file
 from fewstep.models.load import load_model, pick_device, takes_text
 from fewstep.models.model import Model
 from fewstep.models.quiet import quiet
@@ -49,8 +49,8 @@ def data_check(config: DataCheckConfig) -> Result:
 
 def data_encode(config: DataEncodeConfig) -> Result:
     """How much was encoded, and where it lies."""
-    if config.out is not None and is_file(config.out):
-        raise UsageError(f"{option('out')} {config.out} is a file", f"name a folder with {option('out')}")
+    if config.out is not None:
+        refuse_file(config.out)
     [source] = config.source
     samples = listed(config, source, takes_text(config.model), config.out)
     model = load_model(config.model, device=pick_device(config.device), safety=False)

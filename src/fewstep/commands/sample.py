@@ -8,8 +8,8 @@ from fewstep.commands.redraw import redrawn, tell_changed_loras
 from fewstep.configs import Draw, SampleConfig, build
 from fewstep.configs.draw import no_prompt
 from fewstep.data.prompts import read_prompts
-from fewstep.errors import UsageError, option
 from fewstep.images import read_bytes, save_image, words_of
+from fewstep.io import refuse_file
 from fewstep.models.load import takes_text
 from fewstep.session import Picture, PictureRecipe, Session
 from fewstep.sheets import Cell, contact_columns, contact_sheet, small
@@ -32,8 +32,7 @@ class Saved(NamedTuple):
 
 def sample(config: SampleConfig) -> Iterator[Saved]:
     """The pictures of `config`, each as soon as it is saved under config.out, then their contact sheet."""
-    if config.out.exists() and not config.out.is_dir():
-        raise UsageError(f"{option('out')} {config.out} is a file", f"name a folder with {option('out')}")
+    refuse_file(config.out)
     if config.redraw is not None:
         config = redrawn(config)
     draw = draw_of(config)

@@ -15,6 +15,7 @@ from fewstep.configs import Draw, StreamConfig, build
 from fewstep.engines import for_changing_loras
 from fewstep.errors import FewstepError, UsageError, number_of, option
 from fewstep.images import read_bytes, save_image
+from fewstep.io import refuse_file
 from fewstep.session import Session
 from fewstep.session.streaming import ANY_FRAME
 
@@ -41,6 +42,7 @@ def stream(config: StreamConfig) -> Result:
     """The pictures of every frame, saved as they are drawn."""
     if config.controlnet is not None:
         raise UsageError(f"stream does not take {option('controlnet')}", "leave it out")
+    refuse_file(config.out)
     where = config.where.model_copy(update={"engine": for_changing_loras(config.engine)})
     own = {name: getattr(config, name) for name in Draw.model_fields if name in StreamConfig.model_fields}
     draw = build(Draw, image=ANY_FRAME, **own)

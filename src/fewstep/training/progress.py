@@ -22,7 +22,7 @@ from fewstep.configs import TrainingConfig
 from fewstep.data.cache.processes import this_process
 from fewstep.errors import FewstepError, UsageError, option
 from fewstep.events import Preview, Progress, note, tell
-from fewstep.io import append_line, explaining, is_file, read_json, write_bytes, write_json
+from fewstep.io import append_line, explaining, read_json, refuse_file, write_bytes, write_json
 from fewstep.locks import take
 from fewstep.sheets import ScoredSheet
 from fewstep.training.same_run import PROCESSES, check_same, named_checkpoint, run_of
@@ -41,8 +41,7 @@ def check_folder(config: TrainingConfig) -> None:
         raise FewstepError(
             f"{option('tracker')} {config.tracker}: its package is not installed", f"pip install {config.tracker}"
         )
-    if is_file(config.out):
-        raise UsageError(f"{option('out')} {config.out} is a file", f"name a folder with {option('out')}")
+    refuse_file(config.out)
     if (config.out / LOCK).exists():  # a run is in progress, or was killed
         with only_run(config):
             pass
