@@ -70,14 +70,14 @@ def test_stdin_is_pngs_and_jpegs_one_after_another(monkeypatch) -> None:
 def test_frames_come_on_stdin_as_help_says(fewstep, model, monkeypatch, tmp_path) -> None:
     pipe = io.BytesIO(picture("red") + picture("green"))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe))
-    done = fewstep("stream", "--model", model, "--prompt", "a", "--frames", "-", "--out", tmp_path / "out", *CPU)
+    done = fewstep("stream", "a", "--model", model, "--frames", "-", "--out", tmp_path / "out", *CPU)
     assert done.code == 0, done.err
     assert done.out.startswith("2 frames in ")
 
 
 def test_out_that_is_a_file_is_refused_before_anything_is_drawn(fewstep, model, tmp_path) -> None:
     (tmp_path / "file").write_text("precious")
-    done = fewstep("stream", "--model", model, "--prompt", "a", "--frames", tmp_path, "--out", tmp_path / "file", *CPU)
+    done = fewstep("stream", "a", "--model", model, "--frames", tmp_path, "--out", tmp_path / "file", *CPU)
     assert (done.code, done.error) == (2, f"--out {tmp_path / 'file'} is a file")
 
 

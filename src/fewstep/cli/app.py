@@ -1,5 +1,6 @@
 """The command line. It turns options into configs, and errors into one line and a hint."""
 
+import gc
 import io
 import os
 import re
@@ -284,4 +285,6 @@ def entry() -> None:
     hush()
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may have letters that the terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # torch's objects go with the process: collecting them at the end takes more than a second
+    sys.exit(code)

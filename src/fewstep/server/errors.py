@@ -21,7 +21,7 @@ JSON_HINT = "send a JSON object, with the header content-type: application/json"
 
 def document_of(error: FewstepError, spelling: Mapping[str, str] | None = None) -> dict[str, Any]:
     """An error as data. spelling: what an API calls fields of ours."""
-    names = {"help": "/docs", **(spelling or {})}
+    names = spelling or {}
 
     def spell(field: str) -> str:
         return names.get(field, plain(field))
