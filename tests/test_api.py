@@ -66,8 +66,12 @@ def test_a_wrong_field_is_named():
         fewstep.distill(model="m", data=Path("d"), out=Path("o"), stpes=4)
     with pytest.raises(UsageError, match="rank"):
         fewstep.merge(files=("a",), out=Path("o"), rank=0)
-    with pytest.raises(TypeError, match="not both"):
-        fewstep.merge(fewstep.MergeConfig(files=("a",), out=Path("o")), rank=1)
+    for name, meant in (("steps", "train_steps"), ("rnak", "rank")):
+        with pytest.raises(UsageError, match=f"^there is no option {name}\n\nhint: did you mean {meant}\\?$"):
+            fewstep.distill(model="m", data=Path("d"), out=Path("o"), **{name: 4})
+    for config in (fewstep.MergeConfig(files=("a",), out=Path("o")), "a.safetensors"):
+        with pytest.raises(TypeError, match=r"^merge takes one MergeConfig, or its fields by name: files="):
+            fewstep.merge(config, rank=1) if isinstance(config, fewstep.MergeConfig) else fewstep.merge(config)
 
 
 def test_the_skins_draw_the_same_picture(fewstep, tiny_model_folder, tmp_path):

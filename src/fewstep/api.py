@@ -38,11 +38,13 @@ def from_fields(
     def decorated(run: Callable[[C], R]) -> Any:
         @wraps(run)
         def call(config: C | None = None, /, **fields: object) -> R:
-            if config is not None and fields:
-                raise TypeError(f"{run.__name__} takes a config or its fields, not both")
+            if config is not None and (fields or not isinstance(config, taken)):
+                raise TypeError(f"{run.__name__} takes one {taken.__name__}, or its fields by name: {first}=...")
             return run(build(kind, **fields) if config is None else config)  # type: ignore[arg-type]
 
-        cast(type[Config], kind).model_rebuild()  # until then it has no signature of its own
+        taken = cast(type[Config], kind)
+        first = taken.argument[0] if taken.argument else next(iter(taken.model_fields))
+        taken.model_rebuild()  # until then it has no signature of its own
         call.__signature__ = signature(kind)  # type: ignore[attr-defined]
         return call
 

@@ -94,6 +94,13 @@ def test_within_the_block_others_are_plugged_in(tiny_model_folder, loras):
         assert [lora["file"] for lora in opened.loras] == [loras[0]]
 
 
+def test_a_lora_that_stands_alone_is_one(tiny_model_folder, loras):
+    with session(tiny_model_folder, loras[0]) as opened:
+        assert [lora["file"] for lora in opened.loras] == [loras[0]]
+        opened.plug(f"{loras[1]}:0.5")
+        assert [(lora["file"], lora["weight"]) for lora in opened.loras] == [(loras[1], 0.5)]
+
+
 def test_a_lora_that_does_not_load_leaves_the_session_as_it_was(tiny_model_folder, loras, tmp_path):
     bad = {"missing": tmp_path / "none.safetensors", "damaged": tmp_path / "damaged.safetensors"}
     data = bytearray(Path(loras[1]).read_bytes())
@@ -169,6 +176,10 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(tiny_model_folder):
             opened.draw("a cat", steps=0)
         with pytest.raises(FewstepError, match="unreadable image"):
             opened.draw("a cat", image=b"no picture")
+        with pytest.raises(UsageError, match=r"^image photo\.png is a name, not a picture\n\nhint: open it"):
+            opened.draw("a cat", image="photo.png")  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=r"^prompts 5: "):
+            opened.draw(5)  # type: ignore[arg-type]
     with pytest.raises(FewstepError, match="closed"):
         opened.draw("a cat")
     with pytest.raises(UsageError, match="engine"):

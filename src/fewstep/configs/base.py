@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -30,6 +31,7 @@ class Typed:
     several: bool = False  # many values may follow the option
 
 
+ALIKE = 0.65  # similarity of two names above which a misspelt one is understood as the other
 ANY = object()  # in Config.needs: whatever is not off
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -152,7 +154,10 @@ def usage_error(error: ValidationError, kind: type[Config] | None = None) -> Usa
     name = option(field) if field else "value"
     given = first.get("input")
     if first["type"] == "extra_forbidden":
-        return UsageError(f"there is no option {name}", f"see {option('help')} for the options of this command")
+        meant = likely(field, kind) if field and kind else ""
+        return UsageError(
+            f"there is no option {name}", meant or f"see {option('help')} for the options of this command"
+        )
     if first["type"] == "missing":
         return UsageError(f"{name} is required", f"see {option('help')} for what it takes")
     outside = first["type"].startswith(("greater_than", "less_than"))
@@ -161,6 +166,14 @@ def usage_error(error: ValidationError, kind: type[Config] | None = None) -> Usa
         f"{name} {given}: {first['msg'][0].lower()}{first['msg'][1:]}",
         f"the range: {found[0].lower()}{found[1:-1]}" if found else f"see {option('help')} for what it takes",
     )
+
+
+def likely(field: str, kind: type[Config]) -> str:
+    """The question whether a field of the config was meant, by its own name or the command line's; "" for no such."""
+    own = kind.model_fields
+    names = {SPELLINGS.get(name, name): name for name in own} | {name: name for name in own}
+    found = get_close_matches(field, names, n=1, cutoff=ALIKE)
+    return f"did you mean {option(names[found[0]])}?" if found else ""
 
 
 def option_name(field: str) -> str:

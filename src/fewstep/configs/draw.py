@@ -5,10 +5,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypedDict, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from fewstep.configs.base import ANY, Config, Grid, Solver, Typed, build
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, option
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +96,10 @@ class Draw(Drawing[bytes]):
 
     @field_validator("image", "mask", "control_image", mode="before")
     @classmethod
-    def _bytes(cls, picture: Any) -> Any:
+    def _bytes(cls, picture: Any, field: ValidationInfo) -> Any:
+        if isinstance(picture, str | Path):
+            name = field.field_name or "image"
+            raise UsageError(f"{option(name)} {picture} is a name, not a picture", "open it with PIL.Image.open", name)
         return picture_bytes(picture)
 
 
@@ -139,4 +142,4 @@ def draw_of(prompts: "str | Sequence[str] | Draw", options: DrawOptions) -> Draw
     """The Draw of prompts and keywords, or of a Draw with some fields changed. Raises UsageError naming a bad one."""
     if isinstance(prompts, Draw):
         return build(Draw, **{**prompts.model_dump(exclude_unset=True), **options})
-    return build(Draw, prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts), **options)
+    return build(Draw, prompts=(prompts,) if isinstance(prompts, str) else prompts, **options)

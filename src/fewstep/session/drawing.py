@@ -115,7 +115,7 @@ def draw_latents(
 def decoded(decode: Decode, latents: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) on the CPU. Raises FewstepError for latents that are not finite; they would give black."""
     if not latents.isfinite().all():
-        hint = f"use {option('dtype')} fp32 or bf16, or a lower {option('guidance_scale')}"
+        hint = f"use {option('dtype')} fp32 or bf16, a lower {option('guidance_scale')}, or lower weights of LoRAs"
         raise FewstepError("the network's output is not finite", hint)
     parts = torch.split(latents, max(1, DECODED_AT_ONCE // latents[0, 0].numel()))
     return torch.cat([decode(part) for part in parts]).cpu()

@@ -244,7 +244,7 @@ def _notes(name: str, fast: Recipe | None, steps: int, guidance_scale: float, em
     if fast and steps > max(8, fast.steps or 1):
         notes.append(f"{steps} steps: an acceleration LoRA does not gain from more than 8")
     if fast and fast.solver not in ("auto", name):
-        notes.append(f"this LoRA was made for the {fast.solver} solver, but you asked for {name}")
+        notes.append(f"the few-step LoRA or model was made for the {fast.solver} solver, but you asked for {name}")
     if not fast and solver_named(name).distilled_only:
         notes.append(f"the {name} solver needs an acceleration LoRA or a distilled model; without one, pictures blur")
     return notes

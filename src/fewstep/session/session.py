@@ -146,7 +146,7 @@ class Session:
         session that is opened without naming any. Raises FewstepError for one that is missing or does not fit; the
         session then stays as it was.
         """
-        names = default_loras(self.where.model, "auto") if loras is None else tuple(loras)
+        names = default_loras(self.where.model, "auto") if loras is None else names_of(loras)
         self._plug(names)
         self._default = loras is None
 
@@ -389,7 +389,12 @@ class SampleOptions(DrawOptions, WhereOptions, total=False):
 
 def where_of(model: str, loras: Sequence[str] | None, options: WhereOptions) -> Where:
     """The Where of a model, LoRAs and keywords. Raises UsageError naming a bad one."""
-    return build(Where, model=model, loras=None if loras is None else tuple(loras), **options)
+    return build(Where, model=model, loras=None if loras is None else names_of(loras), **options)
+
+
+def names_of(loras: Sequence[str]) -> tuple[str, ...]:
+    """The LoRAs; one that stands alone is one."""
+    return (loras,) if isinstance(loras, str) else tuple(loras)
 
 
 def sample(
