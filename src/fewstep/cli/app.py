@@ -20,6 +20,7 @@ from fewstep import __version__, configs
 from fewstep.cli.show import show
 from fewstep.cli.sink import Terminal
 from fewstep.configs import Config, Typed, answers, build, describe, option_name, usage_error
+from fewstep.configs.base import ALIKE
 from fewstep.configs.sections import section_of
 from fewstep.errors import FewstepError, UsageError
 from fewstep.events import doing, hush, telling
@@ -30,7 +31,6 @@ SPINS = (
 )
 
 HELP = frozenset({"--help", "-h"})
-ALIKE = 0.65  # similarity of two options' names above which a misspelt one is understood as the other
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 C = TypeVar("C", bound=Config)
@@ -65,7 +65,8 @@ GROUPS = {"data": "Look at images with captions, or encode them, before training
 def new_app(names: Iterable[str] = COMMANDS, with_help: bool = True) -> App:
     """The `fewstep` program: one subcommand per config.
 
-    names: the commands it has. with_help: whether the options have their help, which takes a while to put together.
+    names: the commands it has, in the order of its help. with_help: whether the options have their help, which takes a
+    while to put together.
     """
     app = App(
         name="fewstep",
@@ -76,13 +77,13 @@ def new_app(names: Iterable[str] = COMMANDS, with_help: bool = True) -> App:
         suppress_keyboard_interrupt=False,  # `guarded` prints its own message
     )
     groups: dict[str, App] = {}
-    for name in names:
+    for place, name in enumerate(names):
         group, _, last = name.rpartition(" ")
         if group and group not in groups:
-            groups[group] = App(name=group, help=GROUPS[group])
+            groups[group] = App(name=group, help=GROUPS[group], sort_key=place)
             app.command(groups[group])
         function = command(config_of(name), runner(COMMANDS[name][1], name.replace(" ", "_")), with_help)
-        groups.get(group, app).command(function, name=last)
+        groups.get(group, app).command(function, name=last, sort_key=place)
     return app
 
 
