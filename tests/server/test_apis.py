@@ -162,6 +162,8 @@ def test_the_offer_says_what_may_be_named(http) -> None:
     assert found["loras"] == ["lcm", "high-contrast", "noto-mono"]
     assert found["plugged"] == [{"name": "lcm", "weight": 1.0}]
     assert found["accelerations"] == ["lcm"]
+    assert found["fits"] == {"emoji": found["loras"]}
+    assert {"auto", "lcm", "ddim"} < set(found["solvers"])
     assert found["limits"]["count"] == 6
 
 

@@ -138,15 +138,50 @@ def test_settings_without_a_start_picture_remove_the_one_that_is_there(page: Pag
 
 
 def test_what_the_page_lacks_of_a_dropped_picture_is_said(page: Page) -> None:
-    (picture,) = fewstep.sample("a fox", steps=9, dtype="fp32", device="cpu")
+    (picture,) = fewstep.sample("a fox", steps=1, dtype="fp32", device="cpu")
     papercut = {**picture.recipe["lora"][0], "file": "papercut"}
-    recipe = {**picture.recipe, "model": "my-model", "lora": [papercut]}
+    recipe = {**picture.recipe, "model": "my-model", "lora": [papercut], "steps": 101}
     drop(page, encoded(picture.image, "png", recipe))
     expect(page.get_by_role("alert")).to_have_text(
-        "This page cannot draw that picture again. It lacks the model my-model, the LoRA papercut, 9 steps."
+        "This page cannot draw that picture again. It lacks the model my-model, the LoRA papercut, 101 steps."
     )
     page.get_by_label("Prompt").fill("a boat")
     expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_picture_of_many_steps_and_another_solver_is_drawn_again(page: Page) -> None:
+    (picture,) = fewstep.sample("a fox", steps=12, solver="ddim", loras=(), dtype="fp32", device="cpu")
+    first = source(page)
+    drop(page, encoded(picture.image, "png", dict(picture.recipe)))
+    shown = image_of(changed(page, first).partition(",")[2])
+    assert shown.tobytes() == picture.image.tobytes()
+    assert page.get_by_label("Solver").input_value() == "ddim"
+
+
+def test_steps_are_few_with_an_acceleration_and_many_without(page: Page) -> None:
+    steps = page.get_by_label("Steps")
+    assert steps.get_attribute("max") == "8"
+    page.get_by_role("slider", name="lcm").fill("0")
+    expect(steps).to_have_attribute("max", "50")
+    steps.fill("10")
+    page.get_by_role("slider", name="lcm").fill("1")
+    expect(steps).to_have_attribute("max", "10")
+
+
+def test_a_model_is_offered_the_loras_that_fit_it(browser: Browser, tiny_model_folder: Path) -> None:
+    with serving(models=(str(tiny_model_folder),)) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.locator(PICTURE).wait_for(timeout=PATIENCE_MS)
+        first = source(page)
+        page.get_by_label("Model").select_option(tiny_model_folder.name)
+        expect(page.get_by_role("slider", name="lcm")).to_have_count(0)
+        expect(page.get_by_text("This server offers none for this model.")).to_be_visible()
+        changed(page, first)
+        expect(page.get_by_role("alert")).to_have_count(0)
+        page.get_by_label("Model").select_option("emoji")
+        expect(page.get_by_role("slider", name="lcm")).to_have_value("1")
+        page.close()
 
 
 def test_the_model_of_an_earlier_server_is_not_asked_for(page: Page) -> None:

@@ -2,6 +2,6 @@
 
 from fewstep.hub.licences import licence_of, title_of
 from fewstep.hub.names import ALIASES, hub_name, not_found
-from fewstep.hub.resolve import resolved
+from fewstep.hub.resolve import on_this_machine, resolved
 
-__all__ = ["ALIASES", "hub_name", "licence_of", "not_found", "resolved", "title_of"]
+__all__ = ["ALIASES", "hub_name", "licence_of", "not_found", "on_this_machine", "resolved", "title_of"]

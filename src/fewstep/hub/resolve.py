@@ -63,6 +63,12 @@ def resolved(name: str, half: bool = False) -> Path:
     return path if place is None else fetched(place, half, hub())
 
 
+def on_this_machine(name: str) -> bool:
+    """Whether `resolved` would find it without a download."""
+    place = None if Path(name).expanduser().exists() else hub_name(name)
+    return place is None or in_cache(place, True, hub()) is not None
+
+
 @cache
 def fetched(place: HubName, half: bool, hub: Hub) -> Path:
     """The path in the hub's cache of the complete model folder, or of the file.

@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from fewstep.configs import Draw, describe
+from fewstep.configs import Draw, Solver, describe
 from fewstep.errors import FewstepError, UsageError
 from fewstep.images import SUFFIXES
 from fewstep.server.asking import Desk, PictureRequest, Ready, base64_of, compressed, draw_of, picture_of
@@ -105,6 +105,8 @@ def routes(desk: Desk) -> APIRouter:
             "loras": list(desk.offer.loras),
             "plugged": desk.offer.plugged(config),
             "accelerations": desk.offer.accelerations(),
+            "fits": desk.offer.fitting(),
+            "solvers": list(get_args(Solver)),
             "limits": limits,
             "formats": list(SUFFIXES),
         }

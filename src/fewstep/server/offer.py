@@ -6,10 +6,15 @@ from pathlib import Path
 
 from fewstep.assets import ACCELERATION, MODEL, STYLES
 from fewstep.configs import ServeConfig
-from fewstep.errors import UsageError, option
-from fewstep.lora.files import open_lora
+from fewstep.errors import FewstepError, UsageError, option
+from fewstep.families import ModuleShape, family_of
+from fewstep.hub import on_this_machine
+from fewstep.lora.files import LoraFile, open_lora
+from fewstep.lora.fitting import other_family
+from fewstep.lora.low_rank import misfits
 from fewstep.lora.recipe import ACCELERATIONS
 from fewstep.models.references import parse_reference, parse_weights
+from fewstep.models.weights import weights_of
 from fewstep.session import PictureRecipe
 from fewstep.session.loras import default_loras
 
@@ -56,6 +61,15 @@ class Offer:
         recipes = {name: open_lora(parse_reference(text).file).recipe for name, text in self.loras.items()}
         return [name for name, recipe in recipes.items() if recipe is not None and recipe.method in ACCELERATIONS]
 
+    def fitting(self) -> dict[str, list[str]]:
+        """Model -> the LoRAs that fit it; all of them where the model's files are not here or cannot be looked into."""
+        files = {name: open_lora(parse_reference(text).file) for name, text in self.loras.items()}
+        found = {name: shapes_in(model) for name, model in self.models.items()}
+        return {
+            model: [name for name, file in files.items() if shapes is None or fits(file, shapes)]
+            for model, shapes in found.items()
+        }
+
     def public(self, recipe: PictureRecipe) -> PictureRecipe:
         """The recipe with public names in place of files and folders of this machine."""
         models, loras = ({typed: name for name, typed in table.items()} for table in (self.models, self.loras))
@@ -65,6 +79,19 @@ class Offer:
         model = models.get(recipe["model"], public_name(recipe["model"]))
         control = recipe["controlnet"]
         return {**recipe, "model": model, "lora": plugged, "controlnet": control and public_name(control)}
+
+
+def shapes_in(model: str) -> Mapping[str, ModuleShape] | None:
+    """The shapes of a model's modules; None if they are not known without a download."""
+    try:
+        return weights_of(model)[1] if model == MODEL or on_this_machine(model) else None
+    except FewstepError:
+        return None
+
+
+def fits(file: LoraFile, shapes: Mapping[str, ModuleShape]) -> bool:
+    """Whether a model with modules of these shapes takes the LoRA."""
+    return not misfits(file.factors(shapes), shapes) and other_family(file.recipe, family_of(shapes)) is None
 
 
 def found(name: str, table: Mapping[str, str], field: str) -> str:

@@ -10,16 +10,18 @@ const SETTINGS = 'fewstep-settings';
 const THEME = 'fewstep-theme';
 const RETRY_MS = 2000;
 const START = {
-  prompt: 'a red fox', steps: 4, guidance: '', negative: '', seed: 0, width: '', height: '', strength: 0.6, compare: false,
+  prompt: 'a red fox', steps: 4, solver: 'auto', guidance: '', negative: '', seed: 0, width: '', height: '', strength: 0.6, compare: false,
 };
 const BASELINE = { solver: 'ddim', steps: 32 };
-const MOST_STEPS = 8;
+const FEW_STEPS = 8;
+const MANY_STEPS = 50;
 
 // --- what is asked for ---------------------------------------------------------------------------------------
 
 function requestFor(settings, loras, image) {
   const request = { prompts: [settings.prompt.trim()], steps: settings.steps, seed: settings.seed, loras: loras.map(nameAndWeight) };
   if (settings.model) request.model = settings.model;
+  if (settings.solver !== 'auto') request.solver = settings.solver;
   if (settings.guidance !== '') request.guidance_scale = Number(settings.guidance);
   if (settings.negative.trim()) {
     request.negative_prompt = settings.negative.trim();
@@ -33,6 +35,17 @@ function requestFor(settings, loras, image) {
 // The model of that name; the server's first if it has none, such as one of an earlier server.
 function offered(model, { models }) {
   return models.includes(model) ? model : models[0];
+}
+
+// The server's LoRAs that the model takes.
+function fitting(model, { loras, fits }) {
+  return fits[model] ?? loras;
+}
+
+// The end of the slider: few steps with an acceleration LoRA, many without, and never below what is set.
+function mostSteps(steps, plugged, { accelerations, limits }) {
+  const usual = plugged.some(({ name }) => accelerations.includes(name)) ? FEW_STEPS : MANY_STEPS;
+  return Math.min(Math.max(usual, steps), limits.steps);
 }
 
 function nameAndWeight({ name, weight }) {
@@ -103,7 +116,7 @@ function Slider({ label, value, shown, ...options }) {
   /></label>`;
 }
 
-function Controls({ settings, change, offer, loras, setLoras, image, setImage }) {
+function Controls({ settings, change, offer, loras, plugged, setLoras, image, setImage }) {
   const [sketching, setSketching] = useState(false);
   const weigh = (name, weight) => setLoras(loras.map((one) => (one.name === name ? { name, weight } : one)));
   const take = async (file) => file && setImage(await dataUrl(file));
@@ -112,13 +125,25 @@ function Controls({ settings, change, offer, loras, setLoras, image, setImage })
     html`<label
       >Model
       <select value=${settings.model} onChange=${(e) => change({ model: e.target.value })}>
-        ${offer.models.map((one) => html`<option>${one}</option>`)}
+        ${offer.models.map((one) => html`<option value=${one}>${one}</option>`)}
       </select></label
     >`}
-    <${Slider} label="Steps" min="1" max=${MOST_STEPS} value=${settings.steps} onInput=${(e) => change({ steps: +e.target.value })} />
+    <${Slider}
+      label="Steps"
+      min="1"
+      max=${mostSteps(settings.steps, plugged, offer)}
+      value=${settings.steps}
+      onInput=${(e) => change({ steps: +e.target.value })}
+    />
+    <label
+      >Solver
+      <select value=${settings.solver} onChange=${(e) => change({ solver: e.target.value })}>
+        ${offer.solvers.map((one) => html`<option value=${one}>${one}</option>`)}
+      </select></label
+    >
     <fieldset>
       <legend>LoRAs</legend>
-      ${offer.loras.map((name) => {
+      ${fitting(settings.model, offer).map((name) => {
         const own = loras.find((one) => one.name === name);
         return html`<${Slider}
           label=${name}
@@ -130,7 +155,7 @@ function Controls({ settings, change, offer, loras, setLoras, image, setImage })
           onInput=${(e) => weigh(name, +e.target.value)}
         />`;
       })}
-      ${offer.loras.length === 0 && html`<span class="hint">This server offers none.</span>`}
+      ${fitting(settings.model, offer).length === 0 && html`<span class="hint">This server offers none for this model.</span>`}
     </fieldset>
     <div class="row">
       <label class="grow"
@@ -347,7 +372,7 @@ function App() {
   }, []);
 
   const ready = offer !== null && settings.prompt.trim() !== '' && !(problem instanceof Gone);
-  const plugged = loras.filter((one) => one.weight > 0);
+  const plugged = loras.filter((one) => one.weight > 0 && fitting(settings.model, offer).includes(one.name));
   const request = requestFor(settings, plugged, image);
   const baseline = baselineOf(request, offer?.accelerations ?? []);
   const shown = usePicture(request, ready, setProblem);
@@ -369,12 +394,12 @@ function App() {
   const use = (recipe) => {
     const wish = requestOf(recipe);
     change({
-      prompt: wish.prompts[0], model: offered(recipe.model, offer), steps: Math.min(wish.steps ?? 4, MOST_STEPS), seed: wish.seed ?? 0, guidance: wish.guidance_scale ?? '',
+      prompt: wish.prompts[0], model: offered(recipe.model, offer), steps: Math.min(wish.steps ?? 4, offer.limits.steps), seed: wish.seed ?? 0, guidance: wish.guidance_scale ?? '',
       negative: wish.negative_prompt ?? '', width: wish.width ?? '', height: wish.height ?? '',
-      strength: wish.strength ?? settings.strength,
+      strength: wish.strength ?? settings.strength, solver: offer.solvers.includes(wish.solver) ? wish.solver : 'auto',
     });
     if (!recipe.image) setImage(null);
-    const missing = lacking(recipe, offer, MOST_STEPS, image);
+    const missing = lacking(recipe, offer, image);
     setNotice(missing.length ? { message: `This page cannot draw that picture again. It lacks ${missing.join(', ')}.` } : null);
     const weights = Object.fromEntries((wish.loras ?? []).map((one) => [one.slice(0, one.lastIndexOf(':')), +one.slice(one.lastIndexOf(':') + 1)]));
     setLoras(loras.map(({ name }) => ({ name, weight: weights[name] ?? 0 })));
@@ -410,7 +435,7 @@ function App() {
       </nav>
     </header>
     <main>
-      <${Controls} ...${{ settings, change, offer, loras, setLoras, image, setImage }} />
+      <${Controls} ...${{ settings, change, offer, loras, plugged, setLoras, image, setImage }} />
       <section>
         <${Problem} problem=${problem ?? notice} />
         <div class="prompt">
@@ -431,7 +456,7 @@ function App() {
           <button type="button" class="main" onClick=${keepShown}>${waiting === text && !problem ? 'Keeping …' : 'Keep'}</button>
         </div>
         <div class=${settings.compare ? 'stage two' : 'stage'}>
-          <${Shown} title=${`${settings.steps} steps`} shown=${shown} aspect=${aspect} />
+          <${Shown} title=${`${settings.steps} step${settings.steps === 1 ? '' : 's'}`} shown=${shown} aspect=${aspect} />
           ${settings.compare && html`<${Shown} title=${`DDIM, 32 steps${speed}`} shown=${other} aspect=${aspect} />`}
         </div>
         <${Gallery} pictures=${pictures} onOpen=${setOpened} />

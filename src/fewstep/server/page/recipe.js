@@ -45,11 +45,11 @@ export function requestOf(recipe) {
 }
 
 // What the page does not have of a recipe.
-export function lacking(recipe, offer, steps, image) {
+export function lacking(recipe, offer, image) {
   return [
     ...(offer.models.includes(recipe.model) ? [] : [`the model ${recipe.model}`]),
     ...recipe.lora.map((one) => one.file).filter((name) => !offer.loras.includes(name)).map((name) => `the LoRA ${name}`),
-    ...(recipe.steps > steps ? [`${recipe.steps} steps`] : []),
+    ...(recipe.steps > offer.limits.steps ? [`${recipe.steps} steps`] : []),
     ...(recipe.image && !image ? ['the picture that it was drawn from'] : []),
   ];
 }
