@@ -73,6 +73,9 @@ def test_frames_come_on_stdin_as_help_says(fewstep, model, monkeypatch, tmp_path
     done = fewstep("stream", "a", "--model", model, "--frames", "-", "--out", tmp_path / "out", *CPU)
     assert done.code == 0, done.err
     assert done.out.startswith("2 frames in ")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO()))
+    done = fewstep("stream", "a", "--model", model, "--frames", "-", "--out", tmp_path / "none", *CPU)
+    assert done.error == "there is no frame on stdin"
 
 
 def test_out_that_is_a_file_is_refused_before_anything_is_drawn(fewstep, model, tmp_path) -> None:
@@ -83,8 +86,13 @@ def test_out_that_is_a_file_is_refused_before_anything_is_drawn(fewstep, model, 
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"GIF89a and more", "no PNG or JPEG"), (picture("red")[:-5], "is cut"), (b"\x89P", "is cut")],
-    ids=["gif", "cut", "begun"],
+    [
+        (b"GIF89a and more", "no PNG or JPEG"),
+        (b"hello", "no PNG or JPEG"),
+        (picture("red")[:-5], "is cut"),
+        (b"\x89P", "is cut"),
+    ],
+    ids=["gif", "short", "cut", "begun"],
 )
 def test_other_things_on_stdin_are_refused(data, words) -> None:
     with pytest.raises(FewstepError, match=words):

@@ -54,7 +54,8 @@ def stream(config: StreamConfig) -> Result:
             ways.append(Way(entered[len(ways)], time.perf_counter()))
             save_image(config.out / f"frame-{len(ways):05}", picture.image, config.format, picture.recipe)
     if not ways:
-        raise FewstepError(f"there is no frame in {config.frames}", "name a folder of pictures, a video, or -")
+        place = "on stdin" if config.frames == STDIN else f"in {config.frames}"
+        raise FewstepError(f"there is no frame {place}", "name a folder of pictures, a video, or -")
     found = rates(ways)
     text = (
         f"{number_of(len(ways), 'frame')} in {config.out}: {found['frames_per_s']:.1f} frames/s,"
@@ -100,8 +101,15 @@ def pictures_in(pipe: BinaryIO) -> Frames:
             data = data[length:]
         if len(data) > LARGEST:
             raise FewstepError("a picture on stdin has no end", "send PNG or JPEG pictures one after another")
+    if data and not any(start.startswith(data[: len(start)]) for start in ENDS):
+        raise no_pictures()
     if data:
         raise FewstepError("the last picture on stdin is cut", "send PNG or JPEG pictures one after another")
+
+
+def no_pictures() -> FewstepError:
+    """What is said of other things on stdin."""
+    return FewstepError("stdin holds no PNG or JPEG picture", "send them one after another: ffmpeg -f image2pipe -")
 
 
 def first_length(data: bytes) -> int | None:
@@ -110,7 +118,7 @@ def first_length(data: bytes) -> int | None:
         return None
     end = next((end for start, end in ENDS.items() if data.startswith(start)), None)
     if end is None:
-        raise FewstepError("stdin holds no PNG or JPEG picture", "send them one after another: ffmpeg -f image2pipe -")
+        raise no_pictures()
     at = data.find(end)
     return None if at < 0 else at + len(end)
 
