@@ -94,6 +94,7 @@ def test_the_body_has_the_fields_of_draw() -> None:
         ({"width": 8000, "height": 8000}, "width", "pixels"),
         ({"prompts": "x" * 5000}, "prompts", "letters"),
         ({"prompts": []}, "prompts", "no prompt"),
+        ({"prompts": None}, "prompts", "Input should be"),
         ({"solver": "magic"}, "solver", "Input should be"),
         ({"loras": ["/etc/passwd"]}, "loras", "no LoRA '/etc/passwd'"),
         ({"loras": ["https://example.com/a.safetensors:1"]}, "loras", "on this server"),
@@ -103,8 +104,8 @@ def test_the_body_has_the_fields_of_draw() -> None:
         ({"outpaint": "9999", "image": base64.b64encode(png()).decode()}, "outpaint", "pixels"),
         ({"outpaint": "x", "image": base64.b64encode(png()).decode()}, "outpaint", "is not pixels"),
         ({"height": 8192, "width": None}, "width", "pixels"),
-        ({"controlnet": "x"}, "controlnet", "Extra inputs"),
-        ({"out": "/tmp"}, "out", "Extra inputs"),
+        ({"controlnet": "x"}, "controlnet", "there is no field controlnet"),
+        ({"out": "/tmp"}, "out", "there is no field out"),
         ({"strength": 0.5}, "strength", "needs image"),
         ({"eta": 0.5, "solver": "lcm"}, "eta", ""),
     ],
@@ -129,6 +130,7 @@ def test_a_body_that_is_no_json_object_is_named_with_the_header_that_it_needs(ht
         assert "content-type: application/json" in found["hint"]
     forgotten = error(http.post("/v1/sample", content=b'{"prompts": "a"}', headers={"content-type": "text/plain"}))
     assert forgotten["message"].startswith("the body is not a JSON object")
+    assert error(http.post("/v1/sample", json={}))["message"].startswith("prompts is required")
 
 
 def test_limits_are_said_without_gaps(http) -> None:

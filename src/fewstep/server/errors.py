@@ -15,6 +15,7 @@ from fewstep.server.work import Busy
 
 INVALID, LIMIT = "invalid_request_error", "rate_limit_error"
 BODIES = {"json_invalid": "the body is not JSON", "missing": "the request has no body"}  # pydantic's type of error: why
+FIELDS = {"extra_forbidden": "there is no field {}", "missing": "{} is required"}  # likewise, of a field
 NO_OBJECT = "the body is not a JSON object"
 JSON_HINT = "send a JSON object, with the header content-type: application/json"
 
@@ -54,7 +55,7 @@ def install(app: FastAPI, spellings: Mapping[str, Mapping[str, str]]) -> None:
         fields = [str(part) for part in first["loc"] if part != "body" and not isinstance(part, int)]
         if not fields:
             return JSONResponse(error_document(BODIES.get(first["type"], NO_OBJECT), JSON_HINT, None, INVALID), 400)
-        message = f"{fields[0]}: {first['msg']}"
+        message = FIELDS.get(first["type"], "{}: {}").format(fields[0], first["msg"])
         return JSONResponse(error_document(message, "see /docs for what it takes", fields[0], INVALID), 400)
 
     @app.exception_handler(HTTPException)
