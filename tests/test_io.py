@@ -96,7 +96,7 @@ def test_other_errors_pass_unchanged(tmp_path):
 
 def test_a_parent_that_is_a_file_is_said(tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(FewstepError, match=r"^cannot write .*out/x\.txt: .*\n\nhint: choose an out folder"):
+    with pytest.raises(FewstepError, match=r"^cannot write .*x\.txt: .*out is a file\n\nhint: choose an out folder"):
         write_bytes(tmp_path / "out" / "x.txt", b"")
     assert names(tmp_path) == ["out"]
 

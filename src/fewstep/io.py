@@ -160,7 +160,9 @@ def _explained(error: OSError, path: Path) -> FewstepError:
     elsewhere = place_setting(path)
     if error.errno in _FULL:
         return FewstepError(f"no space left to write {path}", f"free some space, or {elsewhere} on another disk")
-    return FewstepError(f"cannot write {path}: {error.strerror or error}", f"{elsewhere} that you can write to")
+    in_the_way = next((parent for parent in path.parents if is_file(parent)), None)
+    reason = f"{in_the_way} is a file" if in_the_way else error.strerror or error
+    return FewstepError(f"cannot write {path}: {reason}", f"{elsewhere} that you can write to")
 
 
 def place_setting(path: Path) -> str:

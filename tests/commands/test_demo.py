@@ -18,6 +18,18 @@ def test_a_folder_that_is_no_demos_is_left_alone(tmp_path, fewstep):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_an_empty_folder_will_do_and_a_file_is_called_one(tmp_path, fewstep, monkeypatch):
+    def opened(*_, **__):
+        raise FewstepError("the model is opened", "it goes on")
+
+    monkeypatch.setattr(demo, "Session", opened)
+    (tmp_path / "empty").mkdir()
+    assert fewstep("demo", out=tmp_path / "empty").error == "the model is opened"
+    (tmp_path / "file").write_text("keep")
+    for command in (("demo",), ("compare", "--rows", "lcm:4"), ("tune", "--style", "noto-mono")):
+        assert fewstep(*command, out=tmp_path / "file").error == f"--out {tmp_path / 'file'} is a file"
+
+
 def test_without_the_network_nothing_is_counted(monkeypatch, capsys):
     def missing():
         raise FewstepError("the package is not installed", "pip install it")

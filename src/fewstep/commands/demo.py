@@ -17,7 +17,7 @@ from fewstep.engines import for_changing_loras
 from fewstep.errors import FewstepError, UsageError, number_of, option
 from fewstep.evaluate.report import figure, heading, page, paragraph, preformatted, table, text_table
 from fewstep.events import note
-from fewstep.io import atomic_folder
+from fewstep.io import atomic_folder, refuse_file
 from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.networks import load_efficientnet
 from fewstep.metrics.reference import agreement_with, load_reference
@@ -86,7 +86,8 @@ class Part(NamedTuple):
 def demo(config: DemoConfig) -> Result:
     """Run the demo, with its results in config.out. The text is the table, the files and commands to try next."""
     begun = time.perf_counter()
-    if config.out.exists() and not (config.out / "report.html").is_file():
+    refuse_file(config.out)
+    if config.out.exists() and any(config.out.iterdir()) and not (config.out / "report.html").is_file():
         raise UsageError(
             f"{option('out')} {config.out} holds something else than a demo", f"choose another {option('out')}"
         )

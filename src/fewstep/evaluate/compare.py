@@ -19,7 +19,7 @@ from fewstep.evaluate.rows import RowSpec, draw_of, parse_row
 from fewstep.evaluate.setup import RowResult, draw_paired, draw_rows, forecast, setup_of, side_of_teacher
 from fewstep.evaluate.table import Row, cells, entry, shared, short
 from fewstep.events import counted, note
-from fewstep.io import atomic_folder, write_json
+from fewstep.io import atomic_folder, refuse_file, write_json
 from fewstep.sheets import SheetRow, grid
 
 SHEET_PROMPTS = 8  # prompts on the sheet
@@ -50,7 +50,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 def check_out(out: Path) -> None:
     """Raise UsageError for a file, and for a folder that holds something other than an earlier comparison."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "table.json").is_file()):
+    refuse_file(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / "table.json").is_file():
         raise UsageError(
             f"{option('out')} {out} holds something else than a comparison", f"choose another {option('out')}"
         )

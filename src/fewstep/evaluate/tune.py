@@ -35,7 +35,7 @@ from fewstep.evaluate.protocol import prompts_sha256, surroundings
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures, draw
 from fewstep.events import note
-from fewstep.io import atomic_folder, read_json, write_json
+from fewstep.io import atomic_folder, read_json, refuse_file, write_json
 from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.estimate import estimate, share
 from fewstep.metrics.features import features_of, read_real
@@ -103,7 +103,8 @@ def tune(config: TuneConfig) -> dict[str, Any]:
 
 def check_out(out: Path) -> None:
     """Raise UsageError for a file, and for a folder that holds something other than an earlier tuning."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    refuse_file(out)
+    if not out.exists() or not any(out.iterdir()):
         return
     table = out / "table.json"
     if not table.is_file() or "candidates" not in read_json(table, "table"):
