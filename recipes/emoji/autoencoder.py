@@ -17,11 +17,11 @@ from accelerate import PartialState
 from diffusers import AutoencoderKL
 from pydantic import Field
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fewstep.assets import shipped_kit
 from fewstep.cli import main_of
 from fewstep.configs import TrainingConfig
+from fewstep.events import counted
 from fewstep.images import to_image
 from fewstep.io import atomic_path, cache_dir, read_json, write_json
 from fewstep.metrics.agreement import Pictures
@@ -177,7 +177,8 @@ def add_features(drawings: Drawings, out: Path, device: torch.device) -> None:
     """
     vae = AutoencoderKL.from_pretrained(out / "vae", local_files_only=True).to(device).eval()
     inception, efficientnet, parts = load_inception(device), load_efficientnet(device), []
-    for pixels in tqdm(torch.split(drawings.pixels, 16), unit="x16 drawings", desc="features", file=sys.stderr):
+    batches = torch.split(drawings.pixels, 16)
+    for pixels in counted(batches, "taking features", "drawing", len(drawings.pixels), len):
         signed = to_signed(pixels).to(device)
         decoded = vae.decode(vae.encode(signed).latent_dist.mean).sample.clamp(-1, 1)
         parts.append([network(images) for network in (inception, efficientnet) for images in (signed, decoded)])

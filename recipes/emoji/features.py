@@ -1,6 +1,5 @@
 """EfficientNet-Lite0's features of every drawing, computed once, for measuring agreement and for the kit."""
 
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from fewstep.errors import FewstepError
+from fewstep.events import counted
 from fewstep.io import atomic_path, sha256_bytes
 from fewstep.metrics.agreement import Pictures
 from fewstep.metrics.networks import EfficientNet, load_efficientnet
@@ -42,8 +41,9 @@ def take_features(images: Path, rows: Sequence[dict[str, Any]], file: Path) -> N
     """Write the features of these drawings to `file`, in half precision."""
     device = pick_device("auto")
     network, features = load_efficientnet(device), []
-    for start in tqdm(range(0, len(rows), BATCH), unit=f"x{BATCH} images", desc="features", file=sys.stderr):
-        drawings = [read_pixels(images / row["file_name"]) for row in rows[start : start + BATCH]]
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    for batch in counted(batches, "taking features", "image", len(rows), len):
+        drawings = [read_pixels(images / row["file_name"]) for row in batch]
         features.append(network(to_signed(torch.stack(drawings)).to(device)).half().cpu())
     with atomic_path(file) as temporary:
         save_file({"features": torch.cat(features)}, temporary, {"format": FORMAT, "features": EfficientNet.label})

@@ -16,11 +16,11 @@ from typing import Annotated, Any
 
 from PIL import Image
 from pydantic import Field
-from tqdm import tqdm
 
 from fewstep.cli import main_of
 from fewstep.configs import Config
 from fewstep.errors import UsageError
+from fewstep.events import counted
 from fewstep.io import atomic_folder, cache_dir, write_json
 from fewstep.metrics.agreement import Pictures, ceiling
 from fewstep.metrics.frechet import Statistics, frechet_distance, statistics
@@ -94,7 +94,7 @@ def frechet_errors(drawings: Pictures, reference: Reference) -> dict[str, dict[s
     whole = {style: of_style(drawings, style, reference.features) for style in reference.statistics}
     names, errors = list(whole), {}
     pairs = list(zip(names, [*names[1:], names[0]], strict=True))
-    for style, other in tqdm(pairs, unit="style", desc="Fréchet distances", file=sys.stderr):
+    for style, other in counted(pairs, "Fréchet distances", "style", len(pairs)):
         kit = reference.statistics[style].expanded()
         full, by_kit = distance(whole[other], whole[style]), distance(whole[other], kit)
         errors[style] = {

@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +11,9 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from fewstep.errors import FewstepError
+from fewstep.events import counted
 from fewstep.io import atomic_path, sha256_bytes, sha256_file
 from fewstep.models.model import encoder_sha256
 from recipes.emoji.built import read_metadata, read_pixels, to_signed
@@ -74,8 +73,8 @@ def pack(images: Path, vae_folder: Path, file: Path, device: torch.device) -> No
     vae = load_autoencoder(vae_folder).to(device)
     rows, latents, changed, count = [], [], [], 0
     read = read_metadata(images, ["base"])
-    for start in tqdm(range(0, len(read), BATCH), unit=f"x{BATCH} images", desc="encoding", file=sys.stderr):
-        batch = read[start : start + BATCH]
+    batches = [read[start : start + BATCH] for start in range(0, len(read), BATCH)]
+    for batch in counted(batches, "encoding", "image", len(read), len):
         drawings = [read_pixels(images / row["file_name"]) for row in batch]
         others: list[Tensor] = []
         for row, drawing in zip(batch, drawings, strict=True):

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from tqdm import tqdm
 
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Draw, Precision, Solver, build
 from fewstep.errors import FewstepError
+from fewstep.events import counted
 from fewstep.io import append_line, cache_dir
 from fewstep.metrics.agreement import Agreement, Pictures, agreement, ceiling, whitened
 from fewstep.metrics.networks import load_efficientnet
@@ -85,7 +85,7 @@ def picture_features(config: MeasureConfig, prompts: list[str]) -> tuple[torch.T
         batch_size=config.batch_size,
     )
     plan, device = session.plan(draw), pick_device(config.device)
-    pictures = tqdm(session.pictures(draw, plan), total=len(prompts), unit="picture", file=sys.stderr)
+    pictures = counted(session.pictures(draw, plan), "drawing", "picture", len(prompts))
     features = torch.cat([network(picture.pixels[None].to(device)).cpu() for picture in pictures])
     return features, {"solver": plan.solver_name, "steps": plan.steps, "guidance_scale": plan.guidance_scale}
 

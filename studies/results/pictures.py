@@ -12,7 +12,7 @@ from fewstep.sheets import SheetRow, grid, small_jpeg
 from studies.results.config import ResultsConfig
 
 ACROSS, TYPED, CELL = 8, 24, 112  # pictures in a row, prompts of the sheet of typed ones, pixels of a picture
-LARGEST = {"survey": 90_000, "typed": 220_000, "plugin": 120_000, "readme": 90_000}  # bytes of the files
+LARGEST = {"typed": 220_000, "plugin": 120_000, "readme": 90_000}  # bytes of the files
 STARTS = ("ddim:32", "lcm:4+", "lcm,")  # what the rows of the typed sheet begin with, and how they are called
 CALLED = {"ddim:32": ("DDIM, 32 steps", "64 NFE"), "lcm:4+": ("with lcm, 4 steps", "4 NFE"),
           "lcm,": ("without, 4 steps", "4 NFE")}  # fmt: skip
@@ -20,9 +20,7 @@ CALLED = {"ddim:32": ("DDIM, 32 steps", "64 NFE"), "lcm:4+": ("with lcm, 4 steps
 
 def pictures_of(config: ResultsConfig, piece: str, jobs: dict[str, CompareConfig]) -> None:
     """Write the pictures of a piece, if it has any, from what its rows drew."""
-    if piece == "survey":
-        sheets = [rows_sheet(job, ACROSS) for job in jobs.values()]
-    elif piece == "typed":
+    if piece == "typed":
         (job,) = jobs.values()
         save(config, "readme", typed_sheet(job, ACROSS))
         sheets = [typed_sheet(job, TYPED)]

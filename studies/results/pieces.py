@@ -19,6 +19,7 @@ from studies.results.config import FINETUNED, PIECES, STYLE_STEPS, STYLE_WEIGHT,
 
 SURVEY, NAMES, TYPED, BEST, PLUGIN = 2112, 528, 208, 128, 256  # pictures of a row of each piece
 TEACHER = 528  # of the teacher's own pictures, in the first two
+PAIRED = 256  # of its pictures from the rows' noise, in the same two, whose tables show LPIPS
 SCALES = (1.5, 2.0, 3.0, 5.0)  # guidance at which solvers are tried for their best, beside the teacher's
 LORA_SCALES = (1.0, 1.5)  # and the LoRA, which has guidance in it
 ROUNDS = 5  # of timing, in the last pass, when nothing else is drawn
@@ -60,13 +61,13 @@ def jobs_of(config: ResultsConfig, piece: str) -> dict[str, CompareConfig]:
 def survey_jobs(config: ResultsConfig) -> dict[str, CompareConfig]:
     """The four rows that surveys print, of as many pictures as a Fréchet distance needs."""
     rows = rows_of(ACCELERATION, recipe_of_lcm(), guidance_of(config))[:4]
-    return {"survey": job(config, rows, SURVEY, named_drawings(), "names", teacher=TEACHER, timing_rounds=ROUNDS)}
+    return {"survey": job(config, rows, SURVEY, named_drawings(), "names", TEACHER, ROUNDS, PAIRED)}
 
 
 def names_jobs(config: ResultsConfig) -> dict[str, CompareConfig]:
     """All rows, on the names of things."""
     rows = rows_of(ACCELERATION, recipe_of_lcm(), guidance_of(config))
-    return {"names": job(config, rows, NAMES, named_drawings(), "names", teacher=TEACHER, timing_rounds=ROUNDS)}
+    return {"names": job(config, rows, NAMES, named_drawings(), "names", TEACHER, ROUNDS, PAIRED)}
 
 
 def typed_jobs(config: ResultsConfig) -> dict[str, CompareConfig]:
@@ -115,14 +116,15 @@ def job(
     prompts: str | None = None,
     teacher: int = 0,
     timing_rounds: int = 0,
+    lpips: int = 0,
     model: str = MODEL,
 ) -> CompareConfig:
     """What `fewstep compare` would be told."""
     share = config.images
     return build(CompareConfig, model=model, rows=tuple(rows), reference=reference, images=max(8, int(share * images)),
-                 prompt_file=prompts, teacher_images=int(share * teacher), timing_rounds=timing_rounds,
-                 teacher_guidance=guidance_of(config), batch_size=config.batch_size, dtype=config.dtype,
-                 device=config.device)  # fmt: skip
+                 prompt_file=prompts, teacher_images=int(share * teacher), lpips_images=lpips,
+                 timing_rounds=timing_rounds, teacher_guidance=guidance_of(config), batch_size=config.batch_size,
+                 dtype=config.dtype, device=config.device)  # fmt: skip
 
 
 def plain(job: CompareConfig) -> CompareConfig | None:

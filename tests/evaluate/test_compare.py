@@ -284,6 +284,13 @@ def test_a_damaged_file_is_drawn_again(config, drawings, tmp_path):
     assert after["rows"][0]["lpips_teacher"] == before["rows"][0]["lpips_teacher"]
 
 
+def test_lpips_is_left_out_with_its_pictures(config):
+    found = compare.compare(config(lpips_images=0))
+    assert [row["lpips_teacher"] for row in found["rows"]] == [None, None]
+    assert found["protocol"]["teacher"] is None
+    assert found["rows"][0]["diversity"] > 0
+
+
 def test_a_row_that_is_the_teacher_has_lpips_0(config):
     same, other = compare.compare(config(rows=("ddim:4", "ddim:2")))["rows"]
     assert same["lpips_teacher"] == 0

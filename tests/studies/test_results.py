@@ -212,6 +212,7 @@ def test_each_piece_draws_what_it_is_for(calls, tmp_path) -> None:
     assert (typed.images, typed.reference, typed.rows) == (208, None, names.rows)
     assert names.rows[:4] == survey.rows == ("ddim:32@4", "dpm-solver:16@4", "dpm-solver++:8@4", "lcm:4+lcm:1")
     assert (best.images, best.teacher_images) == (128, 0)
+    assert [job.lpips_images for job in calls] == [256, 256, 0, 0, 0, 0, 0]  # where the table shows LPIPS
     assert best.rows[:5] == tuple(f"ddim:32@{scale:g}" for scale in (1.5, 2, 3, 4, 5))
     assert model.model.endswith("fxemoji/model")
     assert [job.rows[0] for job in (model, contrast, mono)] == [

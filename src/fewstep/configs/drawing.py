@@ -95,6 +95,9 @@ class CompareConfig(Config):
     teacher_images: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Pictures that the model without LoRAs draws in 100 steps of DDIM from other noise, for KID-T, FID-T, MIND and
     sharpness; 0 leaves these out. A preset draws as many as --images."""
+    lpips_images: Annotated[int, Field(ge=0, le=1_000_000)] = 256
+    """Pictures that it draws likewise from the rows' own noise, for LPIPS to the teacher, at most --images; 0 leaves
+    that out. All its pictures are drawn in --dtype, int8 too."""
     teacher_guidance: Annotated[float, Field(ge=0, le=50)] | None = None
     """Guidance of those pictures, and of a preset's rows without the LoRA; by default what the model recommends."""
     seed_sets: Annotated[int, Field(ge=1, le=100)] = 1

@@ -65,7 +65,7 @@ def compared(config: CompareConfig, specs: Sequence[RowSpec]) -> Comparison:
         note(text)
     if setup.config.preset:
         note(forecast(setup, specs))
-    paired = draw_paired(setup) if setup.tools.lpips else None
+    paired = draw_paired(setup) if setup.paired else None
     side = side_of_teacher(setup)
     results = draw_rows(setup, specs)
     sets, prompts = setup.config.seed_sets, setup.prompts

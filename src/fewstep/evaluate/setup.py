@@ -28,7 +28,6 @@ from fewstep.models.model import parts_sha256
 from fewstep.session import Session
 
 TEACHER = RowSpec("ddim:100", "ddim", 100, None, ())
-TEACHER_IMAGES = 256  # at most, of the first seed set, from the rows' own noise
 
 
 class Setup(NamedTuple):
@@ -50,6 +49,11 @@ class Setup(NamedTuple):
     def texts(self) -> tuple[str, ...]:
         """Theirs."""
         return tuple(prompt.text for prompt in self.prompts)
+
+    @property
+    def paired(self) -> int:
+        """How many pictures of the teacher's the rows are beside, from the same noise, by LPIPS."""
+        return min(self.config.images, self.config.lpips_images) if self.tools.lpips else 0
 
     def texts_of_teacher(self) -> tuple[str, ...]:
         """One for each of the teacher's own pictures, the same prompts in the same order."""
@@ -99,7 +103,7 @@ def draw_teacher(setup: Setup, texts: Sequence[str], seed: int = 0, part: Portio
 
 def draw_paired(setup: Setup, part: Portion = WHOLE) -> RowPictures:
     """The teacher's pictures from the noise of the rows' first."""
-    return draw_teacher(setup, setup.texts[:TEACHER_IMAGES], part=part)
+    return draw_teacher(setup, setup.texts[: setup.paired], part=part)
 
 
 def side_of_teacher(setup: Setup) -> TeacherSide | None:
@@ -195,7 +199,7 @@ def draw_part(config: CompareConfig, specs: Sequence[RowSpec], part: Portion) ->
         own = draw_teacher(setup, texts, OTHER_NOISE, part)
         look_at(own, inception)
         look_at_quarters(setup, own, len(texts), part)
-    if setup.tools.lpips:
+    if setup.paired:
         draw_paired(setup, part)
     for spec in specs:
         setup.session.plug(loras_of(spec, config.model))
@@ -257,6 +261,5 @@ def seconds_of(network: FeatureNetwork, pixels: Tensor) -> float:
 def forecast(setup: Setup, specs: Sequence[RowSpec]) -> str:
     """In words how long the comparison will take."""
     config = setup.config
-    paired = min(config.images, TEACHER_IMAGES) if setup.tools.lpips else 0
-    seconds = pace_of(setup).seconds(specs, config, TEACHER, paired)
+    seconds = pace_of(setup).seconds(specs, config, TEACHER, setup.paired)
     return in_words(seconds, len(specs), config)
