@@ -223,7 +223,7 @@ def learnt(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         sentence(steps, {row["model"]: row["kid_teacher"] for row in rows if row["steps"] == steps})
         for steps in (1, 2, 4)
     ]
-    return [*found, *untrained(rows), *unlearnt(rows)]
+    return [*found, *untrained(rows), *undertrained(rows)]
 
 
 def sentence(steps: int, kids: Mapping[str, Mapping[str, float]]) -> str:
@@ -246,12 +246,12 @@ def untrained(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def unlearnt(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def undertrained(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each student that is further from the drawings, in all its rows, than the teacher in 2 steps."""
     poor = next(row["kid"]["low"] for row in rows if row["model"] == "teacher" and row["steps"] == 2)
     best = {name: min(row["kid"]["high"] for row in rows if row["model"] == name) for name in ("cd", "ct")}
     return [
-        f"{name_of(name)} has not learnt to draw in so short a training: in any number of steps it is no nearer to the"
+        f"{name_of(name)} has had too short a training to draw well: in any number of steps it is no nearer to the"
         " drawings than the teacher in 2."
         for name, high in best.items()
         if high >= poor
@@ -269,7 +269,8 @@ def training_in_words(name: str, training: Mapping[str, Any]) -> str:
     of = {
         "teacher": "the denoising loss",
         "cd": f"consistency distillation from the teacher, with k = {training['k']} and {training.get('psi')} as Psi",
-        "ct": f"consistency training from new weights, with up to {training.get('last_levels')} levels",
+        "ct": "consistency training from new weights, whose steps become shorter, down to"
+        f" 1/{training.get('last_levels')} of the way to the clean level",
     }[name]
     planned = f" (of {training['planned_steps']:,}, then it was stopped)" if "planned_steps" in training else ""
     of = f"{of}, {steps:,} step{'s' * (steps > 1)}{planned} of {batch} drawings at {size} px"

@@ -27,7 +27,7 @@ from recipes.emoji.built import read_metadata
 
 SIZE = 32  # pixels
 BATCH = 16
-STEPS = {"teacher": 8000, "cd": 3000, "ct": 2500}  # optimiser steps
+STEPS = {"teacher": 8000, "cd": 3000, "ct": 5000}  # optimiser steps
 NETWORK = {  # 2.6 M parameters; few channels at 32 x 32 pixels, where they cost most
     "sample_size": SIZE,
     "block_out_channels": (16, 64, 128),
@@ -44,7 +44,10 @@ SCHEDULE = {  # variance-preserving; v, because eps tells nothing of the picture
 TRAINING = {  # options of each training
     "teacher": ["--learning-rate", "1e-3", "--ema", "0.99"],
     "cd": ["--method", "cd", "--psi", "heun", "--k", "50", "--learning-rate", "5e-4", "--ema", "0.99"],
-    "ct": ["--method", "ct", "--target", "student", "--last-levels", "8", "--learning-rate", "1e-3", "--ema", "0.99"],
+    "ct": [
+        *("--method", "ct", "--target", "student", "--curriculum", "easy", "--last-levels", "8"),
+        *("--weighting", "inverse-noise", "--learning-rate", "1e-3", "--ema", "0.99"),
+    ],
 }
 
 

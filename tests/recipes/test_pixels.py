@@ -65,7 +65,7 @@ def test_every_command_line_is_understood(tmp_path: Path) -> None:
         else:
             assert find_spec(command[1])
     short = stages(PixelsConfig(share=0.01), tmp_path / "data.jsonl")
-    assert short["ct"][short["ct"].index("--steps") + 1] == "25"
+    assert short["ct"][short["ct"].index("--steps") + 1] == "50"
 
 
 def test_the_data_are_the_base_drawings_of_a_group(images: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from studies.pages import DOCS
-from studies.pixels import WAYS, page, rough, sentence, spread, table, unlearnt, untrained
+from studies.pixels import WAYS, page, rough, sentence, spread, table, undertrained, untrained
 
 
 def kid(value: float, half: float = 0.001) -> dict[str, float]:
@@ -32,12 +32,12 @@ def test_a_teacher_that_learnt_too_little_is_named() -> None:
     assert untrained(rows)[0].startswith("The teacher in 50 steps is further from the drawings than some")
 
 
-def test_a_student_that_has_not_learnt_to_draw_is_named() -> None:
+def test_a_student_that_was_trained_too_little_is_named() -> None:
     teacher = [{"model": "teacher", "steps": steps, "kid": kid(0.3)} for steps in (50, 2)]
     cd, ct = ({"model": name, "steps": 1, "kid": kid(0.2)} for name in ("cd", "ct"))
-    assert unlearnt([*teacher, cd, ct]) == []
-    (text,) = unlearnt([*teacher, cd, ct | {"kid": kid(0.31)}])
-    assert text.startswith("CT has not learnt to draw")
+    assert undertrained([*teacher, cd, ct]) == []
+    (text,) = undertrained([*teacher, cd, ct | {"kid": kid(0.31)}])
+    assert text.startswith("CT has had too short a training")
 
 
 def test_a_short_training_is_named() -> None:
