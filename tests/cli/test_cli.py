@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fewstep import __version__
-from fewstep.cli.app import COMMANDS, config_of, main_of, refuse_loose_weight
+from fewstep.cli.app import COMMANDS, config_of, main_of, refuse_loose_lora
 from fewstep.configs import DoctorConfig, SampleConfig, option_name
 from fewstep.io import atomic_path, sha256_file
 
@@ -97,6 +97,7 @@ def test_help_of_the_program_names_every_command(fewstep):
         ("sample x --lora lcm 0.8", r"--lora lcm 0\.8: the weight stands apart from the file$"),
         ("stream x --frames f --lora=lcm -1", r"--lora lcm -1: the weight stands apart from the file$"),
         ("export --lora lcm 1 --to onnx --out o", r"--lora lcm 1: the weight stands apart from the file$"),
+        ("sample x --lora lcm noto-mono:0.5", r"--lora lcm noto-mono:0\.5: only one LoRA follows --lora$"),
         ("sample x --model m --fooo 2", r"unknown option: --fooo$"),
         ("distill --model m --data d --out o --resolution 512", r"unknown option: --resolution$"),
         (
@@ -133,7 +134,7 @@ def test_usage_errors(fewstep, monkeypatch, tmp_path, typed, message):
     "typed", ["7", "7 --lora lcm", "x --lora lcm:0.5 7", "--lora lcm 7th x", "--seed 7 --lora=lcm x"]
 )
 def test_other_numbers_are_prompts(typed):
-    refuse_loose_weight(["sample", *typed.split()])
+    refuse_loose_lora(["sample", *typed.split()])
 
 
 def test_the_hint_of_a_value_out_of_range_is_the_range(fewstep):

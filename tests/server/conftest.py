@@ -2,10 +2,15 @@
 
 import base64
 import io
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +53,20 @@ def serving(**changes: Any) -> Iterator[str]:
     server.should_exit = True
     thread.join(30)
     listening.close()
+
+
+@contextmanager
+def process(log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`fewstep serve` in a process of its own, and its address. It ends with the block at the latest."""
+    command = [sys.executable, "-m", "fewstep", "serve", "--port", "0", "--device", "cpu"]
+    with log.open("w") as file, subprocess.Popen(command, stderr=file, env=os.environ | {"NO_COLOR": "1"}) as server:
+        try:
+            until(lambda: "serving emoji at" in log.read_text() or server.poll() is not None, 180)
+            found = re.search(r"http://\S+:\d+", log.read_text())
+            assert found, log.read_text()
+            yield server, found[0]
+        finally:
+            server.kill()
 
 
 def until(true: Any, seconds: float = 60) -> None:

@@ -1,13 +1,10 @@
 """What goes wrong outside: clients that leave, hold a connection or read slowly; a server that is killed."""
 
 import json
-import os
 import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import httpx
 
-from tests.server.conftest import png, serving, until
+from tests.server.conftest import png, process, serving, until
 from tests.tiny import tiny_model
 
 SMALL = {"prompts": "a cat", "steps": 1, "width": 64, "height": 64}
@@ -152,17 +149,9 @@ def test_a_request_past_its_deadline_is_given_up() -> None:
 
 def test_a_killed_server_leaves_nothing_that_stops_the_next(tmp_path: Path) -> None:
     for _ in range(2):
-        log = tmp_path / "log"
-        command = [sys.executable, "-m", "fewstep", "serve", "--port", "0", "--device", "cpu"]
-        with (
-            log.open("w") as file,
-            subprocess.Popen(command, stderr=file, env=os.environ | {"NO_COLOR": "1"}) as server,
-        ):
-            until(lambda log=log, server=server: "serving" in log.read_text() or server.poll() is not None)
-            found = re.search(r"http://\S+:\d+", log.read_text())
-            assert found
-            held = connection(found[0], request(**LONG))
-            assert asked(found[0]) == 200
+        with process(tmp_path / "log") as (server, address):
+            held = connection(address, request(**LONG))
+            assert asked(address) == 200
             server.send_signal(signal.SIGKILL)
             server.wait(30)
             held.close()

@@ -1,10 +1,6 @@
 """What a server refuses before anything reads a request: other hosts, other pages, no key; and how it is started."""
 
-import os
-import re
 import signal
-import subprocess
-import sys
 import urllib.request
 
 import pytest
@@ -15,7 +11,7 @@ from fewstep.server import check_open, serve
 from fewstep.server.app import new_app
 from fewstep.server.offer import Offer, public_name
 from fewstep.server.running import bound
-from tests.server.conftest import config, until
+from tests.server.conftest import config, process
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "a@evil.example", ""])
@@ -79,11 +75,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
 
 
 def test_the_command_serves_and_sigterm_ends_it(tmp_path) -> None:
-    command = [sys.executable, "-m", "fewstep", "serve", "--port", "0", "--device", "cpu"]
-    errors = tmp_path / "errors"
-    with errors.open("w") as log, subprocess.Popen(command, stderr=log, env=os.environ | {"NO_COLOR": "1"}) as server:
-        until(lambda: "serving emoji at" in errors.read_text() or server.poll() is not None)
-        address = re.search(r"http://\S+:\d+", errors.read_text())[0]
+    with process(tmp_path / "errors") as (server, address):
         with urllib.request.urlopen(f"{address}/healthz") as answer:
             assert b'"ok"' in answer.read()
         server.send_signal(signal.SIGTERM)

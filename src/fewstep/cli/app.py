@@ -32,6 +32,7 @@ SPINS = (
 
 HELP = frozenset({"--help", "-h"})
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
+WEIGHED = re.compile(rf"\S+:{NUMBER.pattern}")
 
 C = TypeVar("C", bound=Config)
 Command = Callable[[Any], None]
@@ -201,7 +202,7 @@ def guarded(app: App, argv: Sequence[str], kinds: Mapping[str, type[Config]]) ->
     try:
         with termination_as_ctrl_c(), telling(sink):
             if all("loras" in kind.model_fields for kind in kinds.values()):
-                refuse_loose_weight(argv)
+                refuse_loose_lora(argv)
             app(list(argv), exit_on_error=False, print_error=False, result_action="return_value")
         return 0
     except FewstepError as error:
@@ -224,15 +225,19 @@ def guarded(app: App, argv: Sequence[str], kinds: Mapping[str, type[Config]]) ->
         sink.close()
 
 
-def refuse_loose_weight(argv: Sequence[str]) -> None:
-    """Raise UsageError for `--lora FILE 0.8`, whose weight would be a prompt."""
+def refuse_loose_lora(argv: Sequence[str]) -> None:
+    """Raise UsageError for `--lora FILE 0.8` and `--lora FILE OTHER:0.8`, whose last word would be a prompt."""
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--lora=") else (word,))]
-    for name, file, weight in zip(words, words[1:], words[2:], strict=False):
-        if name == "--lora" and NUMBER.fullmatch(weight) and not NUMBER.fullmatch(file.rpartition(":")[2]):
+    for name, file, after in zip(words, words[1:], words[2:], strict=False):
+        if name != "--lora":
+            continue
+        if NUMBER.fullmatch(after) and not NUMBER.fullmatch(file.rpartition(":")[2]):
             raise UsageError(
-                f"--lora {file} {weight}: the weight stands apart from the file",
-                f"write --lora {file}:{weight}",
-                "loras",
+                f"--lora {file} {after}: the weight stands apart from the file", f"write --lora {file}:{after}", "loras"
+            )
+        if WEIGHED.fullmatch(after):
+            raise UsageError(
+                f"--lora {file} {after}: only one LoRA follows --lora", f"write --lora {file} --lora {after}", "loras"
             )
 
 
