@@ -347,8 +347,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing(tmp_path, pipe, lora):
     for message, arguments in {
         r"^LoRA .*other.safetensors does not fit StableDiffusionPipeline: \d+ of \d+ modules match": {"lora": other},
         "^LoRA file not found: nowhere.safetensors\n\nhint: ": {"lora": "nowhere.safetensors"},
-        r"^weight \[1, 2\] does not fit 1 LoRAs\n\nhint: ": {"lora": lora, "weight": [1, 2]},
-        "^weight nan does not fit 1 LoRAs": {"lora": lora, "weight": float("nan")},
+        r"^weight \[1, 2\] does not fit 1 LoRA\n\nhint: ": {"lora": lora, "weight": [1, 2]},
+        "^weight nan does not fit 1 LoRA": {"lora": lora, "weight": float("nan")},
         "^unknown solver 'sinus'": {"lora": lora, "solver": "sinus"},
         "^dpm-solver makes 2 network calls a step": {"lora": lora, "solver": "dpm-solver", "steps": 5},
     }.items():

@@ -115,7 +115,7 @@ def test_a_preview_that_fails_does_not_stop_the_training(
     done = fewstep("finetune", *TINY, model=tiny_model_folder, data=tiny_data_folder, out=tmp_path / "run", steps=1,
                    preview_every=1)  # fmt: skip
     assert done.code == 0, done.err
-    assert "note: no preview after 1 steps: no memory left" in done.err
+    assert "note: no preview after 1 step: no memory left" in done.err
     assert (tmp_path / "run" / "lora.safetensors").exists()
 
 

@@ -256,7 +256,7 @@ def test_weights_whose_sum_overflows_are_finite(model):
 def test_tensors_that_no_module_takes(model, part):
     rewrite(model / part / WEIGHTS[part], lambda tensors: tensors.update(lora_up=torch.zeros(2)))
     error = refusal(model)
-    assert error.message == (f"{model}/{part}/config.json has no place for 1 tensors of its weights, such as lora_up")
+    assert error.message == (f"{model}/{part}/config.json has no place for 1 tensor of its weights, such as lora_up")
 
 
 def test_tensors_that_text_encoders_keep_are_left(model):
