@@ -15,6 +15,7 @@ from torch import Tensor
 from fewstep.cli import main_of
 from fewstep.configs import Config, Device, Draw, build
 from fewstep.data.sources import Sample, list_samples
+from fewstep.errors import number_of
 from fewstep.evaluate.protocol import machine
 from fewstep.evaluate.report import text_table
 from fewstep.evaluate.row_pictures import RowPictures, draw
@@ -158,7 +159,7 @@ def sheet_of(rows: Sequence[RowPictures], drawings: Sequence[Image.Image]) -> Im
     """The drawings, and below them the first pictures of each way, from the same noise in every column."""
     lines = [SheetRow("drawings", "", enlarged(drawings))]
     for way, pictures in zip(WAYS, rows, strict=True):
-        note = f"{way.steps} step{'s' * (way.steps > 1)} of {way.solver}"
+        note = f"{number_of(way.steps, 'step')} of {way.solver}"
         lines.append(SheetRow(LABELS[way.model], note, enlarged(pictures.first(ACROSS))))
     return grid(lines, [f"seed {seed}" for seed in range(ACROSS)], CELL)
 
@@ -229,7 +230,7 @@ def learnt(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def sentence(steps: int, kids: Mapping[str, Mapping[str, float]]) -> str:
     """Which model is nearest to the teacher's pictures in so many steps, or that the intervals do not tell."""
     best, second = sorted(kids, key=lambda name: kids[name]["value"])[:2]
-    called = f"In {steps} step{'s' * (steps > 1)}, {name_of(best)}"
+    called = f"In {number_of(steps, 'step')}, {name_of(best)}"
     if kids[best]["high"] < kids[second]["low"]:
         return f"{called} is nearest to the teacher's pictures in 50 steps."
     return f"{called} is nearest to the teacher's pictures, but its interval overlaps with that of {name_of(second)}."
@@ -273,7 +274,7 @@ def training_in_words(name: str, training: Mapping[str, Any]) -> str:
         f" 1/{training.get('last_levels')} of the way to the clean level",
     }[name]
     planned = f" (of {training['planned_steps']:,}, then it was stopped)" if "planned_steps" in training else ""
-    of = f"{of}, {steps:,} step{'s' * (steps > 1)}{planned} of {batch} drawings at {size} px"
+    of = f"{of}, {number_of(steps, 'step')}{planned} of {batch} drawings at {size} px"
     return f"{LABELS[name][0].upper()}{LABELS[name][1:]}: {of}."
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fewstep.errors import number_of
 from fewstep.evaluate.report import text_table
 from fewstep.io import read_json, write_bytes
 from fewstep.metrics.estimate import Estimate
@@ -30,7 +31,7 @@ def figure(estimate: Estimate) -> Figure:
 
 def table(document: Figures, name: str, scale: float, form: str) -> str:
     """A measure of every student, by steps."""
-    titles = ["student", "guidance", *(f"{steps} step{'s' * (steps > 1)}" for steps in STEPS)]
+    titles = ["student", "guidance", *(number_of(steps, "step") for steps in STEPS)]
     rows: dict[tuple[str, float], list[str]] = {}
     for row in document["rows"]:
         cells = rows.setdefault((row["student"], row["guidance_scale"]), [])

@@ -209,7 +209,7 @@ def pixels_of(session: Session, wish: Draw, plan: Plan) -> Tensor:
 def sheet_of(pictures: Mapping[int, Tensor], prompts: Sequence[Prompt], step: int) -> Image.Image:
     """The first pictures of each number of steps, a row each. step: of the training."""
     rows = [
-        SheetRow(f"{number_of(steps, 'step')}", f"after {step:,} of training", [*map(to_image, pixels[:ON_SHEET])])
+        SheetRow(number_of(steps, "step"), f"after {step:,} of training", [*map(to_image, pixels[:ON_SHEET])])
         for steps, pixels in pictures.items()
     ]
     return grid(rows, [prompt.text for prompt in prompts[:ON_SHEET]])

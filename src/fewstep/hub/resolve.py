@@ -58,15 +58,19 @@ def resolved(name: str, half: bool = False) -> Path:
     taken as a path. half: take a model's weights in fp16 where the repository has them.
     Raises FewstepError if the files cannot be downloaded.
     """
-    path = Path(name).expanduser()
-    place = None if path.exists() else hub_name(name)
-    return path if place is None else fetched(place, half, hub())
+    place = place_on_hub(name)
+    return Path(name).expanduser() if place is None else fetched(place, half, hub())
 
 
 def on_this_machine(name: str) -> bool:
     """Whether `resolved` would find it without a download."""
-    place = None if Path(name).expanduser().exists() else hub_name(name)
+    place = place_on_hub(name)
     return place is None or in_cache(place, True, hub()) is not None
+
+
+def place_on_hub(name: str) -> HubName | None:
+    """Where the hub has it; None for what is a path on this machine."""
+    return None if Path(name).expanduser().exists() else hub_name(name)
 
 
 @cache

@@ -150,9 +150,6 @@ def timestep_grid(levels: int, T: int) -> list[int]:
     return [round(i * T / (levels - 1)) + CLEAN for i in range(levels)]
 
 
-METHODS: dict[str, type[Method]] = {"ct": CT}
-
-
 def grid_steps(levels: int, T: int) -> tuple[Tensor, Tensor]:
     """The steps of a grid: the timesteps at which they start, (levels - 1,), and those at which they end."""
     grid = torch.tensor(timestep_grid(levels, T))
@@ -167,3 +164,6 @@ def shrinking_steps(levels: int, T: int) -> tuple[Tensor, Tensor]:
     """
     starts = torch.arange(T)
     return starts, (starts + 1) * (levels - 2) // (levels - 1) + CLEAN
+
+
+METHODS: dict[str, type[Method]] = {"ct": CT}
