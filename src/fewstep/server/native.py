@@ -95,7 +95,7 @@ def routes(desk: Desk) -> APIRouter:
     router.post("/v1/sample", responses={200: {"content": {kind: {} for kind in (JSON, EVENTS, "image/png")}}})(sample)
 
     @router.get("/v1/offer")
-    async def offer() -> dict[str, Any]:
+    def offer() -> dict[str, Any]:  # in a thread: it reads files
         """What requests may name, and the server's limits."""
         config = desk.config
         limits = {name.removeprefix("max_"): getattr(config, name) for name in type(config).model_fields
